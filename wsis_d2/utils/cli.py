@@ -1,0 +1,43 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""What every command-line tool shares: how it ends when its input is bad or it is interrupted."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from wsis_d2.utils.errors import InputError
+
+
+def main_with_errors(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> None:
+    """Run ``main(argv)`` and leave the process with an exit status that scripts can trust.
+
+    Args:
+        main: the tool; returns its exit status, None meaning 0.
+        argv: the arguments without the program's name; None reads ``sys.argv``.
+
+    Exit status: what ``main`` returned; 2 for an :class:`InputError` or an unreadable file (one
+    line on standard error); 130 when interrupted. Other exceptions are bugs and keep their
+    traceback.
+    """
+    try:
+        status = main(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    # A closed pipe (`tool | head`) must not turn success into a traceback at exit.
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status or 0)
