@@ -25,7 +25,15 @@ def add_data_config(cfg: CN) -> None:
     # Label stores of the built-in weak datasets: [[dataset name, store folder], ...].
     cfg.DATASETS.LABEL_STORES = []
     # Which mapper makes training samples, a name in DATASET_MAPPER_REGISTRY.
-    cfg.INPUT.DATASET_MAPPER_NAME = "panoptic"
+    cfg.INPUT.DATASET_MAPPER_NAME = "PanopticMapper"
+    # Range of the random scale that training images are resized by, after MIN_SIZE_TRAIN; a
+    # MIN_SIZE_TRAIN of 0 leaves the size to this range alone.
+    cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
+    # Strength of random brightness, contrast and saturation: 0.3 draws factors in [0.7, 1.3].
+    cfg.INPUT.COLOR_JITTER = 0.0
+    # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
+    # and full ones; -1 draws every image equally often.
+    cfg.DATALOADER.FULL_FRACTION = -1.0
 
 
 def add_weak_labels_config(cfg: CN) -> None:
@@ -34,7 +42,111 @@ def add_weak_labels_config(cfg: CN) -> None:
 
 
 def add_model_config(cfg: CN) -> None:
-    """WeakPanopticRCNN and its parts."""
+    """WeakPanopticRCNN and its parts.
+
+    The detector reads Detectron2's own keys (MODEL.BACKBONE, RESNETS, FPN, RPN, ROI_HEADS, ...),
+    the semantic subnetwork those of MODEL.SEMANTIC and MODEL.SEM_SEG_HEAD, the instance
+    subnetwork those of MODEL.INSTANCE_HEAD.
+    """
+    cfg.MODEL.WSIS = CN()
+    # What is trained and run: "detector", "semantic", "instance_piecewise" (the CRF's weights
+    # only) or "end_to_end" (semantic subnetwork and CRF).
+    cfg.MODEL.WSIS.STAGE = "instance_piecewise"
+    # Checkpoints (path or URL) of the separately trained parts. They are loaded before
+    # MODEL.WEIGHTS, which overrides them; only the part's own parameters are taken.
+    cfg.MODEL.WSIS.DETECTOR_WEIGHTS = ""
+    cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+    # Where the instance stages take their boxes from while training: "detector", "gt" (the
+    # annotated boxes, score 1) or "gt_jitter" (annotated boxes shaken).
+    cfg.MODEL.WSIS.TRAIN_BOXES = "detector"
+    # Each side of a gt_jitter box moves by up to this share of the box's width or height.
+    cfg.MODEL.WSIS.BOX_JITTER = 0.05
+    # Ascending contiguous ids of the thing classes. Filled in, with ROI_HEADS.NUM_CLASSES and
+    # SEM_SEG_HEAD.NUM_CLASSES, from the metadata of DATASETS.TRAIN when a run is set up.
+    cfg.MODEL.WSIS.THING_IDS = []
+    # Weight of the per-pixel semantic loss in the end_to_end stage, beside the instance loss.
+    cfg.MODEL.WSIS.SEMANTIC_LOSS_WEIGHT = 1.0
+    # Detections below this score are not used as instance labels.
+    cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = 0.5
+    # IoU of the non-maximum suppression before detections become instance labels.
+    cfg.MODEL.WSIS.DETECTION_NMS_THRESH = 0.3
+    # At most so many detections of an image become instance labels.
+    cfg.MODEL.WSIS.MAX_DETECTIONS = 100
+    # Run convolutions in channels-last memory order, faster on most CPUs and tensor cores.
+    cfg.MODEL.WSIS.CHANNELS_LAST = True
+
+    # Backbone of the semantic subnetwork: the keys of MODEL.BACKBONE and MODEL.RESNETS again.
+    cfg.MODEL.SEMANTIC = CN()
+    cfg.MODEL.SEMANTIC.BACKBONE = cfg.MODEL.BACKBONE.clone()
+    cfg.MODEL.SEMANTIC.BACKBONE.NAME = "build_dilated_resnet_backbone"
+    cfg.MODEL.SEMANTIC.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.SEMANTIC.RESNETS = cfg.MODEL.RESNETS.clone()
+    cfg.MODEL.SEMANTIC.RESNETS.DEPTH = 101
+    cfg.MODEL.SEMANTIC.RESNETS.OUT_FEATURES = ["res4", "res5"]
+    cfg.MODEL.SEMANTIC.RESNETS.RES5_DILATION = 4
+    # Dilation of the 3x3 convolutions of res4; 2 with RES5_DILATION 4 gives output stride 8.
+    cfg.MODEL.SEMANTIC.RESNETS.RES4_DILATION = 2
+    # Factors of RES5_DILATION, block by block.
+    cfg.MODEL.SEMANTIC.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
+    # "basic": one 7x7 convolution (MSRA); "deep": three 3x3 convolutions (the public PSPNet).
+    cfg.MODEL.SEMANTIC.RESNETS.STEM_TYPE = "basic"
+    # Per-channel mean and deviation of the semantic subnetwork's input, BGR.
+    cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]
+    cfg.MODEL.SEMANTIC.PIXEL_STD = [1.0, 1.0, 1.0]
+
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "PSPHead"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res5"]
+    # Norm of the head's new layers; FrozenBN is the identity at the start.
+    cfg.MODEL.SEM_SEG_HEAD.NORM = "FrozenBN"
+    # Grid sizes of the pyramid pooling and the channels each is reduced to.
+    cfg.MODEL.SEM_SEG_HEAD.PPM_BINS = [1, 2, 3, 6]
+    cfg.MODEL.SEM_SEG_HEAD.PPM_DIM = 512
+    # Channels of the 3x3 convolution before the classifier.
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 2048
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+    # Auxiliary classifier on an earlier stage: its feature, channels and loss weight (0: none).
+    cfg.MODEL.SEM_SEG_HEAD.AUX_FEATURE = "res4"
+    cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
+    cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
+
+    # How semantic probabilities are made at test time: "whole" or "tiles" (blended).
+    cfg.MODEL.SEMANTIC.INFERENCE = CN()
+    cfg.MODEL.SEMANTIC.INFERENCE.MODE = "whole"
+    cfg.MODEL.SEMANTIC.INFERENCE.TILE_SIZE = 521
+    # Share of a tile that overlaps its neighbour.
+    cfg.MODEL.SEMANTIC.INFERENCE.TILE_OVERLAP = 0.33
+    # Probabilities are averaged over these scales of the image, and over its mirror image.
+    cfg.MODEL.SEMANTIC.INFERENCE.SCALES = [1.0]
+    cfg.MODEL.SEMANTIC.INFERENCE.FLIP = False
+
+    cfg.MODEL.INSTANCE_HEAD = CN()
+    # "InstanceCRFHead" or "BoxMergeHead" (the baseline without a CRF, nothing to train).
+    cfg.MODEL.INSTANCE_HEAD.NAME = "InstanceCRFHead"
+    # Weights of the box and of the global unary term at the start of training.
+    cfg.MODEL.INSTANCE_HEAD.BOX_WEIGHT = 1.0
+    cfg.MODEL.INSTANCE_HEAD.GLOBAL_WEIGHT = 1.0
+    # "raw": the box term is scaled by the detection score s; "sigmoid": by sigmoid(2s - 1).
+    cfg.MODEL.INSTANCE_HEAD.BOX_SCORE = "raw"
+    cfg.MODEL.INSTANCE_HEAD.EPSILON = 1e-8
+    # Dense pairwise terms: weights at the start of training and fixed deviations in pixels and
+    # in colour steps of 0 to 255.
+    cfg.MODEL.INSTANCE_HEAD.BILATERAL_WEIGHT = 4.0
+    cfg.MODEL.INSTANCE_HEAD.BILATERAL_XY = 49.0
+    cfg.MODEL.INSTANCE_HEAD.BILATERAL_RGB = 5.0
+    cfg.MODEL.INSTANCE_HEAD.GAUSSIAN_WEIGHT = 3.0
+    cfg.MODEL.INSTANCE_HEAD.GAUSSIAN_XY = 3.0
+    # Mean-field iterations; 0 leaves the unary term alone.
+    cfg.MODEL.INSTANCE_HEAD.ITERATIONS = 3
+    # Weight, in the matching of ground truth to labels, of the IoU of boxes beside that of masks.
+    cfg.MODEL.INSTANCE_HEAD.MATCH_BOX_WEIGHT = 1e-3
+    cfg.MODEL.INSTANCE_HEAD.LOSS_WEIGHT = 1.0
+    # Segments with fewer pixels are dissolved into the next most probable labels; 0 keeps all.
+    cfg.MODEL.INSTANCE_HEAD.MIN_STUFF_AREA = 0
+    cfg.MODEL.INSTANCE_HEAD.MIN_THING_AREA = 0
+    # Score that ranks stuff segments: "mean_confidence" or "detection" (constant 1).
+    cfg.MODEL.INSTANCE_HEAD.STUFF_SCORE = "mean_confidence"
+    # Score that ranks thing segments: "detection" or "mean_confidence".
+    cfg.MODEL.INSTANCE_HEAD.THING_SCORE = "detection"
 
 
 def add_tag_config(cfg: CN) -> None:
@@ -47,3 +159,13 @@ def add_eval_config(cfg: CN) -> None:
 
 def add_engine_config(cfg: CN) -> None:
     """Training and iterative training."""
+    # Name of the run in results.json; empty takes the supervision: weak, full or mixed.
+    cfg.RUN_NAME = ""
+    # "main", or the name of the isolating experiment that this run belongs to.
+    cfg.RUN_VARIANT = "main"
+    # The learning rate of new heads is BASE_LR times this.
+    cfg.SOLVER.HEAD_LR_FACTOR = 10.0
+    # The learning rate of the CRF's weights is BASE_LR times this; they have no weight decay.
+    cfg.SOLVER.CRF_LR_FACTOR = 10.0
+    # Beside Detectron2's schedules, LR_SCHEDULER_NAME "WarmupPolyLR" decays with this power.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
