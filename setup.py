@@ -79,6 +79,8 @@ def get_extensions() -> list:
     os.chdir(ROOT)
     sources = sorted(glob.glob("wsis_d2/layers/csrc/**/*.cpp", recursive=True))
     cuda_sources = sorted(glob.glob("wsis_d2/layers/csrc/**/*.cu", recursive=True))
+    if not sources:
+        return []
     compile_args = {"cxx": ["-O3", "-fvisibility=hidden", "-Wall"]}
     if sys.platform != "darwin":
         # at::parallel_for needs the pragmas; the runtime is the one that torch has loaded.
