@@ -1,0 +1,58 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_counter = itertools.count()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, temporary_folder: Path | None = None) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing so that it appears whole, by a rename, when the block ends.
+
+    Args:
+        path: the file to write; a file that is there is replaced.
+        temporary_folder: where the temporary file lies (same file system); None: beside ``path``.
+            Its name tells host and process, so :func:`remove_dead_temporaries` can judge it.
+    """
+    path = Path(path)
+    folder = Path(temporary_folder) if temporary_folder is not None else path.parent
+    name = f"{socket.gethostname()}~{os.getpid()}~{next(_counter)}.tmp"
+    temporary = folder / (name if temporary_folder is not None else f".{name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_dead_temporaries(folder: Path) -> None:
+    """Delete what processes of this machine that are gone have left in ``folder``."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.tmp"):
+        host, _, rest = path.name.partition("~")
+        pid = rest.partition("~")[0]
+        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,503 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The label store: pseudo ground truth of one dataset, made by one recipe, in one folder.
+
+::
+
+    STORE/panoptic/*.png + panoptic.json   COCO panoptic format, the annotation file's category ids
+    STORE/semantic/*.png                   uint8, contiguous class ids, 255 = ignore
+    STORE/status/*.json                    one small file an image, written last, as the commit
+    STORE/manifest.json                    recipe, its hash, versions, status and counters of images
+
+Every file is written under a temporary name and renamed, so a killed run leaves no half file; an
+image counts as done when its status file is there, so the next run continues after it. Processes
+may write different images of one store at the same time.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
+
+SCHEMA = 1
+IGNORE = 255
+INSTANCE_IGNORE = -1
+_PARTS = ("panoptic", "semantic", "status")
+_VERSIONED = ("wsis_d2", "numpy", "opencv-python-headless", "higra", "numba", "torch")
+_COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
+
+
+def recipe_hash(recipe: Mapping, categories: Iterable[Mapping]) -> str:
+    """Return the SHA-256 (hex) of what the labels depend on: the recipe and the classes."""
+    classes = [[c["id"], c["name"], int(c.get("isthing", 1))] for c in categories]
+    text = json.dumps({"recipe": recipe, "classes": classes}, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def annotation_digest(record: Mapping) -> str:
+    """Return a short hash of a weak record's annotation: size, boxes, classes, tags.
+
+    Where the image lies on disk does not count, so a moved dataset keeps its labels.
+    """
+    boxes = [
+        [float(v) for v in a["bbox"]]
+        + [int(a.get("bbox_mode", 0)), int(a["category_id"]), int(a.get("iscrowd", 0))]
+        for a in record.get("annotations", [])
+    ]
+    crops = [
+        [[float(v) for v in c["box"]], sorted(int(t) for t in c["tags"])]
+        for c in record.get("crop_tags") or []
+    ]
+    parts = [
+        int(record["height"]),
+        int(record["width"]),
+        boxes,
+        sorted(int(t) for t in record.get("image_tags") or []),
+        crops,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+class LabelStore:
+    """One folder of pseudo ground truth. Make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: str | os.PathLike, manifest: dict, writable: bool) -> None:
+        self.path = Path(path)
+        self.manifest = manifest
+        self.writable = writable
+        categories = sorted(manifest["categories"], key=lambda c: c["id"])
+        self._file_ids = [int(c["id"]) for c in categories]
+        self._isthing = [bool(c.get("isthing", 1)) for c in categories]
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike,
+        recipe: dict,
+        categories: list[dict],
+        force: bool = False,
+    ) -> "LabelStore":
+        """Open a store for writing; make it if it is not there; continue one of the same recipe.
+
+        Args:
+            path: the folder.
+            recipe: everything the labels depend on but the annotations, as plain JSON values.
+            categories: the annotation file's categories (``id``, ``name``, ``isthing``).
+            force: throw away labels that are there, of this recipe or another.
+
+        Raises:
+            InputError: ``path`` holds another recipe and ``force`` is off, or is a folder with
+                files but no store.
+        """
+        path = Path(path)
+        recipe = json.loads(json.dumps(recipe, default=_plain))
+        categories = sorted(
+            json.loads(json.dumps(categories, default=_plain)), key=lambda c: c["id"]
+        )
+        wanted = recipe_hash(recipe, categories)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--output {path}: is a file, a folder was expected")
+        if path.is_dir() and not (path / "manifest.json").exists() and _has_files(path):
+            raise InputError(
+                f"--output {path}: a folder with files in it that is no label store "
+                "(no manifest.json); name a new or an empty folder"
+            )
+        if (path / "manifest.json").exists():
+            held = _read_manifest(path)
+            if held["recipe_hash"] != wanted and not force:
+                changed = ", ".join(_differences(held, recipe, categories)) or "unknown"
+                raise InputError(
+                    f"{path}: holds labels of recipe {held['recipe_hash'][:12]}, asked for was "
+                    f"recipe {wanted[:12]} (different: {changed}); name another --output, or add "
+                    "--force to throw the old labels away"
+                )
+            if force:
+                # The manifest goes last: while it is there, the folder is known as a store.
+                for part in _PARTS:
+                    shutil.rmtree(path / part, ignore_errors=True)
+                (path / "panoptic.json").unlink(missing_ok=True)
+        for part in _PARTS:
+            (path / part).mkdir(parents=True, exist_ok=True)
+        remove_dead_temporaries(path / ".tmp")
+        manifest = {
+            "schema": SCHEMA,
+            "state": "open",
+            "recipe": recipe,
+            "recipe_hash": wanted,
+            "categories": categories,
+            "versions": _versions(),
+        }
+        store = cls(path, manifest, writable=True)
+        store._write_json("manifest.json", manifest)
+        return store
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "LabelStore":
+        """Open a store for reading.
+
+        Raises:
+            InputError: there is no store at ``path``, or it is of another schema.
+        """
+        return cls(path, _read_manifest(Path(path)), writable=False)
+
+    @property
+    def recipe(self) -> dict:
+        """What the labels were made with."""
+        return self.manifest["recipe"]
+
+    @property
+    def recipe_hash(self) -> str:
+        """SHA-256 of the recipe and the classes."""
+        return self.manifest["recipe_hash"]
+
+    @property
+    def categories(self) -> list[dict]:
+        """The annotation file's categories, by ascending id: the index is the contiguous id."""
+        return self.manifest["categories"]
+
+    def write(
+        self,
+        record: Mapping,
+        semantic: np.ndarray,
+        instance: np.ndarray,
+        segments: list[dict],
+        counters: Mapping[str, float] | None = None,
+    ) -> None:
+        """Store the labels of one image; done when this returns, not there at all before.
+
+        Args:
+            record: the weak record; ``image_id``, ``file_name``, ``height``, ``width`` are used.
+            semantic: (H, W) uint8, contiguous class ids, 255 = ignore.
+            instance: (H, W) int32, ids of ``segments``; 0 and -1 = no instance (both are stored as
+                void and come back as -1).
+            segments: ``{"id": positive id, "category_id": contiguous class id}``; those without a
+                pixel are left out of what is stored.
+            counters: what happened, name to number; summed over images by :meth:`finish`.
+
+        Raises:
+            ValueError: arrays or segments that break this contract.
+        """
+        self._require_writable()
+        size = (int(record["height"]), int(record["width"]))
+        semantic = np.asarray(semantic)
+        instance = np.asarray(instance)
+        segments = _check_labels(semantic, instance, segments, size, len(self._file_ids))
+        key = image_key(record["image_id"])
+        status = self.path / "status" / f"{key}.json"
+        status.unlink(missing_ok=True)
+        void = np.maximum(instance, 0).astype(np.uint32)
+        rgb = np.stack([void & 255, (void >> 8) & 255, (void >> 16) & 255], axis=-1)
+        self._write_png(f"semantic/{key}.png", semantic.astype(np.uint8))
+        self._write_png(f"panoptic/{key}.png", rgb.astype(np.uint8))
+        self._write_json(
+            f"status/{key}.json",
+            {
+                "image_id": record["image_id"],
+                "status": "done",
+                "file_name": os.path.basename(str(record["file_name"])),
+                "height": size[0],
+                "width": size[1],
+                "annotation": annotation_digest(record),
+                "segments": segments,
+                "counters": dict(counters or {}),
+            },
+        )
+
+    def write_failure(self, record: Mapping, message: str) -> None:
+        """Note that the labels of one image could not be made; the next run tries it again."""
+        self._require_writable()
+        key = image_key(record["image_id"])
+        self._write_json(
+            f"status/{key}.json",
+            {
+                "image_id": record["image_id"],
+                "status": "failed",
+                "file_name": os.path.basename(str(record.get("file_name", ""))),
+                "message": message,
+            },
+        )
+
+    def done(self, image_id: int | str, record: Mapping | None = None) -> bool:
+        """Return whether the image's labels are there.
+
+        Args:
+            image_id: the image.
+            record: if given, labels made from another annotation of the image do not count.
+        """
+        entry = self._entry(image_id)
+        if entry is None or entry["status"] != "done":
+            return False
+        return record is None or entry["annotation"] == annotation_digest(record)
+
+    def check(self, record: Mapping) -> None:
+        """Raise an InputError that names image and command if its label is missing or stale."""
+        image_id = record["image_id"]
+        if self.done(image_id, record):
+            return
+        what = (
+            "is stale: its boxes, tags or size have changed" if self.done(image_id) else "missing"
+        )
+        message = (self._entry(image_id) or {}).get("message")
+        raise InputError(
+            f"{self.path}: the label of image {image_id!r} ({record.get('file_name')}) {what}"
+            f"{f' (failed: {message})' if message else ''}; make it with: {_COMMAND}"
+        )
+
+    @property
+    def failed(self) -> dict:
+        """Image id to message of the images whose labels could not be made."""
+        return {e["image_id"]: e["message"] for e in self._entries() if e["status"] == "failed"}
+
+    def image_ids(self) -> list:
+        """Return the ids of all images whose labels are there, in the order of their file names."""
+        return [e["image_id"] for e in self._entries() if e["status"] == "done"]
+
+    def counters(self, image_id: int | str) -> dict:
+        """Return what was counted while the image's labels were made."""
+        return self._done_entry(image_id)["counters"]
+
+    def semantic(self, image_id: int | str) -> np.ndarray:
+        """Return the semantic map, (H, W) uint8, contiguous class ids, 255 = ignore."""
+        self._done_entry(image_id)
+        return self._read_png(f"semantic/{image_key(image_id)}.png")
+
+    def instance(self, image_id: int | str) -> tuple[np.ndarray, list[dict]]:
+        """Return the instance map and its segments.
+
+        Returns:
+            (H, W) int32, segment ids, -1 = ignore; and ``{"id", "category_id"}`` of each segment,
+            contiguous class ids.
+        """
+        entry = self._done_entry(image_id)
+        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png").astype(np.int32)
+        ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+        ids[ids == 0] = INSTANCE_IGNORE
+        segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments"]]
+        return ids, segments
+
+    def finish(self) -> dict:
+        """Write ``panoptic.json`` and the closing manifest; return the summary.
+
+        The summary holds ``images``, ``failed`` and the sum of each counter.
+        """
+        self._require_writable()
+        images, annotations, statuses, totals = [], [], {}, {}
+        failed = {}
+        for entry in self._entries():
+            image_id, key = entry["image_id"], image_key(entry["image_id"])
+            if entry["status"] == "failed":
+                failed[str(image_id)] = entry["message"]
+                statuses[str(image_id)] = {"status": "failed", "message": entry["message"]}
+                continue
+            for name, value in entry["counters"].items():
+                totals[name] = totals.get(name, 0) + value
+            statuses[str(image_id)] = {"status": "done", "counters": entry["counters"]}
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": entry["file_name"],
+                    "height": entry["height"],
+                    "width": entry["width"],
+                }
+            )
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "file_name": f"{key}.png",
+                    "segments_info": [
+                        {
+                            "id": s["id"],
+                            "category_id": self._file_ids[s["category_id"]],
+                            "area": s["area"],
+                            "bbox": s["bbox"],
+                            "iscrowd": 0,
+                        }
+                        for s in entry["segments"]
+                    ],
+                }
+            )
+        self._write_json(
+            "panoptic.json",
+            {"images": images, "annotations": annotations, "categories": self.categories},
+        )
+        summary = {"images": len(images), "failed": len(failed), "counters": totals}
+        self.manifest.update(state="closed", images=statuses, summary=summary)
+        self._write_json("manifest.json", self.manifest)
+        remove_dead_temporaries(self.path / ".tmp")
+        return summary
+
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise ValueError(f"{self.path}: opened for reading; use LabelStore.create to write")
+
+    def _entry(self, image_id: int | str) -> dict | None:
+        path = self.path / "status" / f"{image_key(image_id)}.json"
+        try:
+            entry = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        if entry["image_id"] != image_id:
+            raise InputError(
+                f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
+                "image ids must stay different when written as file names"
+            )
+        return entry
+
+    def _done_entry(self, image_id: int | str) -> dict:
+        entry = self._entry(image_id)
+        if entry is None or entry["status"] != "done":
+            reason = f"failed: {entry['message']}" if entry else "missing"
+            raise InputError(
+                f"{self.path}: no label of image {image_id!r} ({reason}); make it with: {_COMMAND}"
+            )
+        return entry
+
+    def _entries(self) -> list[dict]:
+        names = sorted(p.name for p in (self.path / "status").glob("*.json"))
+        return [json.loads((self.path / "status" / name).read_text()) for name in names]
+
+    def _read_png(self, name: str) -> np.ndarray:
+        path = self.path / name
+        try:
+            with Image.open(path) as image:
+                return np.array(image)
+        except (OSError, SyntaxError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); remake it: delete status/{path.stem}.json in "
+                f"the store and run the command that made it again: {_COMMAND}"
+            ) from error
+
+    def _write_png(self, name: str, array: np.ndarray) -> None:
+        with atomic_write(self.path / name, self.path / ".tmp") as file:
+            Image.fromarray(array).save(file, format="PNG", compress_level=6)
+
+    def _write_json(self, name: str, value: dict) -> None:
+        with atomic_write(self.path / name, self.path / ".tmp") as file:
+            file.write(json.dumps(value, default=_plain).encode())
+
+
+def image_key(image_id: int | str) -> str:
+    """Return an image id as a file name without suffix: 12 digits for integers, as in COCO."""
+    if isinstance(image_id, (int, np.integer)):
+        return f"{int(image_id):012d}"
+    return urllib.parse.quote(str(image_id), safe=" ")
+
+
+def _check_labels(
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    segments: list[dict],
+    size: tuple[int, int],
+    num_classes: int,
+) -> list[dict]:
+    """Check what :meth:`LabelStore.write` was given; return the segments with area and box."""
+    for name, array in (("semantic", semantic), ("instance", instance)):
+        if array.shape != size:
+            raise ValueError(f"{name} map has shape {array.shape}, the image has {size}")
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} map has type {array.dtype}, integers were expected")
+    classes = np.unique(semantic)
+    wrong = classes[(classes < 0) | ((classes >= num_classes) & (classes != IGNORE))]
+    if wrong.size:
+        raise ValueError(f"semantic map holds {wrong.tolist()}, classes are 0..{num_classes - 1}")
+    ids = [int(s["id"]) for s in segments]
+    if len(set(ids)) != len(ids) or any(not 0 < i < 1 << 24 for i in ids):
+        raise ValueError(f"segment ids must be different and in 1..2^24-1, found {ids}")
+    bad = [s for s in segments if not 0 <= int(s["category_id"]) < num_classes]
+    if bad:
+        raise ValueError(f"segments of classes outside 0..{num_classes - 1}: {bad}")
+    present = np.unique(instance)
+    unknown = sorted(set(present[present > 0].tolist()) - set(ids))
+    if unknown or (present.size and present[0] < INSTANCE_IGNORE):
+        raise ValueError(f"instance map holds ids without a segment: {unknown or present[0]}")
+    checked = []
+    for segment in segments:
+        mask = instance == int(segment["id"])
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
+            continue
+        columns = np.flatnonzero(mask.any(axis=0))
+        x, y = int(columns[0]), int(rows[0])
+        checked.append(
+            {
+                "id": int(segment["id"]),
+                "category_id": int(segment["category_id"]),
+                "area": int(np.count_nonzero(mask)),
+                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+            }
+        )
+    return checked
+
+
+def _read_manifest(path: Path) -> dict:
+    file = path / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text())
+        schema = manifest["schema"]
+        manifest["recipe"], manifest["recipe_hash"], manifest["categories"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{path}: no label store (no manifest.json); make one with: {_COMMAND}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not the manifest of a label store ({error!r})") from None
+    if schema != SCHEMA:
+        raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")
+    return manifest
+
+
+def _differences(held: dict, recipe: dict, categories: list[dict]) -> list[str]:
+    """Name the keys in which a stored recipe and a wanted one differ."""
+    before, after = _flat(held["recipe"]), _flat(recipe)
+    keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    listed = [f"{k}: {before.get(k)!r} there, {after.get(k)!r} asked for" for k in keys]
+    if recipe_hash({}, held["categories"]) != recipe_hash({}, categories):
+        listed.append("the classes")
+    return listed
+
+
+def _flat(value: Mapping, prefix: str = "") -> dict:
+    out = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out.update(_flat(item, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = item
+    return out
+
+
+def _versions() -> dict:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _has_files(path: Path) -> bool:
+    return any(p.name != ".tmp" for p in path.iterdir())
+
+
+def _plain(value):
+    """Turn NumPy numbers, tuples, sets and paths into JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"no JSON value: {value!r}")
