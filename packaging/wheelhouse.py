@@ -1,0 +1,164 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Gathers the wheels that an offline machine lacks, in parts small enough to carry.
+
+    python3 packaging/wheelhouse.py --python 3.12 --have pip-list.txt --output wheelhouse
+
+The machine needs torch and torchvision of its own. What `requirements.txt` pins beside them is
+downloaded as wheels for that Python on Linux x86-64 (as a source archive where no wheel exists:
+those are built on the machine), our Detectron2 is built as a wheel, and the files are put into
+folders part1, part2, ... of at most 60 MB each.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PART_BYTES = 60_000_000
+# Installed by the machine's owner, together with its driver; their wheels are gigabytes.
+NOT_CARRIED = {"torch", "torchvision"}
+EXTRA = ["panopticapi-lite==0.2.0"]
+# Platforms a current Linux accepts, newest first.
+PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
+
+
+def normal(name: str) -> str:
+    """Return a package name in the index's normal form."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_names(file: Path) -> set[str]:
+    """Return the packages that a `pip list` or `pip freeze` output names."""
+    names = set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        found = re.match(r"\s*([A-Za-z0-9][\w.-]*)", line)
+        if found and found.group(1) != "Package":
+            names.add(normal(found.group(1)))
+    return names
+
+
+def read_requirements(file: Path) -> list[str]:
+    """Return the pinned requirements of a requirements file."""
+    lines = (line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def pip(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def gather(requirement: str, python: str, folder: Path) -> str | None:
+    """Download one requirement, without what it depends on; return what went wrong, or None."""
+    platforms = [f"--platform={p}" for p in PLATFORMS]
+    common = ["download", "--quiet", "--no-deps", "-d", str(folder)]
+    wheel = pip(
+        *common, "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
+        *platforms, requirement,
+    )  # fmt: skip
+    if wheel.returncode == 0:
+        return None
+    source = pip(*common, "--no-binary=:all:", requirement)
+    if source.returncode == 0:
+        return None
+    return (wheel.stderr or source.stderr).strip().splitlines()[-1]
+
+
+def resolve(requirements: list[str], python: str, folder: Path) -> None:
+    """Download the wheels that the requirements depend on and that are not pinned themselves."""
+    platforms = [f"--platform={p}" for p in PLATFORMS]
+    for requirement in requirements:
+        # One by one: a package without a wheel must not keep the others from theirs.
+        pip(
+            "download", "--quiet", "-d", str(folder), "--only-binary=:all:",
+            f"--python-version={python}", "--implementation=cp", *platforms, requirement,
+        )  # fmt: skip
+
+
+def package_of(file: Path) -> str:
+    """Return the package that a wheel or source archive is of."""
+    return normal(re.split(r"-\d", file.name)[0])
+
+
+def split(files: list[Path], output: Path) -> list[Path]:
+    """Move files into part1, part2, ... below `output`, each at most PART_BYTES; return these."""
+    parts: list[tuple[Path, int]] = []
+    for file in sorted(files, key=lambda f: -f.stat().st_size):
+        size = file.stat().st_size
+        if size > PART_BYTES:
+            print(f"note: {file.name} alone has {size / 1e6:.0f} MB", file=sys.stderr)
+        for index, (folder, used) in enumerate(parts):
+            if used + size <= PART_BYTES:
+                parts[index] = (folder, used + size)
+                break
+        else:
+            folder = output / f"part{len(parts) + 1}"
+            folder.mkdir(parents=True)
+            parts.append((folder, size))
+        shutil.move(str(file), folder / file.name)
+    return [folder for folder, _ in parts]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", default="3.11", help="the machine's Python, such as 3.12")
+    parser.add_argument("--have", type=Path, help="output of the machine's `pip list`: not needed")
+    parser.add_argument("--output", type=Path, default=Path("wheelhouse"))
+    args = parser.parse_args()
+    version = re.search(r"3\.\d+", args.python)
+    if version is None:
+        parser.error(f"--python {args.python}: expected a version such as 3.12")
+    have = set(NOT_CARRIED)
+    if args.have:
+        if not args.have.is_file():
+            parser.error(f"--have {args.have}: no such file; make it with `pip list > FILE` there")
+        have |= read_names(args.have)
+    pinned = read_requirements(ROOT / "requirements.txt") + EXTRA
+    wanted = [r for r in pinned if normal(re.split(r"[=<>~]", r)[0]) not in have]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "wheels"
+        folder.mkdir()
+        failed = []
+        for requirement in wanted:
+            print(f"wheelhouse: {requirement}", file=sys.stderr)
+            error = gather(requirement, version.group(), folder)
+            if error:
+                failed.append(f"{requirement}: {error}")
+        resolve([r for r in wanted if r not in EXTRA], version.group(), folder)
+        if "detectron2" not in have:
+            print("wheelhouse: detectron2", file=sys.stderr)
+            built = pip(
+                "wheel",
+                "--quiet",
+                "--no-deps",
+                "-w",
+                str(folder),
+                str(ROOT / "packaging/detectron2"),
+            )
+            if built.returncode:
+                failed.append(f"detectron2: {built.stderr.strip().splitlines()[-1]}")
+        names = {normal(re.split(r"[=<>~]", r)[0]) for r in wanted} | {"detectron2"}
+        for file in sorted(folder.iterdir()):
+            package = package_of(file)
+            heavy = package in NOT_CARRIED or package.startswith(("nvidia-", "triton", "cuda-"))
+            if heavy or (package in have and package not in names):
+                file.unlink()
+        if args.output.exists():
+            shutil.rmtree(args.output)
+        parts = split(list(folder.iterdir()), args.output)
+    print(f"wheelhouse: {len(parts)} parts in {args.output}; where all of them are there:")
+    links = " ".join(f"--find-links {args.output / part.name}" for part in parts)
+    print(f"  pip install --no-index {links} detectron2 higra numba pycocotools h5py")
+    print("  pip install --no-index --no-build-isolation --no-deps -e .")
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Runs commands that depend on each other side by side, with an ETA; what is done stays done."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.progress import format_seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: what it is called; also its log's name.
+        command: the arguments, the program first.
+        needs: names of the jobs that must have ended well before.
+        minutes: how long it takes about, for the ETA alone.
+    """
+
+    name: str
+    command: Sequence[str]
+    needs: Sequence[str] = field(default_factory=tuple)
+    minutes: float = 1.0
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: str | os.PathLike,
+    *,
+    workers: int,
+    environment: dict[str, str] | None = None,
+    log_seconds: float = 15.0,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> float:
+    """Run ``jobs``, at most ``workers`` at once, each as early as its needs allow.
+
+    A job that ended well leaves ``folder/NAME.done`` with its command; run again, it is skipped
+    while its command and its needs are unchanged. Output goes to ``folder/NAME.log``.
+
+    Args:
+        jobs: in order of preference.
+        folder: where logs and stamps lie.
+        workers: processes at once.
+        environment: variables set for every job, beside the present ones.
+        log_seconds: seconds between two progress lines.
+        say: takes the progress lines.
+
+    Returns:
+        seconds that the jobs took together, of this and of earlier runs.
+
+    Raises:
+        InputError: a job failed; names it, its log and the log's last lines. Jobs that still run
+            are stopped first.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check(jobs)
+    waiting = {job.name: job for job in jobs}
+    done: dict[str, float] = {}
+    for job in jobs:
+        seconds = _seconds_if_done(job, folder)
+        if seconds is not None and all(need in done for need in job.needs):
+            done[job.name] = seconds
+            del waiting[job.name]
+    if done:
+        say(f"already done: {', '.join(done)}")
+    running: dict[str, tuple[subprocess.Popen, float]] = {}
+    start = last = time.monotonic()
+    try:
+        while waiting or running:
+            for job in list(waiting.values()):
+                if len(running) >= workers or any(need not in done for need in job.needs):
+                    continue
+                (folder / f"{job.name}.done").unlink(missing_ok=True)
+                running[job.name] = (_start(job, folder, environment), time.monotonic())
+                del waiting[job.name]
+                say(f"started {job.name} (log: {folder / job.name}.log)")
+            time.sleep(0.1)
+            for name, (process, began) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                job = next(job for job in jobs if job.name == name)
+                if process.returncode:
+                    raise InputError(_failure(job, folder, process.returncode))
+                done[name] = time.monotonic() - began
+                _stamp(job, folder, done[name])
+                say(f"done {name} in {format_seconds(done[name])} ({len(done)}/{len(jobs)})")
+            now = time.monotonic()
+            if running and now - last >= log_seconds:
+                last = now
+                say(_progress(jobs, done, running, folder, workers, now, now - start))
+    finally:
+        _stop(running)
+    return sum(done.values())
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    names = [job.name for job in jobs]
+    for job in jobs:
+        unknown = [need for need in job.needs if need not in names]
+        if unknown or names.count(job.name) > 1:
+            raise ValueError(f"job {job.name}: needs unknown {unknown} or stands there twice")
+        late = [need for need in job.needs if names.index(need) > names.index(job.name)]
+        if late:
+            raise ValueError(f"job {job.name} stands before what it needs: {late}")
+
+
+def _seconds_if_done(job: Job, folder: Path) -> float | None:
+    try:
+        stamp = json.loads((folder / f"{job.name}.done").read_text())
+    except (OSError, ValueError):
+        return None
+    return stamp["seconds"] if stamp.get("command") == list(job.command) else None
+
+
+def _stamp(job: Job, folder: Path, seconds: float) -> None:
+    part = folder / f"{job.name}.done.part"
+    part.write_text(json.dumps({"command": list(job.command), "seconds": seconds}))
+    os.replace(part, folder / f"{job.name}.done")
+
+
+def _start(job: Job, folder: Path, environment: dict[str, str] | None) -> subprocess.Popen:
+    with open(folder / f"{job.name}.log", "wb") as log:
+        return subprocess.Popen(
+            list(job.command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=sys.platform != "win32",
+        )
+
+
+def _stop(running: dict[str, tuple[subprocess.Popen, float]]) -> None:
+    for process, _ in running.values():
+        if process.poll() is None:
+            # The whole group: a job's own workers must not outlive it.
+            os.killpg(process.pid, signal.SIGTERM)
+    for process, _ in running.values():
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _tail(file: Path, size: int = 4000) -> str:
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(max(0, file.stat().st_size - size))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _failure(job: Job, folder: Path, status: int) -> str:
+    log = folder / f"{job.name}.log"
+    lines = "\n".join("    " + line for line in _tail(log).strip().splitlines()[-12:])
+    return (
+        f"{job.name} ended with status {status}; run the same command again to continue after "
+        f"mending it. Its log, {log}, ends:\n{lines}"
+    )
+
+
+def _progress(jobs, done, running, folder, workers, now, passed) -> str:
+    """One line: what runs and how far it is, what has passed, what is left."""
+    parts, left = [], 0.0
+    for job in jobs:
+        if job.name in done:
+            continue
+        seconds = job.minutes * 60
+        if job.name in running:
+            spent = now - running[job.name][1]
+            eta = re.findall(
+                r"eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", _tail(folder / f"{job.name}.log")
+            )
+            if eta:
+                days, hours, minutes, rest = (int(v or 0) for v in eta[-1])
+                own = days * 86400 + hours * 3600 + minutes * 60 + rest
+                parts.append(f"{job.name} ({format_seconds(own)} left)")
+            else:
+                own = max(seconds - spent, 5.0)
+                parts.append(job.name)
+            left += own
+        else:
+            left += seconds
+    return (
+        f"[{len(done)}/{len(jobs)}] {format_seconds(passed)} passed, about "
+        f"{format_seconds(left / min(workers, len(jobs)))} left; running: {', '.join(parts)}"
+    )

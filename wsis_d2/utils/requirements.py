@@ -1,0 +1,38 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Detectron2 is not on any package index, so its absence is told with the command that mends it."""
+
+import importlib.util
+import re
+from importlib import metadata
+
+MINIMUM = (0, 6)
+INSTALL = "pip install ./packaging/detectron2"
+
+
+def detectron2_version() -> str | None:
+    """Return the version of the installed Detectron2, None where there is none."""
+    if importlib.util.find_spec("detectron2") is None:
+        return None
+    try:
+        return metadata.version("detectron2")
+    except metadata.PackageNotFoundError:
+        # A checkout on the path, without metadata.
+        import detectron2
+
+        return getattr(detectron2, "__version__", "0")
+
+
+def check_detectron2() -> None:
+    """Raise ImportError with the mending command unless Detectron2 0.6 or newer is installed."""
+    version = detectron2_version()
+    if version is None:
+        raise ImportError(
+            f"wsis_d2 needs Detectron2 0.6 or newer and none is installed: run `{INSTALL}` in the "
+            "checkout of wsis_d2 (or `make setup`)."
+        )
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < MINIMUM:
+        raise ImportError(
+            f"wsis_d2 needs Detectron2 0.6 or newer, found {version}: run `pip uninstall -y "
+            f"detectron2 && {INSTALL}` in the checkout of wsis_d2."
+        )
