@@ -1,1 +1,29 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Datasets: what the pictures and annotations are. Importing this registers the built-in ones."""
+
+import os
+
+from .classes import ClassTable, parse_categories
+from .custom import (
+    register_known_panoptic,
+    register_own_datasets,
+    register_weak_panoptic,
+    set_label_store,
+)
+from .sample import register_all_sample
+from .weak import WEAK_ANNOTATION_FIELDS, WEAK_RECORD_FIELDS, load_weak_json
+
+__all__ = [
+    "WEAK_ANNOTATION_FIELDS",
+    "WEAK_RECORD_FIELDS",
+    "ClassTable",
+    "load_weak_json",
+    "parse_categories",
+    "register_known_panoptic",
+    "register_own_datasets",
+    "register_weak_panoptic",
+    "set_label_store",
+]
+
+_root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+register_all_sample(_root)
