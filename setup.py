@@ -16,11 +16,13 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -121,6 +123,16 @@ def get_extensions() -> list:
     ]
 
 
+class BuildWithConfigs(build_py):
+    """Puts the recipes into the package, where ``wsis_d2.model_zoo`` finds them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "wsis_d2" / "model_zoo" / "configs"
+            shutil.copytree(ROOT / "configs", target, dirs_exist_ok=True)
+
+
 setup(
     name="wsis_d2",
     version=version(),
@@ -132,8 +144,8 @@ setup(
     packages=find_packages(include=["wsis_d2", "wsis_d2.*"]),
     package_data={
         "wsis_d2": ["_build_info.json"],
-        "wsis_d2.model_zoo": ["*.json", "configs/**/*.yaml", "weights/*"],
-        "wsis_d2.utils": ["report/*"],
+        "wsis_d2.model_zoo": ["*.json", "weights/*"],
+        "wsis_d2.utils": ["report_template/*"],
         "wsis_d2.weak_labels.proposals": ["*.npz", "*.json"],
     },
     # torch, torchvision and Detectron2 are the user's own: see README.md.
@@ -155,5 +167,5 @@ setup(
         "dev": ["pytest", "ruff"],
     },
     ext_modules=get_extensions(),
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildWithConfigs},
 )

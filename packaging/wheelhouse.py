@@ -22,6 +22,26 @@ PART_BYTES = 60_000_000
 # Installed by the machine's owner, together with its driver; their wheels are gigabytes.
 NOT_CARRIED = {"torch", "torchvision"}
 EXTRA = ["panopticapi-lite==0.2.0"]
+# Puts the parts together again: all files into wheels/, pieces of a large one joined.
+JOIN = """\
+#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p wheels
+for file in part*/*; do
+  case $file in
+    *.[0-9][0-9][0-9]) ;;
+    *.whl | *.tar.gz | *.zip) cp "$file" wheels/ ;;
+  esac
+done
+for first in part*/*.000; do
+  [ -e "$first" ] || continue
+  name=$(basename "$first" .000)
+  # Pieces in the order of their numbers, whichever part each lies in.
+  ls part*/"$name".[0-9][0-9][0-9] | awk -F. '{print $NF, $0}' | sort | cut -d" " -f2- |
+    xargs cat > "wheels/$name"
+done
+"""
 # Platforms a current Linux accepts, newest first.
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 
@@ -85,13 +105,27 @@ def package_of(file: Path) -> str:
     return normal(re.split(r"-\d", file.name)[0])
 
 
+def cut(file: Path) -> list[Path]:
+    """Cut a file that is too large for one part into pieces NAME.000, NAME.001, ..."""
+    pieces = []
+    with open(file, "rb") as stream:
+        while chunk := stream.read(PART_BYTES):
+            pieces.append(file.with_name(f"{file.name}.{len(pieces):03d}"))
+            pieces[-1].write_bytes(chunk)
+    file.unlink()
+    return pieces
+
+
 def split(files: list[Path], output: Path) -> list[Path]:
     """Move files into part1, part2, ... below `output`, each at most PART_BYTES; return these."""
+    pieces = [
+        piece
+        for file in files
+        for piece in (cut(file) if file.stat().st_size > PART_BYTES else [file])
+    ]
     parts: list[tuple[Path, int]] = []
-    for file in sorted(files, key=lambda f: -f.stat().st_size):
+    for file in sorted(pieces, key=lambda f: -f.stat().st_size):
         size = file.stat().st_size
-        if size > PART_BYTES:
-            print(f"note: {file.name} alone has {size / 1e6:.0f} MB", file=sys.stderr)
         for index, (folder, used) in enumerate(parts):
             if used + size <= PART_BYTES:
                 parts[index] = (folder, used + size)
@@ -151,10 +185,12 @@ def main() -> int:
         if args.output.exists():
             shutil.rmtree(args.output)
         parts = split(list(folder.iterdir()), args.output)
-    print(f"wheelhouse: {len(parts)} parts in {args.output}; where all of them are there:")
-    links = " ".join(f"--find-links {args.output / part.name}" for part in parts)
-    print(f"  pip install --no-index {links} detectron2 higra numba pycocotools h5py")
-    print("  pip install --no-index --no-build-isolation --no-deps -e .")
+    (args.output / "part1" / "join.sh").write_text(JOIN)
+    names = ", ".join(part.name for part in parts)
+    print(f"wheelhouse: {names} in {args.output}. On the machine, with all of them in one folder:")
+    print("  bash part1/join.sh")
+    print("  pip install --no-index --find-links wheels wheels/*.whl")
+    print("  pip install --no-build-isolation --no-deps -e .   # in the checkout")
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     return 1 if failed else 0
