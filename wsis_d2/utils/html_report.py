@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -63,7 +63,6 @@ class Annotation:
     crop_tags: Sequence[tuple[Sequence[float], Sequence[int]]] = ()
     crowd: Sequence[bool] = ()
     scores: Sequence[float] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 Layer = str | Path | np.ndarray | Labels | Annotation
@@ -165,10 +164,12 @@ def _write_item(
             raise InputError(f"image {name!r}, layer {layer_name!r}: {error}") from error
         if size is None:
             size = drawn.shape[:2]
-        entry: dict[str, Any] = {"opaque": drawn.shape[2] == 3}
+        kind = {Labels: "labels", Annotation: "lines"}.get(type(layer))
+        opaque = drawn.shape[2] == 3
+        entry: dict[str, Any] = {"kind": kind or ("picture" if opaque else "overlay")}
         entry["src"] = f"{folder}/{_save(work, stem, drawn, max_side)}"
         side = max(drawn.shape[:2])
-        if entry["opaque"] and side > 1.5 * THUMBNAIL:
+        if opaque and side > 1.5 * THUMBNAIL:
             entry["thumb"] = f"{folder}/{_save(work, stem + 't', drawn, THUMBNAIL)}"
         if safe is not None:
             entry["safe"] = f"{folder}/{_save(work, stem + 's', safe, max_side)}"
@@ -298,8 +299,7 @@ def _page(
     sections, links = [], []
     parts = (
         ("Results", [_table(t) for t in tables], "tables"),
-        ("Classes", [_bars(b) for b in bars], "charts"),
-        ("Curves", [_curve(c) for c in curves], "charts"),
+        ("Charts", [_bars(b) for b in bars] + [_curve(c) for c in curves], "charts"),
     )
     for name, pieces, style in parts:
         if pieces:
@@ -327,23 +327,42 @@ def _page(
     return "".join(fields[c] if i % 2 else c for i, c in enumerate(chunks))
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        text = "–" if value is None else str(value)
-        return f'<td class="text">{escape(text)}</td>'
-    return f"<td>{format_number(float(value))}</td>"
+def _decimals(values: list[float]) -> int:
+    """Return how many decimals a column of numbers needs, the same for all its rows."""
+    if all(float(v).is_integer() for v in values):
+        return 0
+    largest = max(abs(v) for v in values)
+    return 1 if largest >= 10 else 2 if largest >= 2 else 3
 
 
 def _table(table: dict[str, Any]) -> str:
-    """Return one table as HTML."""
+    """Return one table as HTML; numbers of a column are aligned."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in table["columns"])
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(row[0]))}</th>{"".join(map(_cell, row[1:]))}</tr>'
+    is_number = [
+        [isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in row]
         for row in table["rows"]
-    )
+    ]
+    body = []
+    for row, numeric in zip(table["rows"], is_number, strict=True):
+        cells = [f'<th scope="row">{escape(str(row[0]))}</th>']
+        for at, value in enumerate(row[1:], start=1):
+            if not numeric[at]:
+                text = "–" if value is None else str(value)
+                style = "" if value is None else ' class="text"'
+                cells.append(f"<td{style}>{escape(text)}</td>")
+                continue
+            column = [
+                float(r[at])
+                for r, known in zip(table["rows"], is_number, strict=True)
+                if known[at] and math.isfinite(r[at])
+            ]
+            shown = f"{value:,.{_decimals(column)}f}" if math.isfinite(value) else "–"
+            cells.append(f"<td>{shown}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    caption = f"<caption>{escape(table['title'])}</caption>" if table.get("title") else ""
     return (
-        f'<div class="table-box"><table><caption>{escape(table["title"])}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{_note(table)}</div>"
+        f'<div class="table-box"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>{_note(table)}</div>"
     )
 
 
@@ -352,7 +371,7 @@ def _note(part: dict[str, Any]) -> str:
 
 
 def _details(columns: list[str], rows: list[list[Any]]) -> str:
-    body = _table({"title": "", "columns": columns, "rows": rows})
+    body = _table({"columns": columns, "rows": rows})
     return f"<details><summary>numbers</summary>{body}</details>"
 
 

@@ -2,6 +2,7 @@
 """Colours of classes: a dataset's own, or a colour-blind-safe set told apart by patterns too."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ SAFE_COLORS = (
 PATTERNS = ("solid", "slash", "dots", "backslash", "horizontal", "vertical")
 
 
+@lru_cache(maxsize=64)
 def pattern_mask(name: str, height: int, width: int, period: int = 10) -> np.ndarray:
     """Return where a pattern is inked.
 
@@ -32,12 +34,12 @@ def pattern_mask(name: str, height: int, width: int, period: int = 10) -> np.nda
         period: distance of two lines or dots in pixels.
 
     Returns:
-        bool (height, width).
+        bool (height, width); kept for the next call, so not to be written to.
 
     Raises:
         KeyError: an unknown pattern.
     """
-    y, x = np.mgrid[0:height, 0:width]
+    y, x = np.ogrid[0:height, 0:width]
     line = max(2, period // 4)
     if name == "solid":
         return np.zeros((height, width), bool)
@@ -46,9 +48,9 @@ def pattern_mask(name: str, height: int, width: int, period: int = 10) -> np.nda
     if name == "backslash":
         return (x - y) % period < line
     if name == "horizontal":
-        return y % period < line
+        return np.broadcast_to(y % period < line, (height, width))
     if name == "vertical":
-        return x % period < line
+        return np.broadcast_to(x % period < line, (height, width))
     if name == "dots":
         dot = max(2, period // 2)
         return ((x % period) < dot) & ((y % period) < dot)

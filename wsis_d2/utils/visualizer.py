@@ -127,21 +127,24 @@ def draw_labels(
     segments = segment_map(semantic, instance)
     big = _enlarge(semantic, scale)
     height, width = big.shape
-    out = np.zeros((height, width, 4), np.uint8)
     period = max(8, max(height, width) // 60)
+    # Two colours a class, paper and ink; the pattern tells which pixels are inked.
+    colors = np.zeros((256, 2, 4), np.uint8)
+    ink = np.zeros((height, width), np.uint8)
+    users: dict[str, np.ndarray] = {}
     for class_id in np.unique(semantic).tolist():
-        where = big == class_id
         if class_id == IGNORE:
-            out[where] = (*IGNORE_COLOR, 70)
-            ink = where & pattern_mask(IGNORE_PATTERN, height, width, period)
-            out[ink] = (*IGNORE_COLOR, 200)
-            continue
-        color, pattern = class_style(classes, class_id, palette)
-        out[where] = (*color, LABEL_ALPHA)
+            pattern = IGNORE_PATTERN
+            colors[class_id] = ((*IGNORE_COLOR, 70), (*IGNORE_COLOR, 200))
+        else:
+            color, pattern = class_style(classes, class_id, palette)
+            mark = (255, 255, 255) if sum(color) < 380 else (0, 0, 0)
+            colors[class_id] = ((*color, LABEL_ALPHA), (*mark, LABEL_ALPHA))
+        users.setdefault(pattern, np.zeros(256, bool))[class_id] = True
+    for pattern, ids in users.items():
         if pattern != "solid":
-            ink = where & pattern_mask(pattern, height, width, period)
-            light = sum(color) < 380
-            out[ink] = (*((255, 255, 255) if light else (0, 0, 0)), LABEL_ALPHA)
+            ink |= ids[big] & pattern_mask(pattern, height, width, period)
+    out = colors[big, ink]
     edges = _borders(_enlarge(segments, scale), max(1, min(height, width) // 350))
     out[edges] = (255, 255, 255, 235)
     if names:
@@ -244,7 +247,8 @@ def draw_annotation(
         if index < len(crowd) and crowd[index]:
             _dashed(draw, corners, (*color, 255), line)
         else:
-            draw.rectangle(corners, outline=(0, 0, 0, 160), width=line + 2)
+            rim = (255, 255, 255, 190) if sum(color) < 300 else (0, 0, 0, 160)
+            draw.rectangle(corners, outline=rim, width=line + 2)
             draw.rectangle(corners, outline=(*color, 255), width=line)
     for index in order:
         name = _class_name(classes, class_ids[index])

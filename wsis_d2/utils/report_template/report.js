@@ -12,9 +12,11 @@
     node.append(...children);
     return node;
   };
+  /* Order of a stack from below: photographs, label maps, drawn lines. */
+  const RANK = { picture: 0, labels: 1, overlay: 2, lines: 3 };
   const state = {
     active: new Set(data.layers.filter((l) => !data.hidden.includes(l))),
-    stacked: false, safe: false, sort: data.sort || "", ascending: data.ascending, text: "", cls: "",
+    stacked: false, beside: null, safe: false, sort: data.sort || "", ascending: data.ascending, text: "", cls: "",
     order: [], zoomed: -1, scale: 1, x: 0, y: 0,
   };
   const fmt = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 100 ? v.toFixed(0)
@@ -28,8 +30,8 @@
       const layer = item.layers[name];
       if (layer) list.push(layer);
     }
-    if (base && !list.includes(base) && !(list.length && list[0].opaque)) list.unshift(base);
-    return list;
+    if (base && !list.includes(base) && !(list.length && list[0].kind === "picture")) list.unshift(base);
+    return list.sort((a, b) => RANK[a.kind] - RANK[b.kind]);
   }
   function fill(pile, item, names, full) {
     const list = sources(item, names);
@@ -136,17 +138,31 @@
       title: `${name} on or off (${index + 1})`, onclick: () => toggleLayer(index),
     }, name, index < 9 ? make("kbd", { text: String(index + 1), "aria-hidden": "true" }) : "")));
   }
+  function pressLayers() {
+    for (const box of [$("layers"), $("zoom-layers")])
+      for (const b of box.children) b.setAttribute("aria-pressed", String(state.active.has(b.dataset.layer)));
+  }
   function toggleLayer(index) {
     const name = data.layers[index];
     if (name === undefined) return;
     state.active.has(name) ? state.active.delete(name) : state.active.add(name);
-    for (const box of [$("layers"), $("zoom-layers")])
-      for (const b of box.children) b.setAttribute("aria-pressed", String(state.active.has(b.dataset.layer)));
+    pressLayers();
     drawCards();
     if ($("zoom").open) drawZoom(true);
   }
   function toggleMode() {
     state.stacked = !state.stacked;
+    if (state.stacked) {
+      /* Several label maps over one another cannot be read: start with the first of them. */
+      state.beside = new Set(state.active);
+      const kinds = {};
+      for (const item of data.items) for (const [n, l] of Object.entries(item.layers)) kinds[n] = l.kind;
+      const first = data.layers.find((n) => state.active.has(n) && kinds[n] === "labels");
+      state.active = new Set([...state.active].filter((n) => kinds[n] !== "labels" || n === first));
+    } else if (state.beside) {
+      state.active = state.beside;
+    }
+    pressLayers();
     $("mode").setAttribute("aria-pressed", String(state.stacked));
     $("opacity-box").hidden = !state.stacked;
     drawCards();
