@@ -150,7 +150,58 @@ def add_model_config(cfg: CN) -> None:
 
 
 def add_tag_config(cfg: CN) -> None:
-    """Tag classifier and class activation maps."""
+    """Tag classifier, class activation maps, label cleaning, refinement."""
+    cfg.MODEL.TAG_CLASSIFIER = CN()
+    # Whose backbone keys the classifier uses: "MODEL" or, dilated, "MODEL.SEMANTIC".
+    cfg.MODEL.TAG_CLASSIFIER.BACKBONE_FROM = "MODEL"
+    # Output of the backbone that is pooled over the image.
+    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res5"
+    # The learning rate of the linear layer is BASE_LR times this.
+    cfg.MODEL.TAG_CLASSIFIER.HEAD_LR_FACTOR = 1.0
+    # Share of a box inside a crop from which its class counts as a tag of the crop; a box that
+    # meets the crop with less leaves the class unknown there. Above 1: boxes give no tags.
+    cfg.INPUT.TAG_BOX_SHARE = 0.5
+
+    cfg.CAM = CN()
+    # Module of the tag classifier whose activations are weighted.
+    cfg.CAM.LAYER = "backbone.res5"
+    # A pixel is a cue where its map reaches this share of the class's maximum in the image: 0.5 on
+    # street scenes, 0.15 on ImageNet (paper 4.1).
+    cfg.CAM.THRESHOLD = 0.5
+    # Maps are averaged over these sizes of the image, and over its mirror image.
+    cfg.CAM.SCALES = [1.0]
+    cfg.CAM.FLIP = False
+    # Give cues for things too; their masks come from boxes, so the merge drops them.
+    cfg.CAM.THINGS = False
+
+    cfg.CLEAN = CN()
+    # Labels less probable than this become ignore (not in round 0); 0 is off. 0.99 on Cityscapes.
+    cfg.CLEAN.SCORE_THRESHOLD = 0.0
+    # Drop labels that are not among the tags of the crops they lie in.
+    cfg.CLEAN.TAGS = True
+    # Let the box masks win, in this many rounds (round 0 is the merge with the cues).
+    cfg.CLEAN.MERGE = True
+    cfg.CLEAN.MERGE_ROUNDS = 5
+    # Drop things outside the boxes of their class.
+    cfg.CLEAN.PRIOR = True
+    # Give boxes that hold too little of their class to it, and what is too little.
+    cfg.CLEAN.FILL = False
+    cfg.CLEAN.FILL_THRESHOLD = 0.5
+    # Count the classes of boxes as tags of the crops they meet.
+    cfg.CLEAN.ADD_BOX_CLASSES_TO_TAGS = True
+    # Which pixels of a thing belong to which instance in round 0: "boxes" (the one box of its class
+    # that covers it) or "masks" (the one box whose mask it is in).
+    cfg.CLEAN.INSTANCES_FROM = "boxes"
+
+    cfg.REFINE = CN()
+    # Refine predictions with a dense CRF before they are cleaned; DeepLab's parameters.
+    cfg.REFINE.ENABLED = True
+    cfg.REFINE.BILATERAL_WEIGHT = 4.0
+    cfg.REFINE.BILATERAL_XY = 49.0
+    cfg.REFINE.BILATERAL_RGB = 5.0
+    cfg.REFINE.GAUSSIAN_WEIGHT = 3.0
+    cfg.REFINE.GAUSSIAN_XY = 3.0
+    cfg.REFINE.ITERATIONS = 10
 
 
 def add_eval_config(cfg: CN) -> None:
