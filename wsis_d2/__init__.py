@@ -4,11 +4,16 @@
 Importing the package registers its datasets, models and mappers with Detectron2.
 """
 
-from wsis_d2.utils.requirements import check_detectron2
-
-check_detectron2()
-
-from wsis_d2 import data, modeling  # noqa: E402, F401
-from wsis_d2.config import add_wsis_config  # noqa: E402, F401
+import os
 
 __version__ = "0.1.0"
+
+# Label making's worker processes need neither torch nor Detectron2, which cost each of them
+# seconds and 400 MB: weak_labels/driver.py sets this for them.
+if os.environ.get("WSIS_D2_NO_REGISTER") != "1":
+    from wsis_d2.utils.requirements import check_detectron2
+
+    check_detectron2()
+
+    from wsis_d2 import data, modeling  # noqa: F401
+    from wsis_d2.config import add_wsis_config  # noqa: F401
