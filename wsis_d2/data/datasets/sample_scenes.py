@@ -18,12 +18,14 @@ HEIGHT, WIDTH = 128, 160
 THINGS = ("fish", "tree", "star")
 STUFF = ("sky", "grass", "water", "brick")
 
-# Palettes overlap on purpose: no class can be told by its mean colour alone.
+# Classes share most of their colours on purpose: texture tells stuff apart, mean colour does not.
+_BLUE, _GREY, _TAN = (112, 150, 190), (156, 158, 164), (186, 156, 124)
+_TEAL, _OLIVE, _GREEN = (92, 146, 146), (140, 132, 78), (84, 126, 70)
 PALETTES = {
-    "sky": ((120, 165, 205), (172, 178, 190), (200, 168, 145), (105, 150, 150)),
-    "grass": ((72, 120, 55), (112, 140, 66), (138, 112, 66), (160, 150, 85)),
-    "water": ((65, 112, 155), (75, 150, 150), (78, 132, 110), (110, 130, 172)),
-    "brick": ((172, 90, 80), (142, 136, 130), (176, 142, 84), (122, 108, 125)),
+    "sky": ((124, 166, 208), _GREY, _TAN, _TEAL),
+    "grass": ((72, 120, 55), _OLIVE, _GREEN, _TAN),
+    "water": (_BLUE, _TEAL, _GREEN, _GREY),
+    "brick": ((172, 90, 80), _GREY, _OLIVE, _TAN),
     "fish": ((232, 122, 55), (70, 105, 205), (200, 204, 216), (222, 130, 150)),
     "tree": ((42, 105, 55), (140, 58, 62), (205, 165, 55), (45, 120, 118)),
     "star": ((228, 192, 62), (165, 90, 200), (62, 120, 205), (196, 198, 205)),
