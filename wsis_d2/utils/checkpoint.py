@@ -1,0 +1,186 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Reading checkpoints without running code that a file may carry.
+
+A pickle can run any program while it is read. Here a ``.pth`` file is read with torch's
+``weights_only`` and a ``.pkl`` file with an unpickler that makes plain containers and NumPy arrays
+and nothing else, which is all that the model zoos' pickles hold. What needs more is refused unless
+the user trusts the file (``--trust``, or ``WSIS_D2_TRUST_CHECKPOINTS=1``).
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+from wsis_d2.utils.errors import InputError
+
+TRUST_VARIABLE = "WSIS_D2_TRUST_CHECKPOINTS"
+
+
+def trusts_checkpoints() -> bool:
+    """Return whether the user trusts the checkpoints of this process."""
+    return os.environ.get(TRUST_VARIABLE, "") == "1"
+
+
+def trust_checkpoints(trust: bool = True) -> None:
+    """Trust, or stop trusting, every checkpoint this process and its children read."""
+    if trust:
+        os.environ[TRUST_VARIABLE] = "1"
+    else:
+        os.environ.pop(TRUST_VARIABLE, None)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """What Python 2's strings pickle through; only the harmless encoding."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
+    return text.encode("latin1")
+
+
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_PLAIN = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes containers, numbers, strings and NumPy arrays; refuses everything else by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _ARRAY_MODULES and name in ("_reconstruct", "scalar"):
+            return getattr(
+                np._core.multiarray if hasattr(np, "_core") else np.core.multiarray, name
+            )
+        if (module, name) in _PLAIN:
+            return _PLAIN[module, name]
+        raise pickle.UnpicklingError(f"the file asks for {module}.{name}")
+
+
+def _numpy_globals() -> list[Any]:
+    """What torch's weights_only reader must know to read NumPy arrays and numbers."""
+    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    kinds = [type(np.dtype(k)) for k in "?bBhHiIlLqQefd"]
+    return [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dict.fromkeys(kinds)]
+
+
+def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> Any:
+    """Return what a ``.pth``, ``.pyth`` or ``.pkl`` file holds, tensors on the CPU.
+
+    Args:
+        path: a local file.
+        trust: read it even if that may run code; None asks :func:`trusts_checkpoints`.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, no checkpoint, or may carry code.
+    """
+    path = Path(path)
+    trust = trusts_checkpoints() if trust is None else trust
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected a checkpoint file (.pth or .pkl)")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a checkpoint") from None
+    if size == 0:
+        raise InputError(f"{path}: is empty, expected a checkpoint; copy or download it again")
+    try:
+        if path.suffix == ".pkl":
+            with open(path, "rb") as file:
+                if trust:
+                    return pickle.load(file, encoding="latin1")
+                return _PlainUnpickler(file, encoding="latin1").load()
+        return _torch_load(path, trust)
+    except (pickle.UnpicklingError, AttributeError, ImportError) as error:
+        named = re.search(r"asks for \S+|Unsupported (?:global|class|operand)[^.]*\S+", str(error))
+        if named:
+            reason = " ".join(named.group().split())[:120]
+            raise InputError(
+                f"{path}: refused, reading it could run code ({reason}); expected a checkpoint of "
+                "arrays only. If you trust who made the file, add --trust"
+            ) from None
+        raise InputError(_broken(path, error)) from None
+    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, MemoryError,
+            OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:  # fmt: skip
+        raise InputError(_broken(path, error)) from None
+
+
+def _broken(path: Path, error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = (lines[-1] if lines else type(error).__name__)[:120]
+    return (
+        f"{path}: cannot be read as a checkpoint, truncated or of another format ({reason}); "
+        "copy or download it again"
+    )
+
+
+def _torch_load(path: Path, trust: bool) -> Any:
+    if trust:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    allow = getattr(torch.serialization, "safe_globals", None)
+    if allow is None:  # torch 2.4
+        torch.serialization.add_safe_globals(_numpy_globals())
+        allow = contextlib.nullcontext
+    with allow(_numpy_globals()):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of a read checkpoint.
+
+    Raises:
+        InputError: it holds no parameters, something that is no array, or values that are not
+            finite; the first is named.
+    """
+    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: holds no parameters, expected a checkpoint with a 'model' entry")
+    result = {}
+    for name, value in state.items():
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise InputError(f"{path}: entry {name!r} is {kind}, expected an array of parameters")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(
+                f"{path}: parameter {name} holds NaN or infinity; the training that wrote it had "
+                "diverged, take an earlier checkpoint"
+            )
+        result[name] = value
+    return result
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, reading files through :func:`read_checkpoint`."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        path = PathManager.get_local_path(filename)
+        data = read_checkpoint(path)
+        if not isinstance(data, dict):
+            raise InputError(f"{filename}: holds {type(data).__name__}, expected a checkpoint")
+        if str(filename).endswith(".pkl"):
+            if "model" in data and "__author__" in data:
+                return data
+            data = data.get("blobs", data)
+            model = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+            return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+        if "model_state" in data:
+            model = {
+                k: v
+                for k, v in data["model_state"].items()
+                if not k.endswith("num_batches_tracked")
+            }
+            return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        return data if "model" in data else {"model": data}
