@@ -103,9 +103,9 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
                 return _PlainUnpickler(file, encoding="latin1").load()
         return _torch_load(path, trust)
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
-        named = re.search(r"asks for \S+|Unsupported (?:global|class|operand)[^.]*\S+", str(error))
+        named = re.search(r"(?:asks for|GLOBAL|[Uu]nsupported class) +([\w.]+)", str(error))
         if named:
-            reason = " ".join(named.group().split())[:120]
+            reason = f"it asks for {named.group(1)}"
             raise InputError(
                 f"{path}: refused, reading it could run code ({reason}); expected a checkpoint of "
                 "arrays only. If you trust who made the file, add --trust"
@@ -117,8 +117,9 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
 
 
 def _broken(path: Path, error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = (lines[-1] if lines else type(error).__name__)[:120]
+    text = " ".join(str(error).split())
+    reason = "no pickle" if text.startswith("Weights only") else text or type(error).__name__
+    reason = reason[:120]
     return (
         f"{path}: cannot be read as a checkpoint, truncated or of another format ({reason}); "
         "copy or download it again"
