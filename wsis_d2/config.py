@@ -39,6 +39,49 @@ def add_data_config(cfg: CN) -> None:
 def add_weak_labels_config(cfg: CN) -> None:
     """Annotation to pseudo ground truth."""
     cfg.WEAK_LABELS = CN()
+    # What a box's pixels are: "agreement" of GrabCut and proposal (the method), or, to compare,
+    # one part alone ("grabcut", "mcg") or the filled "box". `--masks` overrides it.
+    cfg.WEAK_LABELS.MASKS = "agreement"
+    # A box with less than this share of agreed pixels has failed.
+    cfg.WEAK_LABELS.MIN_AGREEMENT = 0.0
+    # What a failed box becomes: "none" (all ignore), "mcg" (its proposal), "ellipse".
+    cfg.WEAK_LABELS.FALLBACK = "none"
+    # Relative radius of the fallback's ellipse; 1 is inscribed in the box.
+    cfg.WEAK_LABELS.FALLBACK_RADIUS = 0.8
+    # A box with a side shorter than this many pixels is tiny: it counts as failed.
+    cfg.WEAK_LABELS.MIN_BOX_SIDE = 4
+    # A box that covers at least this share of the image has no background to compare with: failed.
+    cfg.WEAK_LABELS.MAX_BOX_SHARE = 0.98
+    # A pixel claimed by boxes of different classes: "smaller" box wins, or "ignore".
+    cfg.WEAK_LABELS.OVERLAP = "smaller"
+
+    cfg.WEAK_LABELS.GRABCUT = CN()
+    # First guess: "ellipse" inscribed in the box is probably object, or the "rectangle" is.
+    cfg.WEAK_LABELS.GRABCUT.INIT = "ellipse"
+    # Relative radius of the central ellipse that is surely object; 0 = none (the literal start).
+    cfg.WEAK_LABELS.GRABCUT.SEED_RADIUS = 0.33
+    # Background seen around the box, as a share of its sides.
+    cfg.WEAK_LABELS.GRABCUT.MARGIN = 0.5
+    # Longer side of the crop GrabCut works on; larger ones are scaled down; 0 = never.
+    cfg.WEAK_LABELS.GRABCUT.SIZE = 160
+    # Smaller crops are scaled up to this longer side; 0 = never.
+    cfg.WEAK_LABELS.GRABCUT.MIN_SIZE = 96
+    # GrabCut iterations.
+    cfg.WEAK_LABELS.GRABCUT.ITERATIONS = 2
+    # Seed of OpenCV's generator, set before each call.
+    cfg.WEAK_LABELS.GRABCUT.RNG_SEED = 0
+
+    cfg.WEAK_LABELS.PROPOSALS = CN()
+    # Source of region proposals, a name in PROPOSAL_SOURCE_REGISTRY.
+    cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg"
+    # Scales, trees and caps of "mcg": "default", "scg" or "mcg" (the published working points).
+    cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
+    # Which proposal a box takes: "bbox_area", "bbox" (literal) or "mask_vs_box".
+    cfg.WEAK_LABELS.PROPOSALS.SELECTION = "bbox_area"
+    # Larger images are scaled down to this longer side before proposals are made; 0 = never.
+    cfg.WEAK_LABELS.PROPOSALS.MAX_SIDE = 1024
+    # Boundaries of regions below this share of the image count less; 0 = off.
+    cfg.WEAK_LABELS.PROPOSALS.SIZE_DAMPING = 0.002
 
 
 def add_model_config(cfg: CN) -> None:
@@ -189,6 +232,8 @@ def add_tag_config(cfg: CN) -> None:
     cfg.CLEAN.FILL_THRESHOLD = 0.5
     # Count the classes of boxes as tags of the crops they meet.
     cfg.CLEAN.ADD_BOX_CLASSES_TO_TAGS = True
+    # Make instance labels. Off, with TAGS and PRIOR, where boxes are unreliable (train_extra).
+    cfg.CLEAN.INSTANCES = True
     # Which pixels of a thing belong to which instance in round 0: "boxes" (the one box of its class
     # that covers it) or "masks" (the one box whose mask it is in).
     cfg.CLEAN.INSTANCES_FROM = "boxes"
@@ -206,6 +251,19 @@ def add_tag_config(cfg: CN) -> None:
 
 def add_eval_config(cfg: CN) -> None:
     """Metrics and ranking."""
+    # Definition of PQ: "coco" (panopticapi's) or "paper" (the authors' evaluation code).
+    cfg.TEST.PQ_VARIANT = "coco"
+    # IoU thresholds of AP^r, "A:B:STEP" with both ends or "A,B,..."; "" takes the dataset's.
+    cfg.TEST.APR_THRESHOLDS = ""
+    # Matching of AP^r: "unique" (a true segment serves one prediction) or "paper".
+    cfg.TEST.MATCHING = "unique"
+    # What ranks segments in AP^r: "score" (the model's), "detection", "mean_confidence",
+    # "both" (detection for things, mean confidence for stuff), "one" or "oracle".
+    cfg.TEST.SCORE_MODE = "score"
+    # AP of thing instances: "coco", "cityscapes" or "none".
+    cfg.TEST.INSTANCE_AP = "coco"
+    # Write panoptic_pred.json, panoptic_pred/ and semantic_pred/ into the evaluation's folder.
+    cfg.TEST.WRITE_PREDICTIONS = True
 
 
 def add_engine_config(cfg: CN) -> None:

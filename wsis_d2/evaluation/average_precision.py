@@ -1,0 +1,194 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""AP^r and AP^r_vol: average precision of regions, ranked over the whole set (paper 4.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wsis_d2.evaluation.matching import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.evaluation.panoptic_quality import mean_or_nan
+from wsis_d2.utils.errors import InputError
+
+MATCHINGS = ("unique", "paper")
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """Return the IoU thresholds of ``"A:B:STEP"`` (both ends included) or ``"A,B,C"``.
+
+    Raises:
+        InputError: not of that form, not rising, or outside [0, 1).
+    """
+    expected = f"APr thresholds {text!r}: expected A:B:STEP or A,B,... within 0 <= t < 1"
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            if not step > 0 or not last >= first:
+                raise ValueError
+            count = int(np.floor((last - first) / step + 1e-6)) + 1
+            values = [round(first + k * step, 10) for k in range(count)]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        raise InputError(expected) from None
+    if not all(0 <= value < 1 for value in values) or sorted(set(values)) != values:
+        raise InputError(expected)
+    return tuple(values)
+
+
+class AveragePrecision:
+    """AP^r at several thresholds.
+
+    A prediction is right at threshold t if its IoU with a ground-truth segment of its class is
+    above t (strictly); AP is the sum of the precision at each right prediction over the number of
+    ground-truth segments, without interpolation. Void and crowd pixels are erased from
+    predictions first; one that lies there wholly is a false positive. Equal scores rank by the
+    image's position in the truth, then by the segment's position.
+
+    Args:
+        classes: the dataset's classes.
+        thresholds: rising IoU thresholds in [0, 1).
+        matching: ``"unique"``: by descending score, each prediction takes the best free segment
+            above t. ``"paper"``: the authors' code, a prediction is right if any segment overlaps
+            it above t; below 0.5 two may count for one and AP may pass 100.
+        score_mode: one of ``SCORE_MODES``. ``"oracle"`` is the best AP any ranking can reach:
+            the largest number of right predictions, all ranked first.
+    """
+
+    def __init__(
+        self,
+        classes: Classes,
+        thresholds: Sequence[float],
+        matching: str = "unique",
+        score_mode: str = "score",
+    ) -> None:
+        if matching not in MATCHINGS:
+            raise ValueError(f"matching {matching!r}, expected one of {MATCHINGS}")
+        if score_mode not in SCORE_MODES:
+            raise ValueError(f"score mode {score_mode!r}, expected one of {SCORE_MODES}")
+        self.classes = classes
+        self.thresholds = tuple(thresholds)
+        self.matching = matching
+        self.score_mode = score_mode
+        self.gt_count = np.zeros(len(classes), np.int64)
+        self._chunks: list[tuple[np.ndarray, ...]] = []
+
+    def update(self, match: ImageMatch) -> None:
+        """Add one image.
+
+        Raises:
+            InputError: the predictions lack the scores of the mode.
+        """
+        self.gt_count += np.bincount(match.gt_class[~match.gt_crowd], minlength=len(self.classes))
+        count = len(match.pred_class)
+        if self.score_mode == "oracle":
+            scores = np.ones(count)
+        elif self.score_mode in match.scores:
+            scores = match.scores[self.score_mode]
+        else:
+            raise InputError(
+                f"score mode {self.score_mode!r}: the predictions' segments lack it; expected"
+                " 'scores': {'detection': s, 'mean_confidence': s} in each"
+            )
+        if count:
+            position = np.arange(count) + (np.int64(match.key) << 20)
+            right = self._right(match, scores)
+            self._chunks.append((match.pred_class.astype(np.int32), scores, position, right))
+        if len(self._chunks) >= 256:
+            self._chunks = [self._joined()]
+
+    def merge(self, other: "AveragePrecision") -> None:
+        """Add what another process collected."""
+        self.gt_count += other.gt_count
+        self._chunks += other._chunks
+
+    def _joined(self) -> tuple[np.ndarray, ...]:
+        if not self._chunks:
+            right = np.zeros((0, len(self.thresholds)), bool)
+            return np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.int64), right
+        return tuple(np.concatenate(parts) for parts in zip(*self._chunks, strict=True))
+
+    def _right(self, match: ImageMatch, scores: np.ndarray) -> np.ndarray:
+        """Return bool (P, T): is a prediction right at a threshold."""
+        iou = match.apr_iou
+        best = iou.max(0, initial=0.0)
+        thresholds = np.asarray(self.thresholds)
+        right = best[:, None] > thresholds[None, :]
+        if self.matching == "unique":
+            # From 0.5 on a segment and a prediction, both disjoint from their like, meet at most
+            # one partner each, so order does not matter.
+            for column in np.nonzero(thresholds < 0.5)[0]:
+                pick = _largest_matching if self.score_mode == "oracle" else _greedy_matching
+                right[:, column] = pick(iou > thresholds[column], iou, scores)
+        return right
+
+    def per_class(self) -> np.ndarray:
+        """Return AP, float64 (C, T), 0 to 1; NaN for classes without ground truth."""
+        pred_class, scores, position, right = self._joined()
+        order = np.lexsort((position, -scores))
+        pred_class, right = pred_class[order], right[order]
+        result = np.full((len(self.classes), len(self.thresholds)), np.nan)
+        for index, count in enumerate(self.gt_count):
+            if count == 0:
+                continue
+            mine = right[pred_class == index].astype(np.float64)
+            if self.score_mode == "oracle":
+                result[index] = mine.sum(0) / count
+            else:
+                precision = mine.cumsum(0) / np.arange(1, len(mine) + 1)[:, None]
+                result[index] = (mine * precision).sum(0) / count
+        return result
+
+    def results(self) -> dict[str, float]:
+        """Return ``APr_vol`` and ``APr_<100 t>`` over all, ``_th`` and ``_st`` classes, in percent.
+
+        Also ``APr_vol-<class>`` and the number of classes each mean covers, ``N``, ``N_th``,
+        ``N_st`` (those with ground truth). A mean over none is NaN.
+        """
+        values = 100 * self.per_class()
+        things = self.classes.thing_mask
+        groups = {"": np.ones(len(things), bool), "_th": things, "_st": ~things}
+        result: dict[str, float] = {}
+        for suffix, group in groups.items():
+            result["APr_vol" + suffix] = mean_or_nan(values[group].mean(1))
+        for column, threshold in enumerate(self.thresholds):
+            for suffix, group in groups.items():
+                key = f"APr_{100 * threshold:g}{suffix}"
+                result[key] = mean_or_nan(values[group, column])
+        for suffix, group in groups.items():
+            result["N" + suffix] = int((self.gt_count[group] > 0).sum())
+        for name, row in zip(self.classes.names, values, strict=True):
+            result[f"APr_vol-{name}"] = float(row.mean())
+        return result
+
+
+def _greedy_matching(candidate: np.ndarray, iou: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return bool (P,): by descending score each prediction takes its best free candidate."""
+    right = np.zeros(candidate.shape[1], bool)
+    free = np.ones(candidate.shape[0], bool)
+    for column in np.argsort(-scores, kind="stable"):
+        rows = np.nonzero(candidate[:, column] & free)[0]
+        if rows.size:
+            free[rows[np.argmax(iou[rows, column])]] = False
+            right[column] = True
+    return right
+
+
+def _largest_matching(candidate: np.ndarray, iou: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return bool (P,): the predictions of a largest one-to-one matching (augmenting paths)."""
+    owner = np.full(candidate.shape[0], -1)
+
+    def place(column: int, tried: set[int]) -> bool:
+        for row in np.nonzero(candidate[:, column])[0]:
+            if row not in tried:
+                tried.add(row)
+                if owner[row] < 0 or place(owner[row], tried):
+                    owner[row] = column
+                    return True
+        return False
+
+    for column in range(candidate.shape[1]):
+        place(column, set())
+    right = np.zeros(candidate.shape[1], bool)
+    right[owner[owner >= 0]] = True
+    return right

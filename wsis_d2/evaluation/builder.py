@@ -1,0 +1,55 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The evaluators of a dataset, as a config asks for them."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from wsis_d2.evaluation.evaluators import (
+    APrEvaluator,
+    InstanceAPEvaluator,
+    PanopticQualityEvaluator,
+    SemSegIoUEvaluator,
+)
+from wsis_d2.evaluation.truth import PanopticTruth
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None
+) -> DatasetEvaluator:
+    """Return PQ, AP^r, semantic IoU and AP of instances for a ``wsis_panoptic`` dataset.
+
+    Args:
+        cfg: a config with the keys of ``add_eval_config``.
+        dataset_name: a registered dataset.
+        output_folder: where prediction files go; None takes ``OUTPUT_DIR/inference/NAME``.
+
+    Raises:
+        NotImplementedError: the dataset's ``evaluator_type`` is another one.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind != "wsis_panoptic":
+        raise NotImplementedError(
+            f"no evaluator for dataset {dataset_name} with evaluator_type {kind!r},"
+            " expected 'wsis_panoptic'"
+        )
+    if output_folder is None:
+        output_folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
+    folder = output_folder if cfg.TEST.WRITE_PREDICTIONS else None
+    truth = PanopticTruth(dataset_name)
+    evaluators: list[DatasetEvaluator] = [
+        PanopticQualityEvaluator(dataset_name, folder, variant=cfg.TEST.PQ_VARIANT, truth=truth),
+        APrEvaluator(
+            dataset_name,
+            thresholds=cfg.TEST.APR_THRESHOLDS,
+            matching=cfg.TEST.MATCHING,
+            score_mode=cfg.TEST.SCORE_MODE,
+            truth=truth,
+        ),
+        SemSegIoUEvaluator(dataset_name, folder, truth=truth),
+    ]
+    if cfg.TEST.INSTANCE_AP != "none":
+        evaluators.append(InstanceAPEvaluator(dataset_name, cfg.TEST.INSTANCE_AP, truth=truth))
+    return DatasetEvaluators(evaluators)

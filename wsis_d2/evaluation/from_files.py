@@ -1,0 +1,241 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""All metrics from files alone: any model's COCO panoptic predictions against panoptic truth."""
+
+import concurrent.futures
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
+from wsis_d2.evaluation.evaluators import semantic_results
+from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
+from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
+from wsis_d2.evaluation.metrics import APrByScore, APrOptions
+from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
+from wsis_d2.evaluation.semantic_iou import SemanticIoU
+from wsis_d2.evaluation.truth import semantic_map
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.progress import progress
+
+logger = logging.getLogger(__name__)
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What to compute from files.
+
+    Attributes:
+        pq: ``"coco"`` or ``"paper"``.
+        apr: options of AP^r.
+        instance_ap: ``"coco"``, ``"cityscapes"`` or ``"none"``.
+        semantic_folder: folder of uint8 PNGs of unified ids, named like the truth's PNGs, the
+            semantic network's own output; None measures the union of segments alone.
+        allow_missing: count an image without prediction as wholly missed instead of refusing.
+        workers: processes; 0 takes all usable cores, up to 8.
+    """
+
+    pq: str = "coco"
+    apr: APrOptions = field(default_factory=APrOptions)
+    instance_ap: str = "coco"
+    semantic_folder: Path | None = None
+    allow_missing: bool = False
+    workers: int = 0
+
+    def check(self) -> None:
+        """Refuse what no metric knows.
+
+        Raises:
+            InputError: naming the option and its choices.
+        """
+        parse_thresholds(self.apr.thresholds)
+        for name, value, choices in (
+            ("PQ", self.pq, PQ_VARIANTS),
+            ("matching", self.apr.matching, MATCHINGS),
+            ("score mode", self.apr.score_mode, SCORE_MODES),
+            ("instance AP", self.instance_ap, (*PROTOCOLS, "none")),
+        ):
+            if value not in choices:
+                raise InputError(f"{name} {value!r}, expected one of {', '.join(choices)}")
+
+
+class _Sums:
+    """Everything that grows with images; made empty, updated, merged."""
+
+    def __init__(self, truth: PanopticFile, options: FileOptions) -> None:
+        classes = truth.classes
+        self.quality = PanopticQuality(classes, options.pq)
+        self.precision = APrByScore(classes, options.apr)
+        self.union = SemanticIoU(classes)
+        self.semantic = SemanticIoU(classes) if options.semantic_folder else None
+        self.instances = None
+        if options.instance_ap != "none":
+            self.instances = InstanceAP(classes, options.instance_ap)
+
+    def merge(self, other: "_Sums") -> None:
+        for name, part in vars(self).items():
+            if part is not None:
+                part.merge(getattr(other, name))
+
+    def results(self) -> dict[str, dict[str, float]]:
+        result = {
+            "panoptic_seg": self.quality.results(),
+            "apr": self.precision.results(),
+            "sem_seg": semantic_results(self.semantic, self.union),
+        }
+        if self.instances is not None:
+            result["segm"] = self.instances.results()
+        return result
+
+
+class _Worker:
+    """Evaluates lists of images; one a process."""
+
+    def __init__(self, truth: PanopticFile, prediction: PanopticFile, options: FileOptions):
+        self.truth, self.prediction, self.options = truth, prediction, options
+        self.matcher = Matcher(truth.classes)
+
+    def __call__(self, keys: Sequence[str]) -> _Sums:
+        sums = _Sums(self.truth, self.options)
+        for key in keys:
+            self._add(sums, key)
+        return sums
+
+    def _add(self, sums: _Sums, key: str) -> None:
+        truth, prediction = self.truth, self.prediction
+        gt_ids, gt_segments = truth.ids(key), truth.segments(key)
+        if key in prediction.annotations:
+            pred_ids, pred_segments = prediction.ids(key), prediction.segments(key)
+            name = str(prediction.png(key))
+        else:
+            pred_ids, pred_segments, name = np.zeros_like(gt_ids), [], f"image_id {key}"
+        match = self.matcher(
+            gt_ids, gt_segments, pred_ids, pred_segments,
+            key=truth.position[key], gt_name=str(truth.png(key)), pred_name=name,
+        )  # fmt: skip
+        sums.quality.update(match)
+        sums.precision.update(match)
+        sums.union.update_match(match)
+        if sums.instances is not None:
+            sums.instances.update(match)
+        if sums.semantic is not None:
+            png = PurePosixPath(truth.annotations[key]["file_name"]).with_suffix(".png")
+            path = self.options.semantic_folder / png
+            sums.semantic.update_maps(
+                semantic_map(gt_ids, gt_segments, truth.classes), read_label_png(path), str(path)
+            )
+
+
+def read_label_png(path: Path) -> np.ndarray:
+    """Return a one-channel 8-bit PNG as uint8 (H, W).
+
+    Raises:
+        InputError: missing, truncated or of another kind.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise InputError(f"{path}: a picture of mode {image.mode}, expected 8-bit labels")
+            return np.array(image, np.uint8)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read as PNG ({error})") from None
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(truth: PanopticFile, prediction: PanopticFile, options: FileOptions) -> None:
+    global _worker
+    _worker = _Worker(truth, prediction, options)
+
+
+def _run_worker(keys: Sequence[str]) -> _Sums:
+    assert _worker is not None
+    return _worker(keys)
+
+
+def usable_workers(asked: int, chunks: int) -> int:
+    """Return how many processes to use: as asked, or the usable cores up to 8; one a chunk."""
+    if asked < 0:
+        raise InputError(f"workers {asked}, expected 0 (all cores) or more")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(asked or min(cores or 1, 8), chunks))
+
+
+def evaluate_files(
+    pred_json: str | Path,
+    pred_dir: str | Path,
+    gt_json: str | Path,
+    gt_dir: str | Path,
+    options: FileOptions | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return ``{"panoptic_seg", "apr", "sem_seg", "segm"}`` of a prediction file, in percent.
+
+    Images stream through; what stays in memory is a few numbers a segment.
+
+    Args:
+        pred_json, pred_dir: COCO panoptic predictions; segments may carry ``score`` and
+            ``scores: {detection, mean_confidence}``; a missing ``score`` counts as 1.
+        gt_json, gt_dir: COCO panoptic truth.
+        options: see :class:`FileOptions`.
+
+    Raises:
+        InputError: a file is missing, truncated, of another kind, or the two do not fit.
+    """
+    options = options or FileOptions()
+    options.check()
+    truth = PanopticFile(gt_json, gt_dir)
+    prediction = PanopticFile(pred_json, pred_dir, classes=truth.classes)
+    _check_images(truth, prediction, options.allow_missing)
+    keys = list(truth)
+    chunks = [keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)]
+    total = _Sums(truth, options)
+    workers = usable_workers(options.workers, len(chunks))
+    if workers == 1:
+        worker = _Worker(truth, prediction, options)
+        for key in progress(keys, desc="evaluating"):
+            total.merge(worker([key]))
+        return total.results()
+    # Forked workers share the parsed JSON; the pool ends with the block, whatever happens.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context(method), _start_worker, (truth, prediction, options)
+    )
+    try:
+        results = pool.map(_run_worker, chunks)
+        for sums in progress(results, total=len(chunks), desc="evaluating", unit="chunk"):
+            total.merge(sums)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return total.results()
+
+
+def _check_images(truth: PanopticFile, prediction: PanopticFile, allow_missing: bool) -> None:
+    unknown = [key for key in prediction if key not in truth.annotations]
+    if unknown:
+        raise InputError(
+            f"{prediction.json_file}: image_id {unknown[0]} ({len(unknown)} in all) is not in"
+            f" {truth.json_file}"
+        )
+    missing = [key for key in truth if key not in prediction.annotations]
+    if missing and not allow_missing:
+        raise InputError(
+            f"{prediction.json_file}: no prediction for image_id {missing[0]} ({len(missing)} of"
+            f" {len(truth)} missing); --allow-missing counts such images as wholly missed"
+        )
+    if missing:
+        logger.warning("%d images have no prediction and count as missed", len(missing))
+    unscored = sum("score" not in s for key in prediction for s in prediction.segments(key))
+    if unscored:
+        logger.warning(
+            "%s: %d segments have no 'score', it counts as 1", prediction.json_file, unscored
+        )

@@ -1,0 +1,240 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""COCO panoptic files (JSON + RGB PNG): read with every check, written whole or not at all."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.atomic import atomic_write
+
+MAX_ID = 256**3 - 1
+VOID_ID = 0
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a dataset in unified order, that is sorted by the file's category id.
+
+    Attributes:
+        ids: category id in the file, one a class.
+        names: class names.
+        isthing: whether a class is countable.
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    isthing: tuple[bool, ...]
+
+    @classmethod
+    def from_categories(cls, categories: Sequence[Mapping[str, Any]], source: str) -> "Classes":
+        """Build from a file's ``categories``; ``source`` names the file in errors.
+
+        Raises:
+            InputError: no list, no class, an entry without integer ``id``, or an id given twice.
+        """
+        if not isinstance(categories, list | tuple) or not categories:
+            raise InputError(
+                f"{source}: 'categories' is empty or no list, expected COCO categories"
+            )
+        for entry in categories:
+            if not isinstance(entry, Mapping) or not _is_int(entry.get("id")):
+                raise InputError(f"{source}: category {entry!r} has no integer 'id'")
+        ordered = sorted(categories, key=lambda entry: entry["id"])
+        ids = tuple(int(entry["id"]) for entry in ordered)
+        for first, second in zip(ids, ids[1:], strict=False):
+            if first == second:
+                raise InputError(f"{source}: category id {first} is given twice")
+        names = tuple(str(entry.get("name", entry["id"])) for entry in ordered)
+        return cls(ids, names, tuple(bool(entry.get("isthing", 1)) for entry in ordered))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def index(self) -> dict[int, int]:
+        """Category id of the file to unified id."""
+        return {category: unified for unified, category in enumerate(self.ids)}
+
+    @cached_property
+    def thing_mask(self) -> np.ndarray:
+        """bool (C,): which unified ids are things."""
+        return np.asarray(self.isthing, bool)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+class PanopticFile:
+    """One COCO panoptic JSON with its folder of PNGs.
+
+    Args:
+        json_file: the JSON.
+        folder: where the ``file_name`` of an annotation lies.
+        classes: the classes to check ``category_id`` against; None reads the file's own.
+
+    Raises:
+        InputError: a file is missing, is no JSON, or lacks what the format asks for.
+    """
+
+    def __init__(
+        self, json_file: str | Path, folder: str | Path, classes: Classes | None = None
+    ) -> None:
+        self.json_file = Path(json_file)
+        self.folder = Path(folder)
+        data = read_json(self.json_file)
+        if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
+            raise InputError(
+                f"{self.json_file}: no 'annotations' list, expected COCO panoptic JSON"
+            )
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such folder, expected the PNGs of {json_file}")
+        if classes is None:
+            classes = Classes.from_categories(data.get("categories"), str(self.json_file))
+        self.classes = classes
+        self.categories = data.get("categories")
+        self.images: list[dict[str, Any]] = data.get("images") or []
+        self.annotations: dict[str, dict[str, Any]] = {}
+        for position, annotation in enumerate(data["annotations"]):
+            self._check(annotation, position)
+            key = str(annotation["image_id"])
+            if key in self.annotations:
+                raise InputError(f"{self.json_file}: image_id {key} has two annotations")
+            self.annotations[key] = annotation
+        self.position = {key: position for position, key in enumerate(self.annotations)}
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.annotations)
+
+    def _check(self, annotation: Any, position: int) -> None:
+        where = f"{self.json_file}: annotation {position}"
+        if not isinstance(annotation, dict) or "image_id" not in annotation:
+            raise InputError(f"{where}: no 'image_id'")
+        where = f"{self.json_file}: image_id {annotation['image_id']}"
+        name = annotation.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{where}: 'file_name' is {name!r}, expected the PNG's name")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{where}: file_name {name!r} leaves the folder of PNGs")
+        segments = annotation.get("segments_info")
+        if not isinstance(segments, list):
+            raise InputError(f"{where}: no 'segments_info' list")
+        seen = set()
+        for segment in segments:
+            if not isinstance(segment, dict) or not _is_int(segment.get("id")):
+                raise InputError(f"{where}: segment {segment!r} has no integer 'id'")
+            number = segment["id"]
+            if not 0 < number <= MAX_ID:
+                raise InputError(f"{where}: segment id {number}, expected 1 to {MAX_ID}")
+            if number in seen:
+                raise InputError(f"{where}: segment id {number} is given twice")
+            seen.add(number)
+            if segment.get("category_id") not in self.classes.index:
+                raise InputError(
+                    f"{where}: segment {number} has category_id {segment.get('category_id')!r},"
+                    f" expected one of the {len(self.classes)} category ids of the truth"
+                )
+
+    def png(self, key: str) -> Path:
+        """Return the PNG of an image."""
+        return self.folder / self.annotations[key]["file_name"]
+
+    def ids(self, key: str) -> np.ndarray:
+        """Return the segment ids of an image, int32 (H, W), 0 = void."""
+        return read_panoptic_png(self.png(key))
+
+    def segments(self, key: str) -> list[dict[str, Any]]:
+        """Return ``segments_info`` of an image."""
+        return self.annotations[key]["segments_info"]
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's content.
+
+    Raises:
+        InputError: not there, not readable, truncated or no JSON; the file is named.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: no valid JSON ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def read_panoptic_png(path: Path) -> np.ndarray:
+    """Return segment ids R + 256 G + 65536 B of an RGB PNG.
+
+    Returns:
+        int32 (H, W), 0 to 2^24 - 1.
+
+    Raises:
+        InputError: not there, truncated, or not RGB.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise InputError(
+                    f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
+                )
+            width, height = image.size
+            raw = image.tobytes("raw", "RGBX")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read as PNG ({error})") from None
+    # Four bytes a pixel, the fourth is padding: one masked view instead of three channel sums.
+    ids = np.frombuffer(raw, "<u4").reshape(height, width)
+    return (ids & np.uint32(0xFFFFFF)).astype(np.int32, copy=False)
+
+
+def write_panoptic_png(path: Path, ids: np.ndarray) -> None:
+    """Write segment ids (H, W), 0 to 2^24 - 1, as an RGB PNG, atomically."""
+    color = np.empty((*ids.shape, 3), np.uint8)
+    color[..., 0] = ids & 255
+    color[..., 1] = (ids >> 8) & 255
+    color[..., 2] = (ids >> 16) & 255
+    write_png(path, color)
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write a uint8 array (H, W) or (H, W, 3) as PNG, atomically and fast (light compression)."""
+    with atomic_write(path) as file:
+        Image.fromarray(array).save(file, format="PNG", compress_level=1)
+
+
+def write_json(path: Path, data: Any, indent: int | None = None) -> None:
+    """Write JSON atomically; NaN becomes null, as JSON has no NaN."""
+    text = json.dumps(_plain(data), indent=indent, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write((text + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

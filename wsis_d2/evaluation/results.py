@@ -1,0 +1,173 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""``results.json``: the numbers of runs in one layout, written, read, merged and compared."""
+
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsis_d2.evaluation.panoptic_format import read_json, write_json
+from wsis_d2.utils.errors import InputError
+
+SCHEMA = 1
+TASKS = ("panoptic_seg", "apr", "sem_seg", "segm")
+META_FIELDS = (
+    "supervision", "dataset", "variant", "seed", "config", "commit", "device", "seconds",
+)  # fmt: skip
+SUPERVISIONS = ("weak", "full", "mixed")
+# The numbers a weak and a full run are compared by (FS%).
+RATIO_METRICS = (
+    ("panoptic_seg", ("PQ", "PQ_th", "PQ_st", "SQ", "DQ")),
+    ("apr", ("APr_vol", "APr_vol_th", "APr_vol_st")),
+    ("sem_seg", ("mIoU", "mIoU_th", "mIoU_st")),
+)
+
+
+def make_meta(
+    *,
+    supervision: str,
+    dataset: str,
+    variant: str = "main",
+    seed: int | None = None,
+    config: str | None = None,
+    commit: str | None = None,
+    device: str = "cpu",
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """Return a run's ``meta``.
+
+    Args:
+        supervision: ``weak``, ``full`` or ``mixed``.
+        dataset: name of the evaluated dataset.
+        variant: ``main`` or the name of the isolating run.
+        seed, config, commit, device, seconds: what the numbers came from; None where unknown.
+
+    Raises:
+        InputError: ``supervision`` is none of the three.
+    """
+    if supervision not in SUPERVISIONS:
+        raise InputError(f"meta.supervision {supervision!r}, expected one of {SUPERVISIONS}")
+    values = (supervision, dataset, variant, seed, config, commit, device, seconds)
+    return dict(zip(META_FIELDS, values, strict=True))
+
+
+def git_commit(folder: str | Path | None = None) -> str | None:
+    """Return the commit of the checkout around ``folder`` (None: this package), or None."""
+    folder = Path(folder) if folder is not None else Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_results_json(
+    path: str | Path,
+    name: str,
+    results: Mapping[str, Mapping[str, float]],
+    meta: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write one run into a results file, beside the runs that are there.
+
+    Args:
+        path: the file; made, or updated atomically.
+        name: the run, e.g. ``weak``; a run of that name is replaced.
+        results: ``{task: {metric: percent}}`` as evaluators return them; NaN becomes null.
+        meta: see :func:`make_meta`.
+
+    Returns:
+        The file's whole content.
+
+    Raises:
+        InputError: the file that is there is no results file, or ``meta`` lacks a field.
+    """
+    lacking = [field for field in META_FIELDS if field not in meta]
+    if lacking:
+        raise InputError(f"meta of run {name!r} lacks {', '.join(lacking)}")
+    path = Path(path)
+    runs = read_results_json(path)["runs"] if path.exists() else {}
+    run: dict[str, Any] = {task: dict(values) for task, values in results.items()}
+    for task in ("panoptic_seg", "apr", "sem_seg"):
+        run.setdefault(task, {})
+    run["meta"] = dict(meta)
+    runs[name] = run
+    return _write(path, runs)
+
+
+def merge_results_json(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
+    """Join several results files into one; a later file replaces a run of the same name.
+
+    Raises:
+        InputError: a file is missing or is no results file.
+    """
+    runs: dict[str, Any] = {}
+    for path in paths:
+        runs.update(read_results_json(path)["runs"])
+    return _write(Path(output), runs)
+
+
+def _write(path: Path, runs: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": SCHEMA, "runs": runs, "ratios": full_supervision_ratios(runs)}
+    write_json(path, content, indent=1)
+    return read_results_json(path)
+
+
+def read_results_json(path: str | Path) -> dict[str, Any]:
+    """Return a results file's content.
+
+    Raises:
+        InputError: missing, no JSON, another schema, or a run without the three tasks and meta.
+    """
+    data = read_json(Path(path))
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise InputError(f"{path}: schema {found!r}, expected {SCHEMA} (a results.json)")
+    runs = data.get("runs")
+    if not isinstance(runs, dict):
+        raise InputError(f"{path}: no 'runs' object")
+    for name, run in runs.items():
+        for part in ("panoptic_seg", "apr", "sem_seg", "meta"):
+            if not isinstance(run, dict) or not isinstance(run.get(part), dict):
+                raise InputError(f"{path}: run {name!r} has no {part!r} object")
+    return data
+
+
+def full_supervision_ratios(
+    runs: Mapping[str, Any], weak: str = "weak", full: str = "full"
+) -> dict[str, float]:
+    """Return FS%, 100 weak / full, of each compared metric that both runs have (full not 0)."""
+    if weak not in runs or full not in runs:
+        return {}
+    ratios = {}
+    for task, metrics in RATIO_METRICS:
+        for metric in metrics:
+            ratio = fs_percent(runs[weak][task].get(metric), runs[full][task].get(metric))
+            if ratio is not None:
+                ratios[metric] = ratio
+    return ratios
+
+
+def fs_percent(weak: float | None, full: float | None) -> float | None:
+    """Return 100 weak / full, None where one is missing, not finite, or full is 0."""
+    for value in (weak, full):
+        if value is None or not math.isfinite(value):
+            return None
+    return 100.0 * weak / full if full else None
+
+
+def copy_paste_rows(results: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return two comma-separated lines a task, names and values, for a spreadsheet.
+
+    Metrics of single classes (with ``-`` in the name) are left out; NaN is an empty field.
+    """
+    rows = []
+    for task, values in results.items():
+        shown = {k: v for k, v in values.items() if "-" not in k}
+        rows.append(f"copypaste: {task}: " + ",".join(shown))
+        cells = ("" if v is None or v != v else f"{v:.4f}" for v in shown.values())
+        rows.append(f"copypaste: {task}: " + ",".join(cells))
+    return rows

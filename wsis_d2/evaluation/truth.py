@@ -1,0 +1,158 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A registered dataset's panoptic truth and a model's output, brought to one table an image."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+
+from wsis_d2.evaluation.matching import ImageMatch, Matcher
+from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile
+from wsis_d2.utils.errors import InputError
+
+
+class PanopticTruth:
+    """Truth of one dataset, opened on first use and shared by its evaluators.
+
+    The last image's table is kept, so that several evaluators match each image once.
+
+    Args:
+        dataset_name: a registered dataset with ``panoptic_json`` and ``panoptic_root``.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        self.dataset_name = dataset_name
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self._file: PanopticFile | None = None
+        self._matcher: Matcher | None = None
+        self._last: tuple[Any, str, ImageMatch, np.ndarray, list[dict[str, Any]]] | None = None
+
+    @property
+    def file(self) -> PanopticFile:
+        """The truth's files.
+
+        Raises:
+            InputError: the dataset has no panoptic truth.
+        """
+        if self._file is None:
+            json_file = self.metadata.get("panoptic_json", None)
+            folder = self.metadata.get("panoptic_root", None)
+            if not json_file or not folder:
+                raise InputError(
+                    f"dataset {self.dataset_name}: its metadata has no panoptic_json and"
+                    " panoptic_root, so there is no truth to evaluate against; register it with"
+                    " panoptic_json=... and panoptic_dir=..."
+                )
+            self._file = PanopticFile(json_file, folder)
+        return self._file
+
+    @property
+    def classes(self) -> Classes:
+        """The truth's classes in unified order."""
+        return self.file.classes
+
+    def key(self, record: Mapping[str, Any]) -> str:
+        """Return the truth's key of a dataset record.
+
+        Raises:
+            InputError: the truth does not list the image.
+        """
+        key = str(record["image_id"])
+        if key not in self.file.annotations:
+            raise InputError(
+                f"{self.file.json_file}: no truth for image_id {key} of dataset"
+                f" {self.dataset_name} ({record.get('file_name')})"
+            )
+        return key
+
+    def prediction(self, output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return a model's ``panoptic_seg`` as int32 ids 1..N (0 = void) and segments.
+
+        The segments carry the file's category ids. Segments without pixels are dropped; a model
+        that gives no ``segments_info`` encodes ``class * label_divisor + k``, -1 = void.
+
+        Raises:
+            InputError: a pixel's id has no segment or a class is unknown.
+        """
+        panoptic, segments = output["panoptic_seg"]
+        panoptic = _numpy(panoptic)
+        numbers, inverse = np.unique(panoptic, return_inverse=True)
+        if segments is None:
+            divisor = self.metadata.label_divisor
+            segments = [{"id": int(n), "category_id": int(n) // divisor} for n in numbers if n >= 0]
+            void = -1
+        else:
+            void = 0
+        by_id = {int(segment["id"]): segment for segment in segments}
+        new_ids = np.zeros(len(numbers), np.int32)
+        result = []
+        for position, number in enumerate(numbers.tolist()):
+            segment = by_id.get(number)
+            if segment is None:
+                if number == void:
+                    continue
+                raise InputError(
+                    f"the model's panoptic_seg has id {number}, which no segments_info lists"
+                )
+            new_ids[position] = len(result) + 1
+            result.append(self._segment(segment, len(result) + 1))
+        ids = new_ids[inverse.reshape(panoptic.shape)]
+        return ids, result
+
+    def _segment(self, segment: Mapping[str, Any], number: int) -> dict[str, Any]:
+        unified = int(segment["category_id"])
+        if not 0 <= unified < len(self.classes):
+            raise InputError(
+                f"the model's segment has category_id {unified}, expected a unified class id"
+                f" 0 to {len(self.classes) - 1}"
+            )
+        result: dict[str, Any] = {
+            "id": number,
+            "category_id": self.classes.ids[unified],
+            "isthing": int(self.classes.isthing[unified]),
+        }
+        with contextlib.suppress(KeyError):
+            result["score"] = float(segment["score"])
+        if segment.get("scores"):
+            result["scores"] = {name: float(value) for name, value in segment["scores"].items()}
+        return result
+
+    def match(
+        self, record: Mapping[str, Any], output: Mapping[str, Any]
+    ) -> tuple[ImageMatch, np.ndarray, list[dict[str, Any]]]:
+        """Return an image's table, its predicted ids and segments (see :meth:`prediction`)."""
+        key = self.key(record)
+        panoptic = output["panoptic_seg"][0]
+        if self._last is not None and self._last[0] is panoptic and self._last[1] == key:
+            return self._last[2:]
+        if self._matcher is None:
+            self._matcher = Matcher(self.classes)
+        ids, segments = self.prediction(output)
+        match = self._matcher(
+            self.file.ids(key), self.file.segments(key), ids, segments,
+            key=self.file.position[key], gt_name=str(self.file.png(key)),
+            pred_name=f"the model's panoptic_seg of {record.get('file_name')}",
+        )  # fmt: skip
+        self._last = (panoptic, key, match, ids, segments)
+        return match, ids, segments
+
+    def semantic(self, key: str) -> np.ndarray:
+        """Return the truth as a uint8 map of unified ids (H, W), 255 = void."""
+        return semantic_map(self.file.ids(key), self.file.segments(key), self.classes)
+
+
+def semantic_map(
+    ids: np.ndarray, segments: list[dict[str, Any]], classes: Classes, ignore: int = 255
+) -> np.ndarray:
+    """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
+    numbers, inverse = np.unique(ids, return_inverse=True)
+    class_of = {segment["id"]: classes.index[segment["category_id"]] for segment in segments}
+    table = np.array([class_of.get(int(number), ignore) for number in numbers], np.uint8)
+    return table[inverse.reshape(ids.shape)]
+
+
+def _numpy(array: Any) -> np.ndarray:
+    return array.cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
