@@ -3,6 +3,7 @@
 
 import os
 
+from .builtin import register_all_builtin
 from .classes import ClassTable, parse_categories
 from .custom import (
     register_known_panoptic,
@@ -19,6 +20,7 @@ __all__ = [
     "ClassTable",
     "load_weak_json",
     "parse_categories",
+    "register_all_builtin",
     "register_known_panoptic",
     "register_own_datasets",
     "register_weak_panoptic",
@@ -27,3 +29,4 @@ __all__ = [
 
 _root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 register_all_sample(_root)
+register_all_builtin(_root)

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Make boxes, image and crop tags and COCO panoptic truth from Cityscapes.
+
+Expected under $DETECTRON2_DATASETS (default: datasets): cityscapes/leftImg8bit/{train,val,test,
+train_extra}, cityscapes/gtFine/{train,val} and cityscapes/gtCoarse/train_extra as released, with
+*_instanceIds.png. Written: wsis_cityscapes/. Run again after an interruption: it continues.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from wsis_d2.data.datasets import cityscapes, prepare
+from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from wsis_d2.utils.cli import main_with_errors
+
+EXAMPLES = """examples:
+  python datasets/prepare_cityscapes.py --workers 8               # train, val, extra and test
+  python datasets/prepare_cityscapes.py --splits train val        # the fine annotations alone
+  python datasets/prepare_cityscapes.py --check                   # compare with the checksums
+"""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser.add_argument(
+        "--splits", nargs="+", choices=list(cityscapes.SPLITS), default=list(cityscapes.SPLITS)
+    )
+    parser.add_argument(
+        "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
+    )
+    parser.add_argument(
+        "--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        default=[cityscapes.CROP_HEIGHT, cityscapes.CROP_WIDTH], help="crops that are tagged",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--force", action="store_true", help="redo images that are done")
+    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="allow other counts than the official ones"
+    )
+    args = parser.parse_args(argv)
+    if min(args.crop) < 1:
+        parser.error("--crop: height and width must be positive")
+    output = args.root / cityscapes.FOLDER
+    # Everything is listed and counted before anything is converted.
+    jobs = {}
+    for split in args.splits:
+        command = f"{cityscapes.PREPARE_COMMAND} --splits {split}"
+        if args.check:
+            manifest = prepare.check_split(output, split, command)
+            found, mend = manifest["images"], f"make it again: {command}"
+            prepare.print_manifest(split, manifest)
+        else:
+            jobs[split] = cityscapes.make_jobs(args.root / "cityscapes", split)
+            found, mend = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
+        prepare.expect_count(
+            f"Cityscapes {split}", found, cityscapes.SPLITS[split][2],
+            partial=args.allow_partial, mend=mend,
+        )  # fmt: skip
+    for split, split_jobs in jobs.items():
+        preparation = prepare.Preparation(
+            output,
+            categories=CITYSCAPES_CATEGORIES,
+            recipe={"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop},
+            command=f"{cityscapes.PREPARE_COMMAND} --splits {split}",
+            workers=args.workers,
+            force=args.force,
+        )
+        folder = f"panoptic_{split}"
+        lines = preparation.convert(
+            split_jobs,
+            cityscapes.converter(split, tags=args.tags, crop=tuple(args.crop)),
+            folder=folder,
+            desc=f"Cityscapes {split}",
+        )
+        kinds = ("weak", "panoptic") if cityscapes.SPLITS[split][1] else ("weak",)
+        manifest = preparation.write_split(split, list(lines.values()), folder=folder, kinds=kinds)
+        prepare.print_manifest(split, manifest)
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

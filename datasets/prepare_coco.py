@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Make boxes, tags and COCO panoptic truth, in VOC's classes, from COCO 2014 or 2017.
+
+Expected under $DETECTRON2_DATASETS (default: datasets): coco/annotations/instances_{train,val}YEAR
+.json, coco/trainYEAR/ and coco/valYEAR/. Written: wsis_coco_YEAR_vocclasses/. Run again after an
+interruption: it continues.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from wsis_d2.data.datasets import coco, prepare
+from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.utils.cli import main_with_errors
+
+EXAMPLES = """examples:
+  python datasets/prepare_coco.py --year 2014 --workers 8   # the paper's
+  python datasets/prepare_coco.py --year 2017 --check       # compare with the checksums
+"""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser.add_argument("--year", choices=("2014", "2017"), default="2014")
+    parser.add_argument(
+        "--min-area", type=float, default=0.0, metavar="PIXELS",
+        help="take an image only with an object of a VOC class larger than this (default 0)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--force", action="store_true", help="redo images that are done")
+    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="allow other counts than the official ones"
+    )
+    args = parser.parse_args(argv)
+    output = args.root / coco.output_folder(args.year)
+    command = f"{coco.PREPARE_COMMAND} --year {args.year}"
+    splits = ("train", "val", "trainval")
+    if args.check:
+        for split in splits:
+            prepare.print_manifest(split, prepare.check_split(output, split, command))
+        return 0
+    jobs = {}
+    for part in ("train", "val"):
+        jobs[part], total = coco.make_jobs(
+            args.root / "coco", args.year, part, min_area=args.min_area
+        )
+        prepare.expect_count(
+            f"COCO {args.year} {part}", total, coco.SIZES[args.year, part],
+            partial=args.allow_partial, mend=f"take the official instances_{part}{args.year}.json",
+        )  # fmt: skip
+    preparation = prepare.Preparation(
+        output,
+        categories=VOC_CATEGORIES,
+        recipe={"dataset": f"coco_{args.year}_vocclasses", "min_area": args.min_area},
+        command=command,
+        workers=args.workers,
+        force=args.force,
+    )
+    jobs["trainval"] = jobs["train"] + jobs["val"]
+    lines = preparation.convert(
+        jobs["trainval"], coco.converter(), folder="panoptic", desc=f"COCO {args.year}"
+    )
+    for split in splits:
+        chosen = [lines[job.image_id] for job in jobs[split]]
+        prepare.print_manifest(split, preparation.write_split(split, chosen, folder="panoptic"))
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Make boxes, tags and COCO panoptic truth from Pascal VOC 2012 and SBD.
+
+Expected under $DETECTRON2_DATASETS (default: datasets): VOCdevkit/VOC2012/ (JPEGImages,
+SegmentationClass, SegmentationObject, ImageSets) and benchmark_RELEASE/dataset/ (cls, inst,
+train.txt, val.txt); VOC's test archive too where submissions are wanted. Written: wsis_voc_2012/.
+Run again after an interruption: it continues.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from wsis_d2.data.datasets import prepare, voc
+from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EXAMPLES = """examples:
+  python datasets/prepare_voc.py --workers 8          # train, val and trainaug (10 582 images)
+  python datasets/prepare_voc.py --no-sbd             # VOC alone: train and val
+  python datasets/prepare_voc.py --check              # compare what was written with its checksums
+"""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser.add_argument("--no-sbd", action="store_true", help="do without SBD: no trainaug")
+    parser.add_argument(
+        "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
+    )
+    parser.add_argument(
+        "--sbd-void", type=int, default=0, metavar="PIXELS",
+        help="void border on each side of SBD's boundaries (VOC has one of about 3; default 0)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--force", action="store_true", help="redo images that are done")
+    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="allow other counts than the official ones"
+    )
+    args = parser.parse_args(argv)
+    output = args.root / voc.FOLDER
+    if args.check:
+        splits = ["train", "val"] + ([] if args.no_sbd else ["trainaug"])
+        splits += ["test"] if (output / "manifest_test.json").exists() else []
+        for split in splits:
+            manifest = prepare.check_split(output, split, voc.PREPARE_COMMAND)
+            prepare.expect_count(
+                f"VOC 2012 {split}", manifest["images"], voc.LIST_LENGTHS[split],
+                partial=args.allow_partial, mend=f"make it again: {voc.PREPARE_COMMAND}",
+            )  # fmt: skip
+            prepare.print_manifest(split, manifest)
+        return 0
+    folder = voc.find_voc(args.root)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: missing; unpack VOC 2012 ({voc.VOC_URL}) in {args.root}")
+    sbd = None if args.no_sbd else args.root / "benchmark_RELEASE" / "dataset"
+    if sbd is not None and not sbd.is_dir():
+        raise InputError(
+            f"{sbd}: missing; unpack SBD ({voc.SBD_URL}) in {args.root}, or do without trainaug: "
+            "--no-sbd"
+        )
+    lists = voc.split_lists(folder, sbd, partial_tree=args.allow_partial)
+    preparation = prepare.Preparation(
+        output,
+        categories=VOC_CATEGORIES,
+        recipe={"dataset": "voc_2012", "tags": args.tags, "sbd_void": args.sbd_void},
+        command=voc.PREPARE_COMMAND,
+        workers=args.workers,
+        force=args.force,
+    )
+    lines = preparation.convert(
+        voc.make_jobs(folder, sbd, lists),
+        voc.converter(tags=args.tags, sbd_void=args.sbd_void),
+        folder="panoptic",
+        desc="VOC 2012",
+    )
+    for split, names in lists.items():
+        chosen = [lines[name] for name in names]
+        kinds = ("weak",) if split == "test" else ("weak", "panoptic")
+        manifest = preparation.write_split(split, chosen, folder="panoptic", kinds=kinds)
+        prepare.print_manifest(split, manifest)
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

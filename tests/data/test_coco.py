@@ -1,0 +1,104 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""COCO's images with VOC classes: choice, boxes, drawing order, crowds, both years' layouts."""
+
+import json
+
+import numpy as np
+import pytest
+from official_trees import make_coco, panoptic_pairs, pq_with_panopticapi, run_prepare
+
+from wsis_d2.data.datasets import coco
+from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.utils.errors import InputError
+
+
+@pytest.fixture(params=["2014", "2017"])
+def year(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, year):
+    make_coco(tmp_path, year)
+    prepare(tmp_path, year)
+    return tmp_path / f"wsis_coco_{year}_vocclasses"
+
+
+def prepare(root, year, *arguments):
+    partial = ("--root", root, "--year", year, "--workers", 1, "--allow-partial")
+    run_prepare("prepare_coco", *partial, *arguments)
+
+
+def test_images_with_a_voc_class(folder, year):
+    names = {}
+    for split in ("train", "val", "trainval"):
+        content = json.loads((folder / f"weak_{split}.json").read_text())
+        names[split] = [image["file_name"] for image in content["images"]]
+    start = {"2014": "COCO_{}2014_", "2017": ""}[year]
+    train = f"train{year}/{start.format('train')}000000000009.jpg"
+    val = f"val{year}/{start.format('val')}000000000042.jpg"
+    assert names == {"train": [train], "val": [val], "trainval": [train, val]}
+
+
+def test_boxes_are_the_released_ones(folder):
+    content = json.loads((folder / "weak_trainval.json").read_text())
+    boxes = [(a["category_id"], a["iscrowd"], a["bbox"]) for a in content["annotations"]]
+    assert boxes == [
+        (18, 0, [5.0, 10.0, 30.0, 20.0]),
+        (8, 0, [10.0, 12.0, 10.0, 10.0]),
+        (15, 1, [40.0, 0.0, 10.0, 10.0]),
+        (20, 0, [4.5, 4.5, 26.0, 34.5]),
+    ]
+    assert "segment" not in (folder / "weak_trainval.json").read_text()
+
+
+def test_smaller_objects_lie_on_top(folder):
+    ids, segments = panoptic_pairs(folder, "train", "panoptic")[9]
+    classes = np.zeros(ids.shape, int)
+    for i, segment in segments.items():
+        classes[ids == i] = segment["category_id"]
+    expected = np.zeros((40, 50), int)
+    expected[0:10, 40:50] = 15
+    expected[10:30, 5:35] = 18
+    expected[12:22, 10:20] = 8
+    assert (classes == expected).all()  # the cup is background
+    assert {s["category_id"]: s["iscrowd"] for s in segments.values()} == {0: 0, 8: 0, 15: 1, 18: 0}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "trainval"])
+def test_round_trip_gives_pq_100(folder, split):
+    result = pq_with_panopticapi(folder, split, "panoptic")
+    assert result["pq"] == result["sq"] == result["rq"] == 1.0 and result["n"] >= 2
+
+
+def test_min_area_raises_the_bar(tmp_path):
+    make_coco(tmp_path, "2017")
+    jobs, total = coco.make_jobs(tmp_path / "coco", "2017", "train", min_area=600)
+    assert (jobs, total) == ([], 2)
+
+
+def test_every_voc_class_has_its_coco_name():
+    from official_trees import coco_category_table
+
+    names = {c["id"]: c["name"] for c in coco_category_table()}
+    to_voc = coco.voc_category_ids(coco_category_table(), "x")
+    assert sorted(to_voc.values()) == list(range(1, 21)) and len(to_voc) == 20
+    voc = {c["id"]: c["name"] for c in VOC_CATEGORIES}
+    same = {names[i]: voc[j] for i, j in to_voc.items() if names[i] != voc[j]}
+    assert same == {
+        "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa",
+        "potted plant": "pottedplant", "dining table": "diningtable", "tv": "tvmonitor",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="category 'tv' missing"):
+        coco.voc_category_ids([c for c in coco_category_table() if c["name"] != "tv"], "x")
+
+
+def test_errors(tmp_path):
+    with pytest.raises(InputError, match="instances_train2014.json: missing; unpack annotations_"):
+        prepare(tmp_path, "2014")
+    make_coco(tmp_path, "2014")
+    with pytest.raises(InputError, match="COCO 2014 train: found 2 images, .* gives 82783"):
+        run_prepare("prepare_coco", "--root", tmp_path)
+    (tmp_path / "coco" / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
+    with pytest.raises(InputError, match="COCO_val2014_000000000042.jpg: missing"):
+        prepare(tmp_path, "2014")

@@ -1,0 +1,420 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""What the preparation commands of the public datasets share.
+
+A command turns one official download into files of our own: ``weak_SPLIT.json`` (boxes and tags,
+no mask and no path of one), ``panoptic_SPLIT.json`` with PNG files (COCO panoptic format),
+``manifest_SPLIT.json`` (recipe, counts) and ``checksums_SPLIT.txt`` (``sha256sum -c`` reads it).
+Every file is written under a temporary name and renamed. Finished images are noted in a journal,
+so that a command that was killed continues where it stopped.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.progress import progress
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to convert.
+
+    Attributes:
+        image_id: unique name of the image in its dataset.
+        sources: files that the result depends on; a change of size or time redoes the image.
+        data: further picklable arguments of the conversion.
+    """
+
+    image_id: str | int
+    sources: tuple[str, ...]
+    data: Any = None
+
+
+@dataclass
+class Converted:
+    """What one image became.
+
+    Attributes:
+        image: entry of ``images`` of both files (``id``, ``file_name``, ``height``, ``width``).
+        tags: category ids of ``image_tags``.
+        crop_tags: ``[{"box": [x, y, w, h], "tags": [ids]}]`` or None.
+        annotations: ``{"bbox": [x, y, w, h], "category_id", "iscrowd"}``, boxes of the things.
+        segment_ids: int (H, W), 0 is void; None where the dataset has no truth.
+        segments: ``{"id", "category_id", "iscrowd"}`` of each value of ``segment_ids``.
+        counts: whatever is worth adding up over the dataset.
+    """
+
+    image: dict[str, Any]
+    tags: list[int]
+    annotations: list[dict[str, Any]]
+    crop_tags: list[dict[str, Any]] | None = None
+    segment_ids: np.ndarray | None = None
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, atomically."""
+    write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
+
+
+def read_labels(path: str | Path, what: str) -> np.ndarray:
+    """Read a label PNG (palette, 8 or 16 bit grey) as an int32 array (H, W).
+
+    Raises:
+        InputError: the file is missing, broken or a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing ({what})") from None
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read ({what}: {error}); download it again") from None
+    if labels.ndim != 2:
+        raise InputError(
+            f"{path}: a picture with {labels.shape[-1]} channels, expected one channel of label "
+            f"values ({what}); take the file as it was released, not a coloured copy"
+        )
+    return labels.astype(np.int32)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) from an image's header."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise InputError(f"{path}: image missing; unpack the official archive again") from None
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); download it again") from None
+
+
+def tight_box(mask: np.ndarray) -> list[int]:
+    """Return [x, y, width, height] of a bool (H, W) mask's box, first and last pixel included."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x0, y0 = int(columns[0]), int(rows[0])
+    return [x0, y0, int(columns[-1]) - x0 + 1, int(rows[-1]) - y0 + 1]
+
+
+def crop_starts(length: int, crop: int) -> list[int]:
+    """Return the starts of the crops that cover a side of ``length`` pixels.
+
+    n = ceil(length / crop) crops share ceil((n * crop - length) / (n - 1)) pixels with the next.
+    """
+    count = -(-length // crop)
+    if count <= 1:
+        return [0]
+    overlap = -(-(count * crop - length) // (count - 1))
+    return [k * (crop - overlap) for k in range(count)]
+
+
+def encode_panoptic(segment_ids: np.ndarray) -> bytes:
+    """Return the PNG of a COCO panoptic map: id = R + 256 G + 65536 B."""
+    rgb = np.stack([segment_ids, segment_ids >> 8, segment_ids >> 16], axis=-1) & 255
+    buffer = io.BytesIO()
+    Image.fromarray(rgb.astype(np.uint8)).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def segment_entries(
+    segment_ids: np.ndarray, segments: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Complete segments with their area and box; those without a pixel are left out."""
+    entries = []
+    for segment in segments:
+        mask = segment_ids == segment["id"]
+        if area := int(mask.sum()):
+            entries.append({**segment, "area": area, "bbox": tight_box(mask)})
+    return entries
+
+
+def _fingerprint(job: Job) -> list[list[int]]:
+    stats = []
+    for path in job.sources:
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing; unpack the official archive again") from None
+        stats.append([stat.st_size, stat.st_mtime_ns])
+    return stats
+
+
+def _run_job(arguments: tuple[Callable[[Job], Converted], Job, Path]) -> dict[str, Any]:
+    convert, job, panoptic = arguments
+    result = convert(job)
+    image = {**result.image, "image_tags": result.tags}
+    if result.crop_tags is not None:
+        image["crop_tags"] = result.crop_tags
+    line = {
+        "id": job.image_id,
+        "sources": _fingerprint(job),
+        "image": image,
+        "annotations": result.annotations,
+        "counts": dict(result.counts),
+    }
+    if result.segment_ids is not None:
+        data = encode_panoptic(result.segment_ids)
+        name = f"{Path(result.image['file_name']).stem}.png"
+        write_bytes(panoptic / name, data)
+        line["segments"] = segment_entries(result.segment_ids, result.segments)
+        line["png"] = [name, len(data), hashlib.sha256(data).hexdigest()]
+    return line
+
+
+class Preparation:
+    """Converts a dataset's images and writes its splits."""
+
+    def __init__(
+        self,
+        output: str | Path,
+        *,
+        categories: list[dict[str, Any]],
+        recipe: dict[str, Any],
+        command: str,
+        workers: int = 1,
+        force: bool = False,
+    ) -> None:
+        """
+        Args:
+            output: folder of the derived files.
+            categories: category dicts of the JSON files.
+            recipe: every option that changes the result; another recipe redoes the images.
+            command: how the user calls this preparation, named in errors.
+            workers: processes; 1 converts in this one.
+            force: redo images that are done.
+        """
+        self.output = Path(output)
+        self.categories = categories
+        self.recipe = {"version": VERSION, **recipe}
+        self.command = command
+        self.workers = max(1, workers)
+        self.force = force
+
+    @property
+    def recipe_hash(self) -> str:
+        """First 12 hexadecimal digits of the recipe's SHA-256."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+    def convert(
+        self, jobs: Sequence[Job], convert: Callable[[Job], Converted], *, folder: str, desc: str
+    ) -> dict[str | int, dict[str, Any]]:
+        """Convert every image that is not done yet; return the journal's line of each image.
+
+        Args:
+            jobs: images, unique by id.
+            convert: picklable function.
+            folder: name of the folder of the panoptic PNG files.
+            desc: shown by the progress.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        journal = self.output / f".journal_{folder}.jsonl"
+        header = {"recipe_hash": self.recipe_hash}
+        done = {} if self.force else self._read_journal(journal, header)
+        panoptic = self.output / folder
+        todo = [job for job in jobs if not self._is_done(done.get(job.image_id), job, panoptic)]
+        write_bytes(journal, b"".join(map(_json_line, [header, *done.values()])))
+        arguments = [(convert, job, panoptic) for job in todo]
+        with open(journal, "ab") as file, contextlib.ExitStack() as stack:
+            if self.workers > 1 and len(todo) > 1:
+                # fork, where there is one: workers start at once, and nothing here uses threads
+                methods = multiprocessing.get_all_start_methods()
+                context = multiprocessing.get_context("fork" if "fork" in methods else None)
+                pool = stack.enter_context(context.Pool(min(self.workers, len(todo))))
+                lines = pool.imap_unordered(_run_job, arguments, chunksize=4)
+            else:
+                lines = map(_run_job, arguments)
+            for line in progress(lines, total=len(todo), desc=desc):
+                file.write(_json_line(line))
+                file.flush()
+                done[line["id"]] = line
+        return {job.image_id: done[job.image_id] for job in jobs}
+
+    @staticmethod
+    def _read_journal(path: Path, header: dict[str, Any]) -> dict[str | int, dict[str, Any]]:
+        if not path.exists():
+            return {}
+        lines = []
+        for text in path.read_bytes().split(b"\n"):
+            try:
+                lines.append(json.loads(text))
+            except ValueError:  # the last line of a killed run
+                continue
+        if not lines or lines[0] != header:
+            return {}
+        return {line["id"]: line for line in lines[1:]}
+
+    @staticmethod
+    def _is_done(line: dict[str, Any] | None, job: Job, panoptic: Path) -> bool:
+        if line is None or line["sources"] != _fingerprint(job):
+            return False
+        if "png" not in line:
+            return True
+        path = panoptic / line["png"][0]
+        return path.exists() and path.stat().st_size == line["png"][1]
+
+    def write_split(
+        self,
+        split: str,
+        lines: Sequence[dict[str, Any]],
+        *,
+        folder: str | None,
+        kinds: Sequence[str] = ("weak", "panoptic"),
+    ) -> dict[str, Any]:
+        """Write the JSON files, checksums and manifest of one split; return the manifest.
+
+        Args:
+            split: name of the split.
+            lines: journal lines of its images, in the order of the files.
+            folder: folder of the PNG files; None where there is no truth.
+            kinds: which files: "weak", "panoptic".
+        """
+        counts: Counter = Counter()
+        for line in lines:
+            counts.update(line["counts"])
+        info = {"description": f"wsis_d2 {split}", "recipe": self.recipe}
+        files = {}
+        for kind in kinds:
+            content = {"info": info, "categories": self.categories}
+            content |= _weak_content(lines) if kind == "weak" else _panoptic_content(lines)
+            files[f"{kind}_{split}.json"] = json.dumps(content, separators=(",", ":")).encode()
+        sums = []
+        for name, data in files.items():
+            write_bytes(self.output / name, data)
+            sums.append((name, hashlib.sha256(data).hexdigest()))
+        if "panoptic" in kinds:
+            sums += [(f"{folder}/{line['png'][0]}", line["png"][2]) for line in lines]
+        text = "".join(f"{digest}  {name}\n" for name, digest in sums).encode()
+        write_bytes(self.output / f"checksums_{split}.txt", text)
+        manifest = {
+            "recipe": self.recipe,
+            "recipe_hash": self.recipe_hash,
+            "command": self.command,
+            "images": len(lines),
+            "boxes": sum(len(line["annotations"]) for line in lines),
+            "groups": sum(a["iscrowd"] for line in lines for a in line["annotations"]),
+            "segments": sum(len(line.get("segments", ())) for line in lines),
+            "counts": dict(sorted(counts.items())),
+            "checksums_sha256": hashlib.sha256(text).hexdigest(),
+        }
+        write_bytes(self.output / f"manifest_{split}.json", json.dumps(manifest, indent=1).encode())
+        return manifest
+
+
+def _json_line(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def _weak_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    annotations = []
+    for line in lines:
+        for box in line["annotations"]:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": line["id"],
+                    "category_id": box["category_id"],
+                    "bbox": box["bbox"],
+                    "area": box["bbox"][2] * box["bbox"][3],
+                    "iscrowd": box["iscrowd"],
+                }
+            )
+    return {"images": [line["image"] for line in lines], "annotations": annotations}
+
+
+def _panoptic_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("id", "file_name", "height", "width")
+    return {
+        "images": [{key: line["image"][key] for key in keys} for line in lines],
+        "annotations": [
+            {
+                "image_id": line["id"],
+                "file_name": line["png"][0],
+                "segments_info": line["segments"],
+            }
+            for line in lines
+        ],
+    }
+
+
+def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
+    """Compare the derived files of a split with their checksums; return the manifest.
+
+    Raises:
+        InputError: a file is missing or differs; the message names it and the mending command.
+    """
+    output = Path(output)
+    mend = f"; make it again: {command}"
+    try:
+        manifest = json.loads((output / f"manifest_{split}.json").read_bytes())
+        sums = (output / f"checksums_{split}.txt").read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: missing{mend}") from None
+    if hashlib.sha256(sums).hexdigest() != manifest["checksums_sha256"]:
+        raise InputError(
+            f"{output / f'checksums_{split}.txt'}: not the list that was written{mend}"
+        )
+    for line in progress(sums.decode().splitlines(), desc=f"check {split}", unit="file"):
+        digest, name = line.split("  ", 1)
+        path = output / name
+        if not path.exists():
+            raise InputError(f"{path}: missing{mend} --force")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise InputError(f"{path}: its SHA-256 is not that of the checksums{mend} --force")
+    return manifest
+
+
+def expect_count(name: str, found: int, expected: int, *, partial: bool, mend: str) -> None:
+    """Raise unless a list has the length of the official release.
+
+    Args:
+        name: what was counted.
+        found, expected: numbers of images.
+        partial: the user said that the tree is incomplete on purpose.
+        mend: what to do about it.
+    """
+    if found != expected and not partial:
+        raise InputError(
+            f"{name}: found {found} images, the official release gives {expected}; {mend}, or add "
+            "--allow-partial if the tree is incomplete on purpose"
+        )
+
+
+def print_manifest(split: str, manifest: dict[str, Any]) -> None:
+    """Print one split's counts."""
+    counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+    print(
+        f"{split}: {manifest['images']} images, {manifest['boxes']} boxes "
+        f"({manifest['groups']} groups), {manifest['segments']} segments"
+        + (f"; {counts}" if counts else "")
+    )
