@@ -100,10 +100,39 @@ class LabelStore:
                 files but no store.
         """
         path = Path(path)
-        recipe = json.loads(json.dumps(recipe, default=_plain))
-        categories = sorted(
-            json.loads(json.dumps(categories, default=_plain)), key=lambda c: c["id"]
-        )
+        recipe, categories = _as_json(recipe, categories)
+        wanted = cls.check_recipe(path, recipe, categories, force)
+        if force and (path / "manifest.json").exists():
+            # The manifest goes last: while it is there, the folder is known as a store.
+            for part in _PARTS:
+                shutil.rmtree(path / part, ignore_errors=True)
+            (path / "panoptic.json").unlink(missing_ok=True)
+        for part in _PARTS:
+            (path / part).mkdir(parents=True, exist_ok=True)
+        remove_dead_temporaries(path / ".tmp")
+        manifest = {
+            "schema": SCHEMA,
+            "state": "open",
+            "recipe": recipe,
+            "recipe_hash": wanted,
+            "categories": categories,
+            "versions": _versions(),
+        }
+        store = cls(path, manifest, writable=True)
+        store._write_json("manifest.json", manifest)
+        return store
+
+    @staticmethod
+    def check_recipe(
+        path: str | os.PathLike, recipe: Mapping, categories: list[dict], force: bool = False
+    ) -> str:
+        """Return the recipe's hash, if :meth:`create` would take ``path``; it writes nothing.
+
+        Raises:
+            InputError: as :meth:`create`.
+        """
+        path = Path(path)
+        recipe, categories = _as_json(recipe, categories)
         wanted = recipe_hash(recipe, categories)
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path}: is a file, a folder was expected")
@@ -121,25 +150,7 @@ class LabelStore:
                     f"recipe {wanted[:12]} (different: {changed}); name another --output, or add "
                     "--force to throw the old labels away"
                 )
-            if force:
-                # The manifest goes last: while it is there, the folder is known as a store.
-                for part in _PARTS:
-                    shutil.rmtree(path / part, ignore_errors=True)
-                (path / "panoptic.json").unlink(missing_ok=True)
-        for part in _PARTS:
-            (path / part).mkdir(parents=True, exist_ok=True)
-        remove_dead_temporaries(path / ".tmp")
-        manifest = {
-            "schema": SCHEMA,
-            "state": "open",
-            "recipe": recipe,
-            "recipe_hash": wanted,
-            "categories": categories,
-            "versions": _versions(),
-        }
-        store = cls(path, manifest, writable=True)
-        store._write_json("manifest.json", manifest)
-        return store
+        return wanted
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "LabelStore":
@@ -454,6 +465,13 @@ def _read_manifest(path: Path) -> dict:
     if schema != SCHEMA:
         raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")
     return manifest
+
+
+def _as_json(recipe: Mapping, categories: list[dict]) -> tuple[dict, list[dict]]:
+    """Return both as they will come back from a file; the categories by ascending id."""
+    recipe = json.loads(json.dumps(recipe, default=_plain))
+    categories = json.loads(json.dumps(categories, default=_plain))
+    return recipe, sorted(categories, key=lambda c: c["id"])
 
 
 def _differences(held: dict, recipe: dict, categories: list[dict]) -> list[str]:

@@ -1,0 +1,226 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Turn weak annotation into pseudo ground truth: a label store.
+
+boxes   boxes of things -> masks, where GrabCut and region proposals agree
+tags    image tags of stuff -> cues, from a tag classifier's class activation maps
+merge   both stores -> one semantic and one instance map an image
+all     the three in one go; the parts are kept in STORE/parts/
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EPILOG = """examples:
+  # the embedded sample, from its boxes alone
+  tools/make_weak_labels.py boxes --dataset sample_train_weak --output output/labels/boxes
+
+  # own data: boxes and tags to one store, two processes
+  tools/make_weak_labels.py all --annotations cows.json --images photos --output cow_labels \\
+      --classifier output/tags/model_final.pth --workers 2
+
+  # a baseline to compare with, and another option of the recipe
+  tools/make_weak_labels.py boxes --annotations cows.json --images photos \\
+      --masks grabcut --output cow_grabcut WEAK_LABELS.GRABCUT.SIZE 256
+
+A run can be stopped at any moment; the same command goes on where it stopped.
+Exit status: 0 all images labelled, 1 some images failed (named above), 2 bad input.
+"""
+
+
+# Modules are imported when their subcommand runs: worker processes load this file too, and
+# should not pay for what they do not use.
+def _boxes(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
+    from wsis_d2.weak_labels.box_labels import make_box_store
+
+    return make_box_store(
+        cfg,
+        data.records,
+        data.categories,
+        args.output,
+        outside_boxes=data.outside_boxes,
+        ray_address=args.ray,
+        **_common(args),
+    )
+
+
+def _tags(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
+    from wsis_d2.engine.tag_labels import make_tag_labels
+
+    return make_tag_labels(
+        cfg, data.records, data.categories, args.output, classifier=args.classifier, **_common(args)
+    )
+
+
+def _merge(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
+    from wsis_d2.weak_labels.merge import make_merged_labels
+
+    return make_merged_labels(
+        cfg,
+        data.records,
+        data.categories,
+        args.output,
+        boxes=args.boxes,
+        tags=args.tags,
+        outside_boxes=data.outside_boxes,
+        **_common(args),
+    )
+
+
+def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
+    from wsis_d2.engine.tag_labels import make_all_labels
+
+    return make_all_labels(
+        cfg,
+        data.records,
+        data.categories,
+        args.output,
+        classifier=args.classifier,
+        outside_boxes=data.outside_boxes,
+        **_common(args),
+    )
+
+
+#: Subcommand -> function(args, cfg, data) -> exit status. ``data`` holds ``records`` (weak
+#: records), ``categories`` (the file's) and ``outside_boxes`` ("ignore" or a class id).
+SUBCOMMANDS: dict[str, Callable] = {"boxes": _boxes, "tags": _tags, "merge": _merge, "all": _all}
+
+
+def _common(args: SimpleNamespace) -> dict:
+    return {
+        "workers": args.workers,
+        "limit": args.limit,
+        "force": args.force,
+        "dry_run": args.dry_run,
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all four subcommands; options stand behind the subcommand."""
+    common = argparse.ArgumentParser(add_help=False)
+    data = common.add_argument_group("what to label")
+    data.add_argument("--dataset", metavar="NAME", help="a registered weak dataset")
+    data.add_argument("--annotations", metavar="A.json", help="or own data: boxes and tags")
+    data.add_argument("--images", metavar="DIR", help="folder of the own data's images")
+    common.add_argument("--output", required=True, metavar="STORE", help="folder of the labels")
+    common.add_argument("--config-file", metavar="F", help="recipe: a config with WEAK_LABELS")
+    common.add_argument("--workers", type=_positive, metavar="N", help="processes (default: cores)")
+    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    common.add_argument("--force", action="store_true", help="throw away labels that are there")
+    common.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and write nothing"
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="{" + ",".join(SUBCOMMANDS) + "}"
+    )
+    texts = dict(line.split(None, 1) for line in __doc__.splitlines()[2:])
+    for name in SUBCOMMANDS:
+        sub = subparsers.add_parser(
+            name,
+            parents=[common],
+            help=texts[name],
+            description=f"{name}: {texts[name]}",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in ("boxes", "all"):
+            sub.add_argument(
+                "--masks",
+                choices=("agreement", "grabcut", "mcg", "box"),
+                help="what a box's mask is (default: the config's WEAK_LABELS.MASKS, agreement)",
+            )
+        if name == "boxes":
+            sub.add_argument(
+                "--ray", metavar="ADDRESS", help="map over a ray cluster: 'auto' or an address"
+            )
+        if name in ("tags", "all"):
+            sub.add_argument("--classifier", metavar="W.pth", help="weights of the tag classifier")
+        if name == "merge":
+            sub.add_argument("--boxes", metavar="STORE", help="labels made from boxes")
+            sub.add_argument("--tags", metavar="STORE", help="labels made from tags")
+        sub.add_argument(
+            "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
+        )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1 was expected")
+    return value
+
+
+def read_config(args: SimpleNamespace):
+    """Return the config: defaults, ``--config-file``, KEY VALUE pairs, then ``--masks``."""
+    from detectron2.config import get_cfg
+
+    from wsis_d2.config import add_wsis_config
+
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        text = error.args[0] if error.args else error
+        raise InputError(f"config: {text} (keys are in wsis_d2/config.py)") from None
+    if getattr(args, "masks", None):
+        cfg.WEAK_LABELS.MASKS = args.masks
+    return cfg
+
+
+def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
+    """Return ``records``, ``categories`` and ``outside_boxes`` of what the arguments name."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from wsis_d2.data.datasets.custom import register_own_datasets, register_weak_panoptic
+
+    if bool(args.dataset) == bool(args.annotations):
+        raise InputError("name either --dataset NAME or --annotations A.json with --images DIR")
+    if bool(args.annotations) != bool(args.images):
+        raise InputError("--annotations and --images belong together; one is missing")
+    register_own_datasets(cfg)
+    name = args.dataset
+    if not name:
+        name = f"own data {args.annotations}"
+        register_weak_panoptic(name, args.annotations, args.images)
+    elif name not in DatasetCatalog.list():
+        raise InputError(
+            f"--dataset {name}: not registered; name a built-in dataset (datasets/README.md), or "
+            "one of DATASETS.OWN in --config-file, or use --annotations and --images"
+        )
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("supervision") not in ("weak", "mixed"):
+        raise InputError(f"--dataset {name}: is no weak dataset; it trains from its own masks")
+    records = [r for r in DatasetCatalog.get(name) if r["supervision"] == "weak"]
+    return SimpleNamespace(
+        records=records,
+        categories=[dict(c) for c in metadata.categories],
+        outside_boxes=metadata.get("outside_boxes", "ignore"),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S",
+        stream=sys.stderr, force=True,
+    )  # fmt: skip
+    cfg = read_config(args)
+    return SUBCOMMANDS[args.command](args, cfg, load_data(args, cfg))
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

@@ -1,0 +1,105 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The label store of a dataset's boxes: what ``tools/make_weak_labels.py boxes`` does."""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from wsis_d2.weak_labels.box_masks import (
+    BoxLabelOptions,
+    make_box_labels,
+    read_image,
+    thing_boxes,
+)
+from wsis_d2.weak_labels.driver import Labels, report_plan, run
+from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
+from wsis_d2.weak_labels.store import IGNORE, LabelStore
+
+logger = logging.getLogger(__name__)
+
+#: Raised whenever the same options would give other labels.
+_ALGORITHM = 1
+
+
+class BoxLabeller:
+    """The labelling function of one process: weak record in, labels out."""
+
+    def __init__(
+        self, source: ProposalSource | None, options: BoxLabelOptions, outside: int
+    ) -> None:
+        """See :func:`make_box_labels`; ``source`` None where no proposals are needed."""
+        self._source = source
+        self._options = options
+        self._outside = outside
+
+    def __call__(self, record: Mapping) -> Labels:
+        """Read the record's image and label it from its boxes."""
+        image = read_image(record)
+        proposals = None
+        if self._source is not None:
+            proposals = functools.partial(self._source, image, record)
+        return make_box_labels(image, thing_boxes(record), proposals, self._options, self._outside)
+
+
+def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:
+    """Return everything that labels made from boxes depend on, but image and annotation."""
+    options = BoxLabelOptions.from_config(cfg)
+    recipe = {
+        "kind": "boxes",
+        "algorithm": _ALGORITHM,
+        "outside_boxes": outside_boxes,
+        **dataclasses.asdict(options),
+    }
+    if options.needs_proposals:
+        recipe["proposals"] = build_proposal_source(cfg).recipe()
+    return recipe
+
+
+def make_box_store(
+    cfg,
+    records: Sequence[Mapping],
+    categories: list[dict],
+    output: str | os.PathLike,
+    *,
+    outside_boxes: str | int = "ignore",
+    workers: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    ray_address: str | None = None,
+) -> int:
+    """Label every record from its boxes into a label store.
+
+    Args:
+        cfg: with ``add_wsis_config``; ``WEAK_LABELS`` is read.
+        records: weak records.
+        categories: the annotation file's.
+        output: the store's folder.
+        outside_boxes: "ignore", or the contiguous class id of pixels outside all boxes.
+        workers, limit, ray_address: see :func:`wsis_d2.weak_labels.driver.run`.
+        force: throw away labels that are there.
+        dry_run: only say what would be done; nothing is written.
+
+    Returns:
+        Exit status: 0, or 1 if an image failed.
+    """
+    recipe = boxes_recipe(cfg, outside_boxes)
+    if dry_run:
+        report_plan(records, categories, recipe, output, limit=limit, force=force)
+        return 0
+    options = BoxLabelOptions.from_config(cfg)
+    source = build_proposal_source(cfg) if options.needs_proposals else None
+    outside = IGNORE if outside_boxes == "ignore" else int(outside_boxes)
+    store = LabelStore.create(output, recipe, categories, force=force)
+    result = run(
+        functools.partial(BoxLabeller, source, options, outside),
+        records,
+        store,
+        workers=workers,
+        limit=limit,
+        desc="boxes",
+        ray_address=ray_address,
+    )
+    return result.exit_status

@@ -1,0 +1,381 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Boxes to labels: where GrabCut and the best proposal agree, a pixel has the box's class.
+
+Paper 3.2: a pixel takes the class of a box only where both say foreground; the rest of the box is
+ignore. What fails (tiny and whole-image boxes, nothing agreed) stays ignore, is counted, and may
+have a fallback.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.driver import Labels
+from wsis_d2.weak_labels.grabcut import GrabCutOptions, ellipse_mask, grabcut_mask
+from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
+from wsis_d2.weak_labels.proposals.select import MODES, select_proposal
+from wsis_d2.weak_labels.store import IGNORE, INSTANCE_IGNORE
+
+MASKS = ("agreement", "grabcut", "mcg", "box")
+FALLBACKS = ("none", "mcg", "ellipse")
+OVERLAPS = ("smaller", "ignore")
+
+
+@dataclasses.dataclass(frozen=True)
+class ThingBox:
+    """A box of a countable class.
+
+    Attributes:
+        class_id: contiguous class id.
+        x0, y0, x1, y1: pixels, x1 and y1 exclusive, inside the image.
+        is_group: a crowd's box: it holds several objects and stays ignore.
+    """
+
+    class_id: int
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    is_group: bool = False
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1."""
+        return self.x0, self.y0, self.x1, self.y1
+
+    @property
+    def area(self) -> int:
+        """Pixels."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxLabelOptions:
+    """How boxes become labels; the keys of ``WEAK_LABELS`` of the same names."""
+
+    masks: str = "agreement"
+    min_agreement: float = 0.0
+    fallback: str = "none"
+    fallback_radius: float = 0.8
+    min_box_side: int = 4
+    max_box_share: float = 0.98
+    overlap: str = "smaller"
+    selection: str = "bbox_area"
+    grabcut: GrabCutOptions = dataclasses.field(default_factory=GrabCutOptions)
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("MASKS", self.masks, MASKS),
+            ("FALLBACK", self.fallback, FALLBACKS),
+            ("OVERLAP", self.overlap, OVERLAPS),
+            ("PROPOSALS.SELECTION", self.selection, MODES),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"WEAK_LABELS.{key}: {value!r}, expected one of {', '.join(known)}"
+                )
+        for key in ("min_agreement", "fallback_radius", "max_box_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InputError(
+                    f"WEAK_LABELS.{key.upper()}: {getattr(self, key)}, expected a value in 0..1"
+                )
+
+    @classmethod
+    def from_config(cls, cfg) -> "BoxLabelOptions":
+        """Read ``cfg.WEAK_LABELS``."""
+        node = cfg.WEAK_LABELS
+        return cls(
+            masks=node.MASKS,
+            min_agreement=node.MIN_AGREEMENT,
+            fallback=node.FALLBACK,
+            fallback_radius=node.FALLBACK_RADIUS,
+            min_box_side=node.MIN_BOX_SIDE,
+            max_box_share=node.MAX_BOX_SHARE,
+            overlap=node.OVERLAP,
+            selection=node.PROPOSALS.SELECTION,
+            grabcut=GrabCutOptions.from_config(cfg),
+        )
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether any box asks for a proposal."""
+        return self.masks in ("agreement", "mcg") or self.fallback == "mcg"
+
+
+@dataclasses.dataclass
+class BoxParts:
+    """What the two parts say about one box, each (y1 - y0, x1 - x0) bool or None (not asked).
+
+    Attributes:
+        grabcut: GrabCut's foreground; None also where there is no background to compare with.
+        proposal: the best proposal, clipped to the box.
+        index: the proposal's index, None if none met the box.
+    """
+
+    grabcut: np.ndarray | None
+    proposal: np.ndarray | None
+    index: int | None = None
+
+
+def thing_boxes(record: Mapping) -> list[ThingBox]:
+    """Return a weak record's boxes in pixels, in the order of the annotation.
+
+    A pixel belongs to a box if its centre does; a box keeps at least one pixel.
+    """
+    height, width = int(record["height"]), int(record["width"])
+    boxes = []
+    for annotation in record.get("annotations", []):
+        x0, y0, x1, y1 = (float(v) for v in annotation["bbox"])
+        if int(annotation.get("bbox_mode", 0)) == 1:  # Detectron2's BoxMode.XYWH_ABS
+            x1, y1 = x0 + x1, y0 + y1
+        left = min(max(int(np.floor(x0 + 0.5)), 0), width - 1)
+        top = min(max(int(np.floor(y0 + 0.5)), 0), height - 1)
+        right = min(max(int(np.floor(x1 + 0.5)), left + 1), width)
+        bottom = min(max(int(np.floor(y1 + 0.5)), top + 1), height)
+        group = bool(annotation.get("iscrowd", 0))
+        boxes.append(ThingBox(int(annotation["category_id"]), left, top, right, bottom, group))
+    return boxes
+
+
+def make_box_labels(
+    image: np.ndarray,
+    boxes: Sequence[ThingBox],
+    proposals: ProposalSet | Callable[[], ProposalSet] | None,
+    options: BoxLabelOptions,
+    outside: int = IGNORE,
+) -> Labels:
+    """Label one image from its boxes.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        boxes: in the order of the annotation; instance ids are their places among those that are
+            no groups, from 1, and spent even on boxes that end up empty.
+        proposals: the image's, or a function that makes them when first asked; None: the source
+            gives none, GrabCut alone decides.
+        options: see :class:`BoxLabelOptions`.
+        outside: class of the pixels outside all boxes (VOC: background); 255 = no information.
+
+    Returns:
+        ``semantic``: class where a box's mask says so, 255 elsewhere in boxes; ``instance``: id
+        there, -1 elsewhere and where two boxes of one class claim a pixel; ``counters``.
+    """
+    height, width = image.shape[:2]
+    semantic = np.full((height, width), IGNORE, np.uint8)
+    instance = np.full((height, width), INSTANCE_IGNORE, np.int32)
+    in_a_box = np.zeros((height, width), bool)
+    counters = new_counters()
+    masks, segments, seen = [], [], set()
+    maker = _Lazy(proposals)
+    for box in boxes:
+        in_a_box[_window(box)] = True
+        if box.is_group:
+            counters["boxes_group"] += 1
+            continue
+        segments.append({"id": len(segments) + 1, "category_id": box.class_id})
+        if (box.class_id, box.corners) in seen:
+            counters["boxes_duplicate"] += 1
+            continue
+        seen.add((box.class_id, box.corners))
+        counters["boxes"] += 1
+        mask = box_mask(image, box, maker, options, counters)
+        if mask.any():
+            masks.append((box, segments[-1]["id"], mask))
+    _paint(masks, semantic, instance, options.overlap)
+    if outside != IGNORE:
+        semantic[~in_a_box] = outside
+        segments.append({"id": len(segments) + 1, "category_id": int(outside)})
+        instance[~in_a_box] = segments[-1]["id"]
+    counters["pixels"] = height * width
+    counters["pixels_in_boxes"] = int(in_a_box.sum())
+    counters["pixels_thing"] = int((semantic[in_a_box] != IGNORE).sum())
+    counters["pixels_ignore"] = int((semantic == IGNORE).sum())
+    return Labels(semantic, instance, segments, counters)
+
+
+def new_counters() -> dict:
+    """Return the counters of one image, all zero, so that a summary always names each."""
+    names = (
+        "boxes",
+        "boxes_group",
+        "boxes_duplicate",
+        "boxes_tiny",
+        "boxes_border",
+        "boxes_whole_image",
+        "boxes_uniform",
+        "boxes_grabcut_empty",
+        "boxes_proposal_empty",
+        "boxes_failed",
+        "boxes_fallback_mcg",
+        "boxes_fallback_ellipse",
+        "boxes_ignored",
+    )
+    return dict.fromkeys(names, 0)
+
+
+def box_mask(
+    image: np.ndarray,
+    box: ThingBox,
+    proposals: Callable[[], ProposalSet | None],
+    options: BoxLabelOptions,
+    counters: dict,
+) -> np.ndarray:
+    """Return the pixels of a box that are its object, (y1 - y0, x1 - x0) bool; count what happens.
+
+    All false means: the whole box stays ignore.
+    """
+    height, width = image.shape[:2]
+    shape = (box.y1 - box.y0, box.x1 - box.x0)
+    if box.x0 == 0 or box.y0 == 0 or box.x1 == width or box.y1 == height:
+        counters["boxes_border"] += 1
+    if options.masks == "box":
+        return np.ones(shape, bool)
+    tiny = min(shape) < options.min_box_side
+    whole = box.area >= options.max_box_share * height * width
+    counters["boxes_tiny"] += tiny
+    counters["boxes_whole_image"] += whole
+    parts = BoxParts(None, None)
+    if not tiny and not whole:
+        if _is_uniform(image[_window(box)]):
+            counters["boxes_uniform"] += 1
+        parts = box_parts(image, box, proposals, options)
+        mask = combine(parts, options.masks)
+        if parts.grabcut is not None and not parts.grabcut.any():
+            counters["boxes_grabcut_empty"] += 1
+        if parts.proposal is not None and not parts.proposal.any():
+            counters["boxes_proposal_empty"] += 1
+        if mask.any() and mask.mean() >= options.min_agreement:
+            return mask
+    counters["boxes_failed"] += 1
+    mask = _fallback(box, proposals, options, parts)
+    if mask is not None and mask.any():
+        counters[f"boxes_fallback_{options.fallback}"] += 1
+        return mask
+    counters["boxes_ignored"] += 1
+    return np.zeros(shape, bool)
+
+
+def box_parts(
+    image: np.ndarray,
+    box: ThingBox,
+    proposals: Callable[[], ProposalSet | None],
+    options: BoxLabelOptions,
+) -> BoxParts:
+    """Ask GrabCut and the proposals about a box, each only if ``options.masks`` needs it."""
+    parts = BoxParts(None, None)
+    if options.masks in ("agreement", "grabcut"):
+        parts.grabcut = grabcut_mask(image, box.corners, options.grabcut)
+        if parts.grabcut is None:
+            parts.grabcut = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
+    if options.masks in ("agreement", "mcg"):
+        parts.index, parts.proposal = best_proposal(proposals(), box, options.selection)
+    return parts
+
+
+def best_proposal(
+    proposals: ProposalSet | None, box: ThingBox, selection: str
+) -> tuple[int | None, np.ndarray | None]:
+    """Return index and pixels (clipped to the box) of its proposal; None, None without a source."""
+    if proposals is None:
+        return None, None
+    index = select_proposal(proposals, box.corners, selection)
+    if index is None:
+        return None, np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
+    return index, proposals.mask(index)[_window(box)]
+
+
+def combine(parts: BoxParts, masks: str) -> np.ndarray:
+    """Return the mask of a box from its parts: one of them, or where both agree."""
+    asked = [m for m in (parts.grabcut, parts.proposal) if m is not None]
+    if not asked:
+        raise InputError(
+            f"WEAK_LABELS.MASKS {masks!r} needs proposals, but WEAK_LABELS.PROPOSALS.NAME is "
+            "'none'; name a source, or use --masks grabcut"
+        )
+    return asked[0] if len(asked) == 1 else asked[0] & asked[1]
+
+
+def _fallback(
+    box: ThingBox,
+    proposals: Callable[[], ProposalSet | None],
+    options: BoxLabelOptions,
+    parts: BoxParts,
+) -> np.ndarray | None:
+    if options.fallback == "mcg":
+        if parts.proposal is not None:
+            return parts.proposal
+        return best_proposal(proposals(), box, options.selection)[1]
+    if options.fallback == "ellipse":
+        return ellipse_mask(box.y1 - box.y0, box.x1 - box.x0, options.fallback_radius)
+    return None
+
+
+def _paint(
+    masks: list[tuple[ThingBox, int, np.ndarray]],
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    overlap: str,
+) -> None:
+    """Paint masks from the largest box to the smallest; settle what is claimed twice."""
+    claimed = {box.class_id: np.zeros(semantic.shape, bool) for box, _, _ in masks}
+    for box, number, mask in sorted(masks, key=lambda m: -m[0].area):
+        window = _window(box)
+        classes, ids, own = semantic[window], instance[window], claimed[box.class_id][window]
+        other = mask & (classes != IGNORE) & (classes != box.class_id)
+        classes[mask] = box.class_id
+        ids[mask] = number
+        ids[mask & own] = INSTANCE_IGNORE
+        if overlap == "ignore" and other.any():
+            classes[other] = _CONTESTED
+            ids[other] = INSTANCE_IGNORE
+        own |= mask
+    semantic[semantic == _CONTESTED] = IGNORE
+
+
+#: Pixels that two classes claim, while painting goes on: a third claim must not get them.
+_CONTESTED = 254
+
+
+def _window(box: ThingBox) -> tuple[slice, slice]:
+    return np.s_[box.y0 : box.y1, box.x0 : box.x1]
+
+
+def _is_uniform(region: np.ndarray) -> bool:
+    return bool((region == region[:1, :1]).all())
+
+
+class _Lazy:
+    """Proposals made when first asked for, and then kept."""
+
+    def __init__(self, proposals: ProposalSet | Callable[[], ProposalSet] | None) -> None:
+        self._proposals = proposals
+
+    def __call__(self) -> ProposalSet | None:
+        if callable(self._proposals):
+            self._proposals = self._proposals()
+        return self._proposals
+
+
+def read_image(record: Mapping) -> np.ndarray:
+    """Read a record's image.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        InputError: the file cannot be read, or its size is not the record's.
+    """
+    name = str(record["file_name"])
+    # Orientation flags are ignored: boxes are in the pixels as they are stored.
+    image = cv2.imread(name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InputError(f"{name}: cannot be read as an image (missing or damaged)")
+    size = (int(record["height"]), int(record["width"]))
+    if image.shape[:2] != size:
+        raise InputError(
+            f"{name}: is {image.shape[1]} x {image.shape[0]}, its annotation says "
+            f"{size[1]} x {size[0]}"
+        )
+    return image

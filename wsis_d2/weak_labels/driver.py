@@ -1,0 +1,392 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Map one function over weak records into a label store: a process pool, or ray over machines.
+
+Every worker process runs one thread. A record whose function raises is named, counted and skipped;
+so is one that kills its process (out of memory, a crash in native code). What is done is in the
+store at once, so a run may be stopped at any moment and goes on where it stopped. The order of
+results never matters: labels depend on their record alone.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.progress import format_seconds, progress
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+#: Importing wsis_d2 then registers nothing: no torch in processes that do not ask for it.
+_LIGHT = {"WSIS_D2_NO_REGISTER": "1"}
+_RECORD_FIELDS = (
+    "file_name",
+    "image_id",
+    "height",
+    "width",
+    "image_tags",
+    "crop_tags",
+    "supervision",
+)
+_DIED = "its process died (out of memory, or a crash in native code)"
+
+
+@dataclasses.dataclass
+class Labels:
+    """What a labelling function returns for one record; see :meth:`LabelStore.write`.
+
+    Attributes:
+        semantic: (H, W) uint8, contiguous class ids, 255 = ignore.
+        instance: (H, W) int32, segment ids, 0 and -1 = none.
+        segments: ``{"id", "category_id"}`` of each segment.
+        counters: what happened, name to number.
+    """
+
+    semantic: np.ndarray
+    instance: np.ndarray
+    segments: list[dict]
+    counters: dict
+
+
+@dataclasses.dataclass
+class DriverResult:
+    """How a run went.
+
+    Attributes:
+        made: images labelled now.
+        kept: images whose labels were there already.
+        failed: image id to message, of this run.
+        seconds: wall time.
+    """
+
+    made: int
+    kept: int
+    failed: dict
+    seconds: float
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 1 if an image failed."""
+        return 1 if self.failed else 0
+
+
+#: Made once in each worker process: a function without arguments that returns the labelling
+#: function (record -> Labels). It must pickle: a module-level function or ``functools.partial``.
+MakeWorker = Callable[[], Callable[[Mapping], Labels]]
+
+
+def default_workers() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan(records: Sequence[Mapping], store: LabelStore, limit: int | None = None) -> list[dict]:
+    """Return the records among the first ``limit`` whose labels are missing or stale, plain."""
+    chosen = records if limit is None else records[:limit]
+    return [plain_record(r) for r in chosen if not store.done(r["image_id"], r)]
+
+
+def run(
+    make_worker: MakeWorker,
+    records: Sequence[Mapping],
+    store: LabelStore,
+    *,
+    workers: int | None = None,
+    limit: int | None = None,
+    desc: str = "weak labels",
+    ray_address: str | None = None,
+) -> DriverResult:
+    """Label every record that has no current label in ``store``, then close the store.
+
+    Args:
+        make_worker: see :data:`MakeWorker`.
+        records: weak records of the dataset.
+        store: a writable store.
+        workers: processes; 1 runs in this one; None takes one a core. With ray: tasks at once,
+            None takes one a CPU of the cluster.
+        limit: only the first so many records.
+        desc: what the progress line calls it.
+        ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
+            machines must see images and store under the same paths.
+
+    Returns:
+        What happened; ``exit_status`` is meant for the tool.
+    """
+    start = time.monotonic()
+    considered = len(records) if limit is None else min(limit, len(records))
+    todo = plan(records, store, limit)
+    if ray_address is not None:
+        outcomes = _map_ray(make_worker, todo, store, workers, ray_address)
+    else:
+        workers = default_workers() if workers is None else workers
+        if workers < 1:
+            raise InputError(f"--workers {workers}: at least 1 was expected")
+        if workers == 1 or len(todo) < 2:
+            outcomes = _map_here(make_worker, todo, store)
+        else:
+            outcomes = _map_pool(make_worker, todo, store, min(workers, len(todo)))
+    failed = {}
+    with contextlib.closing(outcomes):
+        for record, message in progress(outcomes, total=len(todo), desc=desc):
+            if message is not None:
+                failed[record["image_id"]] = message
+                store.write_failure(record, message)
+                logger.error("image %r skipped: %s", record["image_id"], message)
+    summary = store.finish()
+    result = DriverResult(
+        made=len(todo) - len(failed),
+        kept=considered - len(todo),
+        failed=failed,
+        seconds=time.monotonic() - start,
+    )
+    _log_summary(result, summary, store, desc)
+    return result
+
+
+def report_plan(
+    records: Sequence[Mapping],
+    categories: list[dict],
+    recipe: Mapping,
+    output: str | os.PathLike,
+    *,
+    limit: int | None = None,
+    force: bool = False,
+) -> None:
+    """Log what a run would do, for ``--dry-run``; writes nothing.
+
+    Raises:
+        InputError: the run would be refused, because ``output`` holds another recipe.
+    """
+    considered = len(records) if limit is None else min(limit, len(records))
+    wanted = LabelStore.check_recipe(output, recipe, categories, force=force)
+    there = os.path.exists(os.path.join(output, "manifest.json")) and not force
+    todo = plan(records, LabelStore.open(output), limit) if there else records[:considered]
+    boxes = sum(len(r.get("annotations", [])) for r in todo)
+    logger.info(
+        "dry run: %d of %d images to label, with %d boxes; recipe %s; output %s",
+        len(todo), considered, boxes, wanted[:12], output,
+    )  # fmt: skip
+    for record in todo:
+        if not os.path.exists(record["file_name"]):
+            logger.error("  missing image: %s", record["file_name"])
+
+
+def plain_record(record: Mapping) -> dict:
+    """Return the weak fields of a record as plain numbers: workers need neither torch nor d2.
+
+    Other fields, such as the path of a mask in a mixed dataset, do not pass.
+    """
+    plain = {name: record[name] for name in _RECORD_FIELDS if name in record}
+    plain["annotations"] = [
+        {
+            "bbox": [float(v) for v in a["bbox"]],
+            "bbox_mode": int(a.get("bbox_mode", 0)),
+            "category_id": int(a["category_id"]),
+            "iscrowd": int(a.get("iscrowd", 0)),
+        }
+        for a in record.get("annotations", [])
+    ]
+    return plain
+
+
+class _Task:
+    """The labelling function of one process, and what it does with one record."""
+
+    def __init__(self, make_worker: MakeWorker, store: LabelStore) -> None:
+        _one_thread()
+        self._label = make_worker()
+        self._store = store
+
+    def __call__(self, record: dict) -> str | None:
+        """Label and store one record; return None, or why it failed."""
+        try:
+            labels = self._label(record)
+            self._store.write(
+                record, labels.semantic, labels.instance, labels.segments, labels.counters
+            )
+        except Exception as error:
+            logger.debug("image %r", record["image_id"], exc_info=True)
+            return describe_error(record, error)
+        return None
+
+
+def describe_error(record: Mapping, error: Exception) -> str:
+    """Return one line that names the image's file and what went wrong with it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    name = str(record.get("file_name", record["image_id"]))
+    return text if name in text else f"{name}: {kind}{text}"
+
+
+def _map_here(
+    make_worker: MakeWorker, records: list[dict], store: LabelStore
+) -> Iterator[tuple[dict, str | None]]:
+    if not records:
+        return
+    task = _Task(make_worker, store)
+    for record in records:
+        yield record, task(record)
+
+
+_task: _Task | Exception | None = None
+
+
+def _start_process(make_worker: MakeWorker, store: LabelStore) -> None:
+    global _task
+    try:
+        _task = _Task(make_worker, store)
+    except Exception as error:  # raised from an initializer it would only say "broken pool"
+        _task = error
+
+
+def _run_in_process(record: dict) -> str | None:
+    if isinstance(_task, Exception):
+        raise _task
+    return _task(record)
+
+
+def _map_pool(
+    make_worker: MakeWorker, records: list[dict], store: LabelStore, workers: int
+) -> Iterator[tuple[dict, str | None]]:
+    """Yield (record, message) as processes end them; survive processes that die."""
+    queue = list(reversed(records))
+    suspects: list[dict] = []
+    with _one_thread_environment():
+        while queue or suspects:
+            # After a crash nobody knows whose record it was: each suspect is tried alone.
+            alone = bool(suspects)
+            source = suspects if alone else queue
+            pool = ProcessPoolExecutor(
+                1 if alone else workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(make_worker, store),
+            )
+            running: dict = {}
+            try:
+                window = 1 if alone else 2 * workers
+                while source or running:
+                    while source and len(running) < window:
+                        running[pool.submit(_run_in_process, source[-1])] = source[-1]
+                        source.pop()
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        message = future.result()
+                        yield running.pop(future), message
+            except BrokenProcessPool:
+                left = [running[f] for f in running]
+                if alone:
+                    yield left[0], describe_error(left[0], RuntimeError(_DIED))
+                else:
+                    suspects = [r for r in left if not store.done(r["image_id"], r)]
+                    for record in left:
+                        if record not in suspects:
+                            yield record, None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _map_ray(
+    make_worker: MakeWorker,
+    records: list[dict],
+    store: LabelStore,
+    workers: int | None,
+    address: str,
+) -> Iterator[tuple[dict, str | None]]:
+    """Yield (record, message) as actors of a ray cluster end them; the same function is mapped."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--ray: the package ray is not installed; install it with: pip install 'wsis_d2[ray]'"
+        ) from None
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    if not records:
+        return
+    count = workers or int(ray.cluster_resources().get("CPU", 1))
+    environment = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1") | _LIGHT}
+    # SPREAD: one machine must not take all actors while others idle.
+    actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env=environment)(_Task)
+    queue = list(reversed(records))
+    running = {}
+
+    def submit(handle, record):
+        running[handle.__call__.remote(record)] = (handle, record)
+
+    handles = [actor.remote(make_worker, store) for _ in range(min(count, len(records)))]
+    try:
+        for handle in handles:
+            submit(handle, queue.pop())
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            handle, record = running.pop(ready)
+            try:
+                message = ray.get(ready)
+            except ray.exceptions.RayActorError:
+                message = describe_error(record, RuntimeError(_DIED))
+                handle = actor.remote(make_worker, store)
+                handles.append(handle)
+            if queue:
+                submit(handle, queue.pop())
+            yield record, message
+    finally:
+        for handle in handles:
+            ray.kill(handle)
+
+
+def _one_thread() -> None:
+    """Keep OpenCV, and torch where it is loaded, to one thread in this process."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _one_thread_environment() -> Iterator[None]:
+    """Start child processes with one thread each; restore the variables afterwards."""
+    before = {name: os.environ.get(name) for name in (*_THREAD_VARIABLES, *_LIGHT)}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    os.environ.update(_LIGHT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _log_summary(result: DriverResult, summary: dict, store: LabelStore, desc: str) -> None:
+    logger.info(
+        "%s: %d made, %d kept from before, %d failed, in %s; %s holds %d images",
+        desc,
+        result.made,
+        result.kept,
+        len(result.failed),
+        format_seconds(result.seconds),
+        store.path,
+        summary["images"],
+    )
+    for name, value in sorted(summary["counters"].items()):
+        logger.info("  %-28s %s", name, f"{value:,}" if isinstance(value, int) else value)
+    for image_id, message in result.failed.items():
+        logger.error("  failed: image %r: %s", image_id, message)

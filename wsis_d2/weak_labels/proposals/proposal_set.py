@@ -1,0 +1,165 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Region proposals of one image, as sets of superpixels: compared with boxes, never rasterised."""
+
+import abc
+import dataclasses
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+
+class ProposalSet(abc.ABC):
+    """Proposals of one image, in the image's own pixels.
+
+    Attributes:
+        image_size: (H, W).
+        areas: (N,) float64, pixels.
+        boxes: (N, 4) float64, tight boxes, x0, y0, x1, y1, exclusive ends.
+    """
+
+    image_size: tuple[int, int]
+    areas: np.ndarray
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    @abc.abstractmethod
+    def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """Return how many pixels of each proposal lie in a box, (N,) float64."""
+
+    @abc.abstractmethod
+    def mask(self, index: int) -> np.ndarray:
+        """Return one proposal, (H, W) bool."""
+
+
+@dataclasses.dataclass
+class TreeProposals(ProposalSet):
+    """Proposals over one superpixel map: each is up to four disjoint nodes of one region tree.
+
+    A tree puts the superpixels in an order in which every node is one run; so a node's sum of
+    anything is the difference of two cumulated sums, for all nodes at once.
+
+    Attributes:
+        superpixels: (h, w) int32, labels 0..S-1, at the working resolution.
+        orders: (T, S) int32, of each tree the superpixels in its order.
+        runs: (M, 3) int32, of each node its tree, start and end in the tree's order.
+        nodes: (N, 4) int32, rows of ``runs`` of each proposal, -1 = none.
+    """
+
+    superpixels: np.ndarray
+    orders: np.ndarray
+    runs: np.ndarray
+    nodes: np.ndarray
+    image_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        height, width = self.superpixels.shape
+        self._scale = np.array([self.image_size[1] / width, self.image_size[0] / height])
+        count = self.orders.shape[1]
+        self._leaf_areas = np.bincount(self.superpixels.ravel(), minlength=count)
+        leaf_boxes = _label_boxes(self.superpixels, count)
+        node_boxes = self._node_extremes(leaf_boxes)
+        used = self.nodes >= 0
+        picked = node_boxes[np.maximum(self.nodes, 0)]
+        low = np.where(used[..., None], picked[..., :2], np.iinfo(np.int32).max).min(axis=1)
+        high = np.where(used[..., None], picked[..., 2:], 0).max(axis=1)
+        self.boxes = np.concatenate([low * self._scale, high * self._scale], axis=1)
+        self.areas = self._sum(self._leaf_areas) * self._scale.prod()
+
+    def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        x0, y0, x1, y1 = scale_box(box, 1 / self._scale, self.superpixels.shape)
+        inside = self.superpixels[y0:y1, x0:x1].ravel()
+        counts = np.bincount(inside, minlength=self.orders.shape[1])
+        factor = (box[2] - box[0]) * (box[3] - box[1]) / max(inside.size, 1)
+        return np.minimum(self._sum(counts) * factor, self.areas)
+
+    def mask(self, index: int) -> np.ndarray:
+        """See :class:`ProposalSet`; holes are filled."""
+        chosen = np.zeros(self.orders.shape[1], np.uint8)
+        chosen[self.leaves(index)] = 1
+        mask = chosen[self.superpixels]
+        return to_image_size(fill_holes(mask), self.image_size)
+
+    def leaves(self, index: int) -> np.ndarray:
+        """Return the superpixels of one proposal, ids."""
+        runs = self.runs[[n for n in self.nodes[index] if n >= 0]]
+        return np.concatenate([self.orders[tree, start:end] for tree, start, end in runs])
+
+    def _sum(self, leaf_values: np.ndarray) -> np.ndarray:
+        """Return each proposal's sum of a value of the superpixels, (N,) float64."""
+        totals = np.zeros((self.orders.shape[0], self.orders.shape[1] + 1))
+        np.cumsum(leaf_values[self.orders], axis=1, out=totals[:, 1:])
+        tree, start, end = self.runs.T
+        node = np.append(totals[tree, end] - totals[tree, start], 0.0)  # row -1 counts nothing
+        return node[self.nodes].sum(axis=1)
+
+    def _node_extremes(self, leaf_boxes: np.ndarray) -> np.ndarray:
+        """Return each node's tight box, (M, 4), from those of the superpixels."""
+        out = np.empty((len(self.runs), 4), np.int64)
+        for tree in range(len(self.orders)):
+            rows = np.flatnonzero(self.runs[:, 0] == tree)
+            if rows.size:
+                ordered = leaf_boxes[self.orders[tree]]
+                starts, ends = self.runs[rows, 1], self.runs[rows, 2]
+                out[rows, :2] = _range_minimum(ordered[:, :2], starts, ends)
+                out[rows, 2:] = -_range_minimum(-ordered[:, 2:], starts, ends)
+        return out
+
+
+def scale_box(
+    box: tuple[int, int, int, int], scale: np.ndarray, shape: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return a box in another resolution as integers, inside ``shape``, at least one pixel."""
+    x0 = min(int(np.floor(box[0] * scale[0] + 0.5)), shape[1] - 1)
+    y0 = min(int(np.floor(box[1] * scale[1] + 0.5)), shape[0] - 1)
+    x1 = min(max(int(np.floor(box[2] * scale[0] + 0.5)), x0 + 1), shape[1])
+    y1 = min(max(int(np.floor(box[3] * scale[1] + 0.5)), y0 + 1), shape[0])
+    return x0, y0, x1, y1
+
+
+def to_image_size(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Return a mask at the image's size, (H, W) bool; its outline is smoothed on the way up."""
+    if mask.shape == tuple(image_size):
+        return mask.astype(bool)
+    height, width = image_size
+    grown = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return grown >= 0.5
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Return a mask with its holes filled, looking only at its tight box."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return mask
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    filled = mask.copy()
+    filled[window] = ndimage.binary_fill_holes(mask[window])
+    return filled
+
+
+def _label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the tight box of each label 0..count-1, (count, 4) int64."""
+    boxes = np.zeros((count, 4), np.int64)
+    for label, slices in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
+        if slices is not None:
+            rows, columns = slices
+            boxes[label] = columns.start, rows.start, columns.stop, rows.stop
+    return boxes
+
+
+def _range_minimum(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the minimum of ``values[start:end]`` of each run, by doubling (sparse table)."""
+    table = [values]
+    while (1 << len(table)) <= len(values):
+        half = 1 << (len(table) - 1)
+        last = table[-1]
+        table.append(np.minimum(last[:-half], last[half:]))
+    levels = np.frexp(ends - starts)[1] - 1  # floor of log2
+    out = np.empty((len(starts), values.shape[1]), values.dtype)
+    for level in np.unique(levels):
+        at = levels == level
+        out[at] = np.minimum(table[level][starts[at]], table[level][ends[at] - (1 << int(level))])
+    return out

@@ -1,0 +1,139 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Where region proposals come from: a registry of sources, and our own (``mcg``)."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from fvcore.common.registry import Registry
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.proposals.contours import gradient_contours, to_lab
+from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
+from wsis_d2.weak_labels.proposals.hierarchy import build_hierarchies
+from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
+
+
+class NamedRegistry(Registry):
+    """A registry whose entries have names of their own, as they stand in configs."""
+
+    def register_as(self, name: str):
+        """Return a decorator that registers its class as ``name``."""
+
+        def add(cls):
+            self._do_register(name, cls)
+            return cls
+
+        return add
+
+
+PROPOSAL_SOURCE_REGISTRY = NamedRegistry("PROPOSAL_SOURCE")
+PROPOSAL_SOURCE_REGISTRY.__doc__ = """
+Sources of region proposals, by ``WEAK_LABELS.PROPOSALS.NAME``. A source is a class with
+``from_config(cfg)``; its objects must pickle (they go to worker processes).
+"""
+
+
+class ProposalSource(abc.ABC):
+    """Gives the proposals of an image."""
+
+    @abc.abstractmethod
+    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
+        """Return the proposals of one image.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            record: its weak record; sources that read files go by ``image_id``, ``file_name``.
+        """
+
+    def recipe(self) -> dict:
+        """Return what the proposals depend on, for the label store's recipe."""
+        fields = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        return {"source": type(self).__name__, **fields}
+
+
+def build_proposal_source(cfg) -> ProposalSource:
+    """Build the source that ``cfg.WEAK_LABELS.PROPOSALS.NAME`` names."""
+    name = cfg.WEAK_LABELS.PROPOSALS.NAME
+    if name not in PROPOSAL_SOURCE_REGISTRY:
+        known = ", ".join(sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
+        raise InputError(f"WEAK_LABELS.PROPOSALS.NAME: {name!r}, expected one of {known}")
+    return PROPOSAL_SOURCE_REGISTRY.get(name).from_config(cfg)
+
+
+@PROPOSAL_SOURCE_REGISTRY.register_as("mcg")
+@dataclasses.dataclass(frozen=True)
+class MCGSource(ProposalSource):
+    """Multiscale combinatorial grouping, ours.
+
+    Attributes:
+        preset_name: "default", "scg" or "mcg": scales, trees and caps.
+        max_side: a larger image is scaled down to this longer side; 0 = never.
+        size_damping: see :func:`build_hierarchies`.
+    """
+
+    preset_name: str = "default"
+    max_side: int = 1024
+    size_damping: float = 0.002
+
+    @classmethod
+    def from_config(cls, cfg) -> "MCGSource":
+        """Read ``cfg.WEAK_LABELS.PROPOSALS``."""
+        node = cfg.WEAK_LABELS.PROPOSALS
+        return cls(preset_name=node.PRESET, max_side=node.MAX_SIDE, size_damping=node.SIZE_DAMPING)
+
+    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
+        """See :class:`ProposalSource`; ``record`` is not used."""
+        chosen = preset(self.preset_name)
+        small = shrink(image, self.max_side)
+        lab = to_lab(small)
+        contours = [self._contours(small, scale) for scale in chosen["scales"]]
+        contours.sort(key=lambda c: c[0])
+        found = build_hierarchies(
+            [c for _, c in contours],
+            lab,
+            region_trees=chosen["region_trees"],
+            size_damping=self.size_damping,
+        )
+        return group_hierarchies(found, chosen["caps"], image.shape[:2])
+
+    def _contours(self, image: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+        size = image.shape[1], image.shape[0]
+        scaled = tuple(max(1, round(s * scale)) for s in size)
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        resized = image if scaled == size else cv2.resize(image, scaled, interpolation=how)
+        contours = gradient_contours(to_lab(resized))
+        if scaled != size:
+            contours = cv2.resize(contours, size, interpolation=cv2.INTER_LINEAR)
+        return scale, contours
+
+
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """Return an image scaled down so that its longer side is at most ``max_side`` (0 = any)."""
+    longest = max(image.shape[:2])
+    if not max_side or longest <= max_side:
+        return image
+    factor = max_side / longest
+    size = tuple(max(1, round(s * factor)) for s in (image.shape[1], image.shape[0]))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def group_hierarchies(found, caps, image_size: tuple[int, int]) -> TreeProposals:
+    """Group every tree; ``caps`` has one entry a tree, or one for all."""
+    orders, runs, nodes, offset = [], [], [], 0
+    for number, (parents, altitudes) in enumerate(found.trees):
+        limit = caps[number] if len(caps) > 1 and number < len(caps) else caps[0]
+        order, tree_runs, tree_nodes = group_tree(parents, altitudes, found.edges, limit)
+        orders.append(order)
+        runs.append(np.insert(tree_runs, 0, number, axis=1))
+        nodes.append(np.where(tree_nodes >= 0, tree_nodes + offset, -1))
+        offset += len(tree_runs)
+    return TreeProposals(
+        superpixels=found.superpixels,
+        orders=np.stack(orders),
+        runs=np.concatenate(runs),
+        nodes=np.concatenate(nodes),
+        image_size=tuple(image_size),
+    )
