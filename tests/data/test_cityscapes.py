@@ -44,6 +44,35 @@ def test_categories_are_those_of_cityscapesscripts():
     assert ours == [(x.name, x.id, int(x.hasInstances), x.color) for x in known]
 
 
+@pytest.mark.parametrize("split, count", [("train", 2), ("val", 1)])
+def test_fine_truth_equals_cityscapesscripts(tree, tmp_path, split, count):
+    from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+
+    convert2panoptic(str(tree / "cityscapes" / "gtFine"), str(tmp_path), setNames=[split])
+    content = json.loads((tmp_path / f"cityscapes_panoptic_{split}.json").read_text())
+    ours = panoptic_pairs(tree / "wsis_cityscapes", split, f"panoptic_{split}")
+    assert len(content["annotations"]) == len(ours) == count
+    for annotation in content["annotations"]:
+        path = tmp_path / f"cityscapes_panoptic_{split}" / annotation["file_name"]
+        rgb = np.asarray(Image.open(path)).astype(int)
+        ids, segments = ours[annotation["image_id"]]
+        assert (ids == rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]).all()
+        assert segments == {
+            s["id"]: {key: s[key] for key in ("id", "category_id", "iscrowd", "area", "bbox")}
+            for s in annotation["segments_info"]
+        }
+
+
+def test_boxes_in_the_order_of_instance_ids(tree):
+    boxes = weak(tree, "val")["annotations"]
+    assert [(b["category_id"], b["iscrowd"], b["bbox"]) for b in boxes] == [
+        (24, 1, [50, 30, 10, 10]),  # the group first
+        (26, 0, [20, 41, 13, 9]),  # 26000
+        (26, 0, [10, 41, 10, 9]),  # 26001
+        (33, 0, [70, 52, 10, 8]),
+    ]
+
+
 def test_tags_name_stuff_alone(tree):
     image = weak(tree, "val")["images"][0]
     assert image["image_tags"] == [7, 21, 23]
