@@ -68,6 +68,8 @@ class CleanOptions:
         mandg_zero_is_no_box: in ``mandg`` 0 means "no box here" and not class 0, as in the
             authors' files. Switch off where class 0 is a thing.
         stuff_instances: give each tagged stuff class an instance that spans the image.
+        instances: make instance labels; without, the instance map is all ignore (images whose
+            boxes are unreliable).
     """
 
     score_threshold: float | None = 0.99
@@ -80,6 +82,7 @@ class CleanOptions:
     fill_threshold: float = 0.5
     mandg_zero_is_no_box: bool = True
     stuff_instances: bool = True
+    instances: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.outside_label <= IGNORE:
@@ -176,6 +179,9 @@ def clean_labels(
 
     stuff = sorted(int(i) for i in set(image_tags) - things) if options.stuff_instances else []
     _check_classes("image_tags", stuff)
+    if not options.instances:
+        nothing = np.full(labels.shape, INSTANCE_IGNORE, np.int32)
+        return CleanResult(result, nothing, [], stages)
     instance, segments = instance_labels(result, boxes, stuff)
     return CleanResult(result, instance, segments, stages)
 

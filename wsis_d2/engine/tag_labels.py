@@ -1,0 +1,246 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Tags to cue labels: run a trained tag classifier's Grad-CAM over a dataset (paper 3.3)."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.modeling import build_model
+
+from wsis_d2.modeling.grad_cam import GradCAM
+from wsis_d2.modeling.meta_arch.tag_classifier import TagClassifier
+from wsis_d2.utils.checkpoint import model_state, read_checkpoint
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
+
+
+def classifier_config(cfg: CfgNode, weights: str | os.PathLike, num_classes: int) -> CfgNode:
+    """Return the config that a classifier was trained with.
+
+    Args:
+        cfg: the command's config. If its meta-architecture is the tag classifier, it is used;
+            otherwise the ``config.yaml`` that training wrote beside the weights.
+        weights: the classifier's checkpoint.
+        num_classes: number of classes of the dataset.
+
+    Raises:
+        InputError: no weights, or no config that describes them.
+    """
+    if not os.path.isfile(weights):
+        raise InputError(f"--classifier {weights}: no such file; train one with: {TRAIN_COMMAND}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.MODEL.META_ARCHITECTURE != "TagClassifier":
+        beside = Path(weights).parent / "config.yaml"
+        if not beside.is_file():
+            raise InputError(
+                f"--classifier {weights}: no config.yaml beside it; name the config it was "
+                "trained with: --config-file CLASSIFIER.yaml"
+            )
+        cfg.merge_from_file(str(beside))
+        if cfg.MODEL.META_ARCHITECTURE != "TagClassifier":
+            raise InputError(
+                f"{beside}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, expected "
+                "'TagClassifier'"
+            )
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
+    cfg.MODEL.WEIGHTS = ""
+    cfg.freeze()
+    return cfg
+
+
+def load_classifier(cfg: CfgNode, weights: str | os.PathLike) -> TagClassifier:
+    """Build the classifier and load its weights, all of them.
+
+    Raises:
+        InputError: the checkpoint does not fit.
+    """
+    model = build_model(cfg)
+    state = model_state(read_checkpoint(weights), weights)
+    try:
+        model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(
+            f"--classifier {weights}: does not fit the config and the dataset's classes ({first}); "
+            f"train one for them with: {TRAIN_COMMAND}"
+        ) from None
+    return model.eval()
+
+
+class CueLabeller:
+    """Weak record to cue labels; the labelling function of the ``tags`` command.
+
+    Args:
+        classifier: in evaluation mode.
+        layer: module whose activations are weighted.
+        thing_ids: classes that get no cues unless ``things``.
+        threshold, scales, flip, things: the ``CAM`` section.
+        image_format: channel order of the classifier's input.
+    """
+
+    def __init__(
+        self,
+        classifier: TagClassifier,
+        *,
+        layer: str,
+        thing_ids: frozenset[int],
+        threshold: float = 0.5,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        things: bool = False,
+        image_format: str = "BGR",
+    ) -> None:
+        self.classifier = classifier
+        self.cam = GradCAM(classifier, layer, classifier.logits)
+        self.left_out = frozenset() if things else thing_ids
+        self.threshold = threshold
+        self.scales = tuple(scales)
+        self.flip = flip
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int]
+    ) -> "CueLabeller":
+        """Build one from a classifier's config and weights."""
+        return cls(
+            load_classifier(cfg, weights),
+            layer=cfg.CAM.LAYER,
+            thing_ids=thing_ids,
+            threshold=cfg.CAM.THRESHOLD,
+            scales=cfg.CAM.SCALES,
+            flip=cfg.CAM.FLIP,
+            things=cfg.CAM.THINGS,
+            image_format=cfg.INPUT.FORMAT,
+        )
+
+    def maps(self, record: Mapping) -> dict[int, np.ndarray]:
+        """Return the stitched activation maps of the classes that the record's tags name.
+
+        Returns:
+            Class id to (H, W) float32 in [0, 1].
+        """
+        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        size = (int(record["height"]), int(record["width"]))
+        if image.shape[:2] != size:
+            raise InputError(
+                f"{record['file_name']}: is {image.shape[1]} x {image.shape[0]}, its entry says "
+                f"{size[1]} x {size[0]}"
+            )
+        tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+        crops = record_crops(record)
+        classes = [sorted(crop[4] - self.left_out) for crop in crops]
+        found: list[dict[int, np.ndarray]] = [{} for _ in crops]
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for k, (x0, y0, x1, y1, _) in enumerate(crops):
+            if classes[k]:
+                shapes.setdefault((y1 - y0, x1 - x0), []).append(k)
+        for group in shapes.values():
+            batch = torch.stack(
+                [tensor[:, crops[k][1] : crops[k][3], crops[k][0] : crops[k][2]] for k in group]
+            )
+            maps = self.cam(batch, [classes[k] for k in group], self.scales, self.flip)
+            for k, own in zip(group, maps, strict=True):
+                found[k] = dict(zip(classes[k], own.numpy(), strict=True))
+        return stitch_maps(size, crops, found)
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return cue labels; there are no instances in them."""
+        size = (int(record["height"]), int(record["width"]))
+        maps = self.maps(record)
+        cues = cue_labels(maps, size, self.threshold)
+        counters = {
+            "pixels": cues.size,
+            "cue_pixels": int(np.count_nonzero(cues != IGNORE)),
+            "tagged_classes": len(maps),
+            "classes_without_cue": len(set(maps) - set(np.unique(cues).tolist())),
+        }
+        return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
+
+
+def _make_labeller(cfg_text: str, weights: str, thing_ids: frozenset[int]) -> CueLabeller:
+    """Build the labelling function in a worker process."""
+    return CueLabeller.from_config(CfgNode.load_cfg(cfg_text), weights, thing_ids)
+
+
+def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
+    """Return what cue labels depend on: the classifier's file, its architecture, the CAM keys."""
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
+    return {
+        "kind": "tags",
+        "classifier": digest,
+        "architecture": architecture,
+        "layer": cfg.CAM.LAYER,
+        "threshold": float(cfg.CAM.THRESHOLD),
+        "scales": [float(scale) for scale in cfg.CAM.SCALES],
+        "flip": bool(cfg.CAM.FLIP),
+        "things": bool(cfg.CAM.THINGS),
+    }
+
+
+def make_tag_labels(
+    cfg: CfgNode,
+    records: Sequence[Mapping],
+    categories: list[dict],
+    output: str | os.PathLike,
+    *,
+    classifier: str | os.PathLike,
+    workers: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """The ``tags`` command: a trained classifier and tags to a store of cue labels.
+
+    Args:
+        cfg: the ``CAM`` section is read, and the model where it is the classifier's own config.
+        records: weak records.
+        categories: the annotation file's categories.
+        output: the store to write.
+        classifier: the classifier's checkpoint.
+        workers: processes; None is one a core, or one where the classifier runs on a GPU.
+        limit: only the first so many records.
+        force: throw away a store of another recipe.
+        dry_run: say what would be done.
+
+    Returns:
+        The exit status: 0, or 1 if images failed.
+
+    Raises:
+        InputError: the classifier cannot be used, or no record has tags.
+    """
+    ordered = sorted(categories, key=lambda c: c["id"])
+    thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
+    if not any(record.get("image_tags") or record.get("crop_tags") for record in records):
+        raise InputError(
+            f"{len(records)} images and none has image_tags or crop_tags; the boxes command needs "
+            "none, this one has nothing to work with"
+        )
+    own = classifier_config(cfg, classifier, len(ordered))
+    recipe = tags_recipe(own, classifier)
+    if dry_run:
+        logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
+        return 0
+    load_classifier(own, classifier)  # one clear error now, not one for each image
+    store = LabelStore.create(output, recipe, categories, force)
+    if workers is None and own.MODEL.DEVICE != "cpu":
+        workers = 1
+    make = functools.partial(_make_labeller, own.dump(), os.fspath(classifier), thing_ids)
+    result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
+    return result.exit_status

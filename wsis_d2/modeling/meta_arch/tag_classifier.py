@@ -1,0 +1,144 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A multi-label image classifier that learns from tags: the source of stuff cues (paper 3.3)."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import nn
+
+from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
+
+
+@META_ARCH_REGISTRY.register()
+class TagClassifier(nn.Module):
+    """Backbone, global average pooling, one linear layer; sigmoid cross entropy.
+
+    A sample holds ``image`` (3, H, W) uint8 and, for training, ``tags`` (classes,) float: 1 the
+    class is there, 0 it is not, anything below 0 nobody knows (no loss). A test sample may hold
+    ``crops``, a list of ``(x0, y0, x1, y1)`` with exclusive ends, which are classified too.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_feature: str,
+        num_classes: int,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        new_layer_prefix_lr_factor: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            backbone: any Detectron2 backbone.
+            in_feature: the output of it that is pooled.
+            num_classes: number of classes, stuff and things.
+            pixel_mean, pixel_std: of each channel, in the image's channel order.
+            new_layer_prefix_lr_factor: learning-rate factor of the linear layer.
+        """
+        super().__init__()
+        shapes = backbone.output_shape()
+        if in_feature not in shapes:
+            raise ValueError(
+                f"MODEL.TAG_CLASSIFIER.IN_FEATURE is {in_feature!r}, the backbone gives "
+                f"{sorted(shapes)}"
+            )
+        if num_classes < 1:
+            raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.num_classes = num_classes
+        self.lr_factor = new_layer_prefix_lr_factor
+        self.stride = shapes[in_feature].stride
+        self.classifier = nn.Linear(shapes[in_feature].channels, num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        own = cfg.MODEL.TAG_CLASSIFIER
+        semantic = own.BACKBONE_FROM == "MODEL.SEMANTIC"
+        if own.BACKBONE_FROM not in ("MODEL", "MODEL.SEMANTIC"):
+            raise ValueError(
+                f"MODEL.TAG_CLASSIFIER.BACKBONE_FROM is {own.BACKBONE_FROM!r}, expected "
+                "'MODEL' or 'MODEL.SEMANTIC'"
+            )
+        source = cfg.MODEL.SEMANTIC if semantic else cfg.MODEL
+        return {
+            "backbone": build_semantic_backbone(cfg) if semantic else build_backbone(cfg),
+            "in_feature": own.IN_FEATURE,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "pixel_mean": tuple(source.PIXEL_MEAN),
+            "pixel_std": tuple(source.PIXEL_STD),
+            "new_layer_prefix_lr_factor": own.HEAD_LR_FACTOR,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def parameter_rules(self) -> list[tuple[str, float, float | None]]:
+        """Learning-rate factors by parameter name, for the trainer's optimiser."""
+        return [("classifier", self.lr_factor, None)]
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) of any dtype to float32, moved to the device and standardised."""
+        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+
+    def logits(
+        self, images: torch.Tensor, sizes: list[tuple[int, int]] | None = None
+    ) -> torch.Tensor:
+        """Classify standardised images.
+
+        Args:
+            images: (N, 3, H, W).
+            sizes: height and width of each image within its padding; None: no padding.
+
+        Returns:
+            (N, classes) logits.
+        """
+        features = self.backbone(images)[self.in_feature]
+        if sizes is None or all(tuple(size) == tuple(images.shape[-2:]) for size in sizes):
+            pooled = features.mean(dim=(2, 3))
+        else:
+            pooled = torch.stack(
+                [
+                    one[:, : -(-height // self.stride), : -(-width // self.stride)].mean(dim=(1, 2))
+                    for one, (height, width) in zip(features, sizes, strict=True)
+                ]
+            )
+        return self.classifier(pooled)
+
+    def forward(self, batched_inputs: list[dict]) -> dict | list[dict]:
+        """Return ``{"loss_tags"}`` while training, else probabilities.
+
+        Returns:
+            In evaluation a list of ``{"tags": (classes,) probabilities, "crop_tags": (crops,
+            classes) probabilities}``, the latter for samples with ``crops``.
+        """
+        if not self.training:
+            return [self._classify(sample) for sample in batched_inputs]
+        images = ImageList.from_tensors([self.normalize(x["image"]) for x in batched_inputs])
+        target = torch.stack([x["tags"] for x in batched_inputs]).to(self.device).float()
+        logits = self.logits(images.tensor, images.image_sizes)
+        known = target >= 0
+        losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none")
+        return {"loss_tags": (losses * known).sum() / known.sum().clamp(min=1)}
+
+    @torch.no_grad()
+    def _classify(self, sample: dict) -> dict:
+        image = self.normalize(sample["image"])
+        result = {"tags": self.logits(image[None]).sigmoid()[0]}
+        crops = sample.get("crops")
+        if crops:
+            scores = [
+                self.logits(image[None, :, y0:y1, x0:x1]).sigmoid()[0] for x0, y0, x1, y1 in crops
+            ]
+            result["crop_tags"] = torch.stack(scores)
+        return result

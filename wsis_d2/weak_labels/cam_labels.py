@@ -1,0 +1,127 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Class activation maps to cue labels (paper 3.3), as pure functions of arrays."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+IGNORE = 255
+
+
+def fixed_crops(
+    height: int, width: int, crop_height: int, crop_width: int
+) -> list[tuple[int, int, int, int]]:
+    """Return the fixed grid of crops that covers an image, columns outer, rows inner.
+
+    Along a side of length L, crops of length c: n = ceil(L / c) of them, overlapping by
+    ceil((n c - L) / (n - 1)). A 1024 x 2048 image has 15 crops of 400 x 500.
+
+    Returns:
+        ``(x0, y0, x1, y1)`` each, ends exclusive. Crops are cut to the image where they are larger.
+    """
+    return [
+        (x, y, min(x + crop_width, width), min(y + crop_height, height))
+        for x in _starts(width, crop_width)
+        for y in _starts(height, crop_height)
+    ]
+
+
+def _starts(length: int, crop: int) -> list[int]:
+    if crop < 1:
+        raise ValueError(f"crop of {crop} pixels, expected at least 1")
+    count = -(-length // crop)
+    if count == 1:
+        return [0]
+    overlap = -(-(count * crop - length) // (count - 1))
+    return [k * (crop - overlap) for k in range(count)]
+
+
+def record_crops(
+    record: Mapping, extra: Collection[int] = ()
+) -> list[tuple[int, int, int, int, frozenset[int]]]:
+    """Return the crops of a weak record and their tags; without crop tags, the image as one crop.
+
+    Args:
+        record: a weak record; the ``box`` of a crop tag is ``[x, y, width, height]``.
+        extra: classes that every crop may hold beside its tags.
+
+    Returns:
+        ``(x0, y0, x1, y1, tags)`` each, ends exclusive; none where the record has no tags at all.
+    """
+    extra = frozenset(extra)
+    crops = record.get("crop_tags")
+    if crops:
+        return [
+            (
+                int(round(x)),
+                int(round(y)),
+                int(round(x + w)),
+                int(round(y + h)),
+                frozenset(crop["tags"]) | extra,
+            )
+            for crop in crops
+            for x, y, w, h in [crop["box"]]
+        ]
+    if not record.get("image_tags"):
+        return []
+    return [(0, 0, record["width"], record["height"], frozenset(record["image_tags"]) | extra)]
+
+
+def stitch_maps(
+    size: tuple[int, int],
+    crops: Sequence[Sequence[int]],
+    maps: Sequence[Mapping[int, np.ndarray]],
+) -> dict[int, np.ndarray]:
+    """Put the maps of crops together; where crops overlap, the larger activation counts.
+
+    Args:
+        size: height and width of the image.
+        crops: ``(x0, y0, x1, y1, ...)`` each, ends exclusive.
+        maps: for each crop, class id to (crop height, crop width) float in [0, 1].
+
+    Returns:
+        Class id to (H, W) float32; 0 where no crop has the class.
+    """
+    stitched: dict[int, np.ndarray] = {}
+    for (x0, y0, x1, y1, *_), own in zip(crops, maps, strict=True):
+        for class_id, values in own.items():
+            if class_id not in stitched:
+                stitched[class_id] = np.zeros(size, np.float32)
+            window = stitched[class_id][y0:y1, x0:x1]
+            if values.shape != window.shape:
+                raise ValueError(
+                    f"crop {(x0, y0, x1, y1)}: map has shape {values.shape}, not {window.shape}"
+                )
+            np.maximum(window, values, out=window)
+    return stitched
+
+
+def cue_labels(
+    maps: Mapping[int, np.ndarray], size: tuple[int, int], threshold: float = 0.5
+) -> np.ndarray:
+    """Threshold maps relative to their maximum and lay the smaller classes over the larger.
+
+    Args:
+        maps: class id to (H, W) float, not negative; only the classes that the tags name.
+        size: height and width of the image.
+        threshold: share of the class's maximum from which a pixel is a cue; above 0, at most 1.
+
+    Returns:
+        (H, W) uint8: the class with the smallest thresholded area in the image that claims the
+        pixel (equal areas: the lower class id), 255 where none does. A map without a positive
+        value claims nothing.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"CAM.THRESHOLD is {threshold}, expected above 0 and at most 1")
+    claims = []
+    for class_id, values in maps.items():
+        if values.shape != tuple(size):
+            raise ValueError(f"map of class {class_id}: shape {values.shape}, not {tuple(size)}")
+        maximum = float(values.max()) if values.size else 0.0
+        if maximum > 0:
+            claim = values >= threshold * maximum
+            claims.append((int(np.count_nonzero(claim)), class_id, claim))
+    labels = np.full(size, IGNORE, np.uint8)
+    for _, class_id, claim in sorted(claims, key=lambda item: item[:2], reverse=True):
+        labels[claim] = class_id
+    return labels

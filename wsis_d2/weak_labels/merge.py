@@ -1,0 +1,319 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Box masks and tag cues to the pseudo ground truth of round 0 (paper 3.2 and 3.3).
+
+The merge is label cleaning without its score step: the cues are the map to clean, the box masks
+are what wins in it. See :mod:`wsis_d2.weak_labels.clean`.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.cam_labels import record_crops
+from wsis_d2.weak_labels.clean import (
+    IGNORE,
+    INSTANCE_IGNORE,
+    Box,
+    CleanOptions,
+    CleanResult,
+    clean_labels,
+)
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+INSTANCE_SOURCES = ("boxes", "masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What a dataset knows of its classes; with a record, all that cleaning needs.
+
+    Attributes:
+        thing_ids: contiguous ids of the things.
+        outside_label: 255, or the class of everything outside all boxes (Pascal VOC: 0).
+    """
+
+    thing_ids: frozenset[int]
+    outside_label: int = IGNORE
+
+    @classmethod
+    def of(cls, categories: Sequence[Mapping], outside_boxes: int | str = "ignore") -> "Annotation":
+        """Read the annotation file's categories; contiguous ids follow ascending category ids."""
+        ordered = sorted(categories, key=lambda c: c["id"])
+        things = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
+        return cls(things, IGNORE if outside_boxes == "ignore" else int(outside_boxes))
+
+    @property
+    def outside_classes(self) -> frozenset[int]:
+        """The class outside boxes, which needs no tag."""
+        return frozenset() if self.outside_label == IGNORE else frozenset({self.outside_label})
+
+
+def record_boxes(record: Mapping) -> list[Box]:
+    """Return a record's boxes in whole pixels, ends inclusive, in annotation order.
+
+    A pixel belongs to a box when the box covers any of it: 2.3 to 5.0 is columns 2, 3 and 4.
+    """
+    boxes = []
+    for annotation in record["annotations"]:
+        x0, y0, x1, y1 = _xyxy(annotation)
+        boxes.append(
+            Box(
+                int(annotation["category_id"]),
+                math.floor(x0),
+                math.floor(y0),
+                math.ceil(x1) - 1,
+                math.ceil(y1) - 1,
+                bool(annotation.get("iscrowd", 0)),
+            )
+        )
+    return boxes
+
+
+def _xyxy(annotation: Mapping) -> tuple[float, float, float, float]:
+    """Return the box of an annotation; Detectron2's BoxMode by its numbers, which need no torch."""
+    a, b, c, d = annotation["bbox"]
+    mode = int(annotation["bbox_mode"])
+    if mode == 0:  # XYXY_ABS
+        return a, b, c, d
+    if mode == 1:  # XYWH_ABS
+        return a, b, a + c, b + d
+    raise InputError(f"bbox_mode {mode}: expected XYXY_ABS (0) or XYWH_ABS (1)")
+
+
+def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOptions:
+    """Read the ``CLEAN`` section for one round; round 0 is the merge of box masks and cues."""
+    own = cfg.CLEAN
+    score = own.SCORE_THRESHOLD if round_number > 0 and own.SCORE_THRESHOLD > 0 else None
+    return CleanOptions(
+        score_threshold=score,
+        tags=own.TAGS,
+        merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
+        prior=own.PRIOR,
+        fill=own.FILL,
+        add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
+        outside_label=annotation.outside_label,
+        fill_threshold=own.FILL_THRESHOLD,
+        # In a label store 0 is a class like any other.
+        mandg_zero_is_no_box=False,
+        instances=own.INSTANCES,
+    )
+
+
+def clean_record(
+    record: Mapping,
+    labels: np.ndarray,
+    annotation: Annotation,
+    options: CleanOptions,
+    scores: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
+) -> CleanResult:
+    """Clean a map with the annotation of one weak record.
+
+    Args:
+        record: the weak record; without crop tags its image tags hold for the whole image.
+        labels: (H, W) uint8.
+        annotation: the dataset's classes.
+        options: the steps.
+        scores: (H, W) float, the labels' probabilities.
+        masks: (H, W) uint8, the map of the box masks.
+    """
+    crops = record_crops(record, annotation.outside_classes)
+    tags = annotation.outside_classes.union(record.get("image_tags") or (), *[c[4] for c in crops])
+    return clean_labels(
+        labels,
+        scores,
+        masks,
+        boxes=record_boxes(record),
+        crop_tags=crops,
+        image_tags=tags,
+        thing_ids=annotation.thing_ids,
+        options=options,
+    )
+
+
+def merge_record(
+    record: Mapping,
+    cues: np.ndarray | None,
+    masks: np.ndarray,
+    annotation: Annotation,
+    options: CleanOptions,
+    mask_instances: tuple[np.ndarray, list[dict]] | None = None,
+) -> driver.Labels:
+    """Make the labels of round 0 of one image.
+
+    Args:
+        record: the weak record.
+        cues: (H, W) uint8 from tags, 255 = none; None: there are no cues.
+        masks: (H, W) uint8, the boxes store's semantic map: things where masks agree, and the
+            class outside boxes where the dataset has one.
+        annotation: the dataset's classes.
+        options: the cleaning steps.
+        mask_instances: the boxes store's instance map and segments; given, pixels of a thing keep
+            the instance that their mask has.
+
+    Returns:
+        Semantic map, instance map, segments and counters.
+    """
+    start = np.full(masks.shape, IGNORE, np.uint8) if cues is None else cues.copy()
+    stuff_in_masks = (start == IGNORE) & ~np.isin(masks, [IGNORE, *annotation.thing_ids])
+    start[stuff_in_masks] = masks[stuff_in_masks]
+    result = clean_record(record, start, annotation, options, masks=masks)
+    instance, segments = result.instance, result.segments
+    if mask_instances is not None and options.instances:
+        instance, segments = _instances_of_masks(result, *mask_instances, annotation)
+    is_thing = np.isin(result.semantic, list(annotation.thing_ids))
+    counters = {
+        "pixels": int(result.semantic.size),
+        "thing_pixels": int(np.count_nonzero(is_thing)),
+        "stuff_pixels": int(np.count_nonzero(~is_thing & (result.semantic != IGNORE))),
+        "ignored_pixels": int(np.count_nonzero(result.semantic == IGNORE)),
+        "ambiguous_thing_pixels": int(np.count_nonzero(is_thing & (instance <= 0))),
+        "instances": len(segments),
+    }
+    return driver.Labels(result.semantic, instance, segments, counters)
+
+
+def _instances_of_masks(
+    result: CleanResult, instance: np.ndarray, segments: Sequence[Mapping], annotation: Annotation
+) -> tuple[np.ndarray, list[dict]]:
+    """Take the things' instances from the box masks and the stuff's from the cleaned map."""
+    stuff = [s for s in result.segments if s["category_id"] not in annotation.thing_ids]
+    merged = np.where(np.isin(result.instance, [s["id"] for s in stuff]), result.instance, 0)
+    merged[result.semantic == IGNORE] = INSTANCE_IGNORE
+    kept = list(stuff)
+    number = max((s["id"] for s in stuff), default=0)
+    for segment in segments:
+        class_id = int(segment["category_id"])
+        if class_id not in annotation.thing_ids:
+            continue
+        number += 1
+        own = (instance == segment["id"]) & (result.semantic == class_id)
+        if own.any():
+            merged[own] = number
+            kept.append({"id": number, "category_id": class_id})
+    thing = np.isin(result.semantic, list(annotation.thing_ids))
+    merged[thing & (merged == 0)] = INSTANCE_IGNORE
+    return merged.astype(np.int32), kept
+
+
+@dataclasses.dataclass
+class _MergeWorker:
+    """The labelling function of the merge, for the driver's processes."""
+
+    boxes: Path
+    tags: Path | None
+    annotation: Annotation
+    options: CleanOptions
+    instances_from: str
+
+    def __post_init__(self) -> None:
+        self._boxes = LabelStore.open(self.boxes)
+        self._tags = LabelStore.open(self.tags) if self.tags else None
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        image_id = record["image_id"]
+        self._boxes.check(record)
+        cues = None
+        if self._tags is not None:
+            self._tags.check(record)
+            cues = self._tags.semantic(image_id)
+        masks = self._boxes.semantic(image_id)
+        instances = self._boxes.instance(image_id) if self.instances_from == "masks" else None
+        return merge_record(record, cues, masks, self.annotation, self.options, instances)
+
+
+def merge_recipe(
+    boxes_recipe: Mapping, tags_recipe: Mapping | None, options: CleanOptions, instances_from: str
+) -> dict:
+    """Return what merged labels depend on, for :meth:`LabelStore.create`."""
+    if instances_from not in INSTANCE_SOURCES:
+        raise InputError(
+            f"CLEAN.INSTANCES_FROM is {instances_from!r}, expected one of {INSTANCE_SOURCES}"
+        )
+    return {
+        "kind": "merge",
+        "boxes": dict(boxes_recipe),
+        "tags": dict(tags_recipe) if tags_recipe is not None else None,
+        "clean": options.as_dict(),
+        "instances_from": instances_from,
+    }
+
+
+def make_merged_labels(
+    cfg,
+    records: Sequence[Mapping],
+    categories: list[dict],
+    output: str | os.PathLike,
+    *,
+    boxes: str | os.PathLike,
+    tags: str | os.PathLike | None = None,
+    outside_boxes: int | str = "ignore",
+    workers: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """The ``merge`` command: a boxes store and a tags store to a store of round-0 labels.
+
+    Args:
+        cfg: the ``CLEAN`` section is read.
+        records: weak records.
+        categories: the annotation file's categories.
+        output: the store to write.
+        boxes: the store that ``boxes`` wrote.
+        tags: the store that ``tags`` wrote; None: no cues, stuff stays ignored unless the dataset
+            names a class outside boxes.
+        outside_boxes: "ignore" or that class.
+        workers, limit, force, dry_run: as for all label commands.
+
+    Returns:
+        The exit status: 0, or 1 if images failed.
+
+    Raises:
+        InputError: a part is no store, or is one of other classes.
+    """
+    annotation = Annotation.of(categories, outside_boxes)
+    options = clean_options(cfg, annotation)
+    stores = {"boxes": LabelStore.open(boxes)}
+    if tags is not None:
+        stores["tags"] = LabelStore.open(tags)
+    for kind, store in stores.items():
+        names = [(c["id"], c["name"]) for c in store.categories]
+        if names != [(c["id"], c["name"]) for c in sorted(categories, key=lambda c: c["id"])]:
+            raise InputError(
+                f"--{kind} {store.path}: holds labels of other classes than the annotation's; "
+                f"make it from the same dataset with: tools/make_weak_labels.py {kind} ..."
+            )
+        found = store.recipe.get("kind")
+        if {"boxes": "tags", "tags": "boxes"}[kind] == found:
+            raise InputError(f"--{kind} {store.path}: this is a store of {found}, not of {kind}")
+    recipe = merge_recipe(
+        stores["boxes"].recipe,
+        stores["tags"].recipe if tags is not None else None,
+        options,
+        cfg.CLEAN.INSTANCES_FROM,
+    )
+    if dry_run:
+        logger.info("would merge %s into %s, %d images", list(stores), output, len(records))
+        return 0
+    store = LabelStore.create(output, recipe, categories, force)
+    make = functools.partial(
+        _MergeWorker,
+        Path(boxes),
+        Path(tags) if tags is not None else None,
+        annotation,
+        options,
+        cfg.CLEAN.INSTANCES_FROM,
+    )
+    result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
+    return result.exit_status
