@@ -1,1 +1,17 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Training: set-up, solver and trainer."""
+
+from wsis_d2.engine.setup import complete_config, load_cfg, setup, write_metadata
+from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
+from wsis_d2.engine.trainer import WSISTrainer, load_weights
+
+__all__ = [
+    "WSISTrainer",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "complete_config",
+    "load_cfg",
+    "load_weights",
+    "setup",
+    "write_metadata",
+]

@@ -1,1 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Dataset mappers; importing this registers them."""
+
+from .panoptic_mapper import PanopticMapper
+
+__all__ = ["PanopticMapper"]

@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Train or evaluate any stage of a config."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Threads that wait must not spin: several processes may share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from detectron2.engine import default_argument_parser, launch
+from detectron2.modeling import build_model
+
+from wsis_d2.engine import WSISTrainer, load_weights, setup
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EPILOG = """
+Examples:
+
+The detector, the semantic subnetwork and the instance stage of the embedded sample:
+    tools/train_net.py --config-file configs/Sample-Panoptic/detector.yaml
+    tools/train_net.py --config-file configs/Sample-Panoptic/semantic_weak.yaml \\
+        DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
+    tools/train_net.py --config-file configs/Sample-Panoptic/instance_weak.yaml \\
+        DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]" \\
+        MODEL.WSIS.DETECTOR_WEIGHTS output/detector/model_final.pth \\
+        MODEL.WSIS.SEMANTIC_WEIGHTS output/semantic_weak/model_final.pth
+
+Continue a run that was stopped:
+    tools/train_net.py --config-file F --resume OUTPUT_DIR output/run
+
+Evaluate a trained model, or without the CRF:
+    tools/train_net.py --config-file output/run/config.yaml --eval-only \\
+        MODEL.WEIGHTS output/run/model_final.pth
+    tools/train_net.py --config-file output/run/config.yaml --eval-only \\
+        MODEL.WEIGHTS output/run/model_final.pth MODEL.INSTANCE_HEAD.NAME BoxMergeHead
+"""
+
+
+def evaluate(cfg) -> None:
+    """Evaluate MODEL.WEIGHTS, or the parts' weights where that is empty."""
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+        cfg.freeze()
+    if not cfg.DATASETS.TEST:
+        raise InputError("--eval-only: DATASETS.TEST is empty; name the sets to evaluate on")
+    load_weights(cfg, model)
+    WSISTrainer.test(cfg, model)
+
+
+def run(args) -> None:
+    """What one process does."""
+    cfg = setup(args)
+    if args.eval_only:
+        evaluate(cfg)
+        return
+    trainer = WSISTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = default_argument_parser(epilog=EPILOG)
+    parser.description = __doc__
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is missing; see the examples of --help")
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    main_with_errors(main, sys.argv[1:])

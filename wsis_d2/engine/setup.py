@@ -1,0 +1,135 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Set a run up: config, datasets, classes, logging."""
+
+import argparse
+import json
+import logging
+import os
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import wsis_d2.data.datasets
+import wsis_d2.modeling  # noqa: F401  (registers the models)
+from wsis_d2.config import add_wsis_config
+from wsis_d2.data.datasets import register_own_datasets
+from wsis_d2.utils.errors import InputError
+
+
+def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> CfgNode:
+    """Return the config of a file with overrides, datasets registered and classes filled in.
+
+    Args:
+        config_file: a YAML file; None takes the defaults.
+        opts: alternating keys and values.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, an unreadable file, or classes that
+            contradict the datasets'.
+    """
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts or [])
+    except (KeyError, ValueError, AssertionError, AttributeError) as error:
+        message = str(error.args[0] if error.args else error)
+        where = f"{config_file} {' '.join(opts or [])}".strip()
+        raise InputError(f"config {where}: {message}") from error
+    register_own_datasets(cfg)
+    complete_config(cfg)
+    return cfg
+
+
+def complete_config(cfg: CfgNode) -> None:
+    """Fill in, from the datasets, the class keys that a stand-alone model needs.
+
+    Sets MODEL.WSIS.THING_IDS, MODEL.ROI_HEADS.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES from
+    the metadata of DATASETS.TRAIN, or DATASETS.TEST if that is empty; where neither is registered
+    here, the config must have them. MODEL.DEVICE becomes "cpu" where no GPU is visible.
+
+    Raises:
+        InputError: datasets of different classes, or a config made for other classes.
+    """
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog.list()]
+    first = None
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_ids") is None:
+            continue
+        classes = (list(metadata.thing_classes), [int(i) for i in metadata.thing_ids])
+        if first is None:
+            first = (name, *classes)
+        elif classes != first[1:]:
+            raise InputError(
+                f"DATASETS: {name!r} and {first[0]!r} have different classes; sets that are "
+                "trained on or tested together share one list of classes"
+            )
+    if first is None:
+        return
+    name, class_names, thing_ids = first
+    wanted = {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (cfg.MODEL.SEM_SEG_HEAD, len(class_names), 54),
+        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS, len(thing_ids), 80),
+    }
+    for key, (node, count, default) in wanted.items():
+        if node.NUM_CLASSES not in (count, default):
+            raise InputError(
+                f"{key} is {node.NUM_CLASSES}, dataset {name!r} has {count}; leave the key out, it "
+                "is filled in"
+            )
+        node.NUM_CLASSES = count
+    if cfg.MODEL.WSIS.THING_IDS not in ([], thing_ids):
+        raise InputError(
+            f"MODEL.WSIS.THING_IDS is {cfg.MODEL.WSIS.THING_IDS}, dataset {name!r} has "
+            f"{thing_ids}; leave the key out, it is filled in"
+        )
+    cfg.MODEL.WSIS.THING_IDS = thing_ids
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Set a command-line run up: :func:`load_cfg`, logging, config.yaml and metadata.json.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+    """
+    cfg = load_cfg(args.config_file or None, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsis_d2")
+    if comm.is_main_process():
+        write_metadata(cfg)
+    return cfg
+
+
+def write_metadata(cfg: CfgNode) -> str | None:
+    """Write OUTPUT_DIR/metadata.json, the classes a trained model speaks of.
+
+    Returns:
+        The file, or None where no dataset of the config is registered here.
+    """
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog.list()]
+    if not names:
+        return None
+    metadata = MetadataCatalog.get(names[0])
+    if metadata.get("thing_ids") is None:
+        return None
+    keys = ("thing_classes", "stuff_classes", "thing_colors", "stuff_colors", "thing_ids",
+            "stuff_ids", "ignore_label", "label_divisor", "categories",
+            "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")  # fmt: skip
+    content = {key: metadata.get(key) for key in keys}
+    content["dataset"] = names[0]
+    path = os.path.join(cfg.OUTPUT_DIR, "metadata.json")
+    temporary = path + ".tmp"
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=1, default=list)
+    os.replace(temporary, path)
+    return path

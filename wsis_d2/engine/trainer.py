@@ -1,0 +1,258 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The trainer of every stage: Detectron2's loop, hooks and checkpoints, made repeatable."""
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from torch import nn
+
+from wsis_d2.data.build import (
+    build_test_loader,
+    build_train_loader,
+    count_supervision,
+    load_records,
+)
+from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
+from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
+from wsis_d2.modeling.checkpoint import load_part
+from wsis_d2.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class WSISTrainer(TrainerBase):
+    """Trains the model of a config.
+
+    Random numbers are drawn anew for each iteration from the seed, the iteration and the process,
+    and samples are a function of seed and position
+    (:class:`wsis_d2.data.sampling.TrainingStream`), so that a resumed run computes exactly what
+    an uninterrupted one would.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: a frozen config, completed by :func:`wsis_d2.engine.load_cfg`.
+
+        Raises:
+            InputError: a config that cannot be trained.
+        """
+        super().__init__()
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+        seed_all_rng(self.seed)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        try:
+            model = build_model(cfg)
+            self.optimizer = build_optimizer(cfg, model)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self._plain_model = model
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        self.model = create_ddp_model(
+            model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
+        )
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.data_loader = None
+        self._batches: Iterator | None = None
+        self._seconds = 0.0
+        self._last_eval_results: dict = {}
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Timer, schedule, checkpoints, evaluation and writers, in Detectron2's order."""
+        cfg = self.cfg
+        main = comm.is_main_process()
+
+        def evaluate() -> dict:
+            self._last_eval_results = self.test(cfg, self._plain_model, seconds=self._seconds)
+            return self._last_eval_results
+
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main
+            else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if cfg.DATASETS.TEST else None,
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+
+    def build_writers(self) -> list:
+        """Console, metrics.json and TensorBoard."""
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from OUTPUT_DIR's last checkpoint, or load the weights the config names.
+
+        Args:
+            resume: continue if there is a checkpoint; iteration, optimiser, schedule, sampler
+                position and random state go on from it.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            path = self.checkpointer.get_checkpoint_file()
+            self.checkpointer.resume_or_load(path, resume=True)
+            self.start_iter = self.iter + 1
+            logger.info("Resumed from %s at iteration %d", path, self.start_iter)
+            return
+        load_weights(self.cfg, self._plain_model)
+
+    def train(self) -> dict:
+        """Train until SOLVER.MAX_ITER; returns the last evaluation's results."""
+        self.data_loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        self._batches = iter(self.data_loader)
+        self.model.train()
+        super().train(self.start_iter, self.max_iter)
+        return self._last_eval_results
+
+    def before_step(self) -> None:
+        """Draw the iteration's own random state."""
+        super().before_step()
+        state = np.random.SeedSequence([self.seed, self.iter, comm.get_rank()])
+        seed_all_rng(int(state.generate_state(1)[0]))
+
+    def run_step(self) -> None:
+        """One iteration: batch, losses, gradients, update."""
+        start = time.perf_counter()
+        self.model.train()
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+        losses = self.model(batch)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        wrong = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            files = ", ".join(str(sample.get("file_name")) for sample in batch)
+            raise FloatingPointError(
+                f"{'; '.join(wrong)} at iteration {self.iter}, images {files}; lower "
+                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED"
+            )
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer.step()
+        self._seconds += time.perf_counter() - start
+        self._write_losses(values, data_time)
+
+    def _write_losses(self, values: dict[str, float], data_time: float) -> None:
+        gathered = comm.gather({**values, "data_time": data_time})
+        if not comm.is_main_process():
+            return
+        self.storage.put_scalar("data_time", max(entry.pop("data_time") for entry in gathered))
+        means = {name: float(np.mean([entry[name] for entry in gathered])) for name in values}
+        self.storage.put_scalar("total_loss", sum(means.values()))
+        if len(means) > 1:
+            self.storage.put_scalars(**means)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds beside the model."""
+        return {
+            **super().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seed": self.seed,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over a checkpoint's state; its seed holds unless the config names one."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self._seconds = state_dict["seconds"]
+        if self.cfg.SEED < 0:
+            self.seed = state_dict["seed"]
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
+        """The evaluators of a dataset for what the model gives."""
+        from wsis_d2.evaluation import build_evaluator
+
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, seconds: float | None = None
+    ) -> dict:
+        """Evaluate on every set of DATASETS.TEST.
+
+        Args:
+            cfg: the config.
+            model: the model.
+            evaluators: one for each set; default :meth:`build_evaluator`.
+            seconds: training time, for results.json.
+
+        Returns:
+            The results of the one set, or by the sets' names. Rows to copy are logged, and the
+            main process writes OUTPUT_DIR/results.json.
+        """
+        results = {}
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            loader = build_test_loader(cfg, name)
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name, folder)
+            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if not comm.is_main_process():
+                continue
+            logger.info("Results on %s:", name)
+            for row in copy_paste_rows(results[name]):
+                logger.info(row)
+            if "panoptic_seg" in results[name] or "sem_seg" in results[name]:
+                cls._write_results(cfg, name, results[name], seconds)
+        return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
+
+    @staticmethod
+    def _write_results(cfg: CfgNode, dataset: str, results: dict, seconds: float | None) -> None:
+        kinds = set()
+        if cfg.DATASETS.TRAIN:
+            kinds = set(count_supervision(load_records(cfg.DATASETS.TRAIN)))
+        supervision = "mixed" if len(kinds) > 1 else (kinds.pop() if kinds else "full")
+        meta = make_meta(
+            supervision=supervision,
+            dataset=dataset,
+            variant=cfg.RUN_VARIANT,
+            seed=cfg.SEED,
+            config=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+            commit=git_commit(),
+            device=cfg.MODEL.DEVICE,
+            seconds=seconds,
+        )
+        name = cfg.RUN_NAME or supervision
+        if len(cfg.DATASETS.TEST) > 1:
+            name = f"{name}/{dataset}"
+        write_results_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), name, results, meta)
+
+
+def load_weights(cfg: CfgNode, model: nn.Module) -> None:
+    """Load the parts' checkpoints, if the config names them, then MODEL.WEIGHTS.
+
+    Raises:
+        InputError: a file is missing or fits another model.
+    """
+    for part, key in (("detector", "DETECTOR_WEIGHTS"), ("semantic", "SEMANTIC_WEIGHTS")):
+        path = cfg.MODEL.WSIS[key]
+        if path and getattr(model, part, None) is not None:
+            load_part(model, part, path, f"MODEL.WSIS.{key}")
+    if not cfg.MODEL.WEIGHTS:
+        return
+    try:
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    except (OSError, AssertionError) as error:
+        raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: cannot be read ({error})") from error

@@ -1,0 +1,55 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Compose a model from separately trained parts."""
+
+import logging
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from wsis_d2.utils.errors import InputError
+
+
+def load_part(model: nn.Module, part: str, path: str, key: str) -> None:
+    """Load one part of a model from a checkpoint of the part's own stage.
+
+    Args:
+        model: holds the part as an attribute, e.g. ``detector``.
+        part: the attribute; the checkpoint's parameters of that prefix are taken, or all of them
+            if none has it (a plain Detectron2 model).
+        path: file or URL of the checkpoint.
+        key: the config key that named it, for messages.
+
+    Raises:
+        InputError: the file is missing, lacks a parameter or holds one of another shape.
+    """
+    module = getattr(model, part)
+    # The checkpointer reads every format and address Detectron2 knows; nothing is loaded yet.
+    reader = DetectionCheckpointer(nn.Module())
+    try:
+        local = reader.path_manager.get_local_path(path)
+        state = reader._load_file(local)["model"]
+    except (OSError, KeyError, RuntimeError, EOFError) as error:
+        raise InputError(f"{key}: {path}: cannot be read as a checkpoint ({error})") from error
+    state = {k: torch.as_tensor(v) for k, v in state.items()}
+    prefix = f"{part}."
+    own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    if not own:
+        inner = "rcnn." if part == "detector" else ""
+        own = {inner + k: v for k, v in state.items()}
+    wanted = module.state_dict()
+    missing = sorted(k for k in wanted if k not in own)
+    shapes = sorted(k for k in wanted if k in own and own[k].shape != wanted[k].shape)
+    if missing or shapes:
+        first = (missing or shapes)[0]
+        problem = (
+            f"lacks {len(missing)} parameters of the {part}, first {first}"
+            if missing
+            else f"{first} has shape {tuple(own[first].shape)}, the model's is "
+            f"{tuple(wanted[first].shape)}"
+        )
+        raise InputError(
+            f"{key}: {path}: {problem}; train that part with the same backbone and head keys"
+        )
+    module.load_state_dict({k: own[k] for k in wanted})
+    logging.getLogger(__name__).info("%s: loaded %d arrays from %s", part, len(wanted), path)

@@ -1,0 +1,315 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A detector, a semantic subnetwork and a CRF that joins them (paper fig. 5)."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+from torch import nn
+
+from wsis_d2.modeling.instance import (
+    InstanceLabels,
+    build_instance_head,
+    instance_loss,
+    make_labels,
+)
+from wsis_d2.modeling.meta_arch.detector import Detector
+from wsis_d2.modeling.postprocessing import (
+    SCORE_MODES,
+    assign_labels,
+    panoptic_result,
+    segments_to_instances,
+)
+from wsis_d2.modeling.semantic import SemanticSubnetwork
+
+STAGES = ("detector", "semantic", "instance_piecewise", "end_to_end")
+TRAIN_BOXES = ("detector", "gt", "gt_jitter")
+
+
+@META_ARCH_REGISTRY.register()
+class WeakPanopticRCNN(nn.Module):
+    """Explains every pixel of an image by a detected thing or a stuff class.
+
+    One stage is trained at a time, and a stage holds only the parts it needs: "detector" and
+    "semantic" are networks of their own; "instance_piecewise" adds the instance head to both and
+    trains the head alone; "end_to_end" trains the semantic subnetwork with it. The detector is
+    back-propagated in its own stage only.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        stage: str,
+        detector: Detector | None,
+        semantic: SemanticSubnetwork | None,
+        instance: nn.Module | None,
+        num_classes: int,
+        thing_ids: list[int],
+        train_boxes: str = "detector",
+        box_jitter: float = 0.05,
+        semantic_loss_weight: float = 1.0,
+        instance_loss_weight: float = 1.0,
+        match_box_weight: float = 1e-3,
+        min_thing_area: int = 0,
+        min_stuff_area: int = 0,
+        thing_score: str = "detection",
+        stuff_score: str = "mean_confidence",
+        head_lr_factor: float = 10.0,
+        crf_lr_factor: float = 10.0,
+    ) -> None:
+        """
+        Args:
+            stage: one of ``STAGES``.
+            detector, semantic, instance: the parts; None where the stage has no use for one.
+            num_classes: number of unified classes C.
+            thing_ids: ascending unified ids of the things.
+            train_boxes: where the instance stages take boxes from, one of ``TRAIN_BOXES``.
+            box_jitter: each side of a "gt_jitter" box moves by up to this share of its size.
+            semantic_loss_weight: weight of the semantic losses in the end_to_end stage.
+            instance_loss_weight: weight of the instance loss.
+            match_box_weight: see :func:`wsis_d2.modeling.instance.match_instances`.
+            min_thing_area, min_stuff_area: see
+                :func:`wsis_d2.modeling.postprocessing.assign_labels`.
+            thing_score, stuff_score: which score ranks segments.
+            head_lr_factor, crf_lr_factor: learning rates of the semantic head and of the instance
+                head, as factors of the base rate.
+
+        Raises:
+            ValueError: an option outside its range, or a stage with nothing to train.
+        """
+        super().__init__()
+        if stage not in STAGES:
+            raise ValueError(f"MODEL.WSIS.STAGE is {stage!r}, expected one of {STAGES}")
+        if train_boxes not in TRAIN_BOXES:
+            raise ValueError(
+                f"MODEL.WSIS.TRAIN_BOXES is {train_boxes!r}, expected one of {TRAIN_BOXES}"
+            )
+        for key, mode in (("THING_SCORE", thing_score), ("STUFF_SCORE", stuff_score)):
+            if mode not in SCORE_MODES:
+                raise ValueError(
+                    f"MODEL.INSTANCE_HEAD.{key} is {mode!r}, expected one of {SCORE_MODES}"
+                )
+        self.stage = stage
+        self.detector = detector
+        self.semantic = semantic
+        self.instance = instance
+        self.num_classes = num_classes
+        self.thing_ids = list(thing_ids)
+        self.stuff_ids = [c for c in range(num_classes) if c not in set(thing_ids)]
+        self.train_boxes = train_boxes
+        self.box_jitter = box_jitter
+        self.semantic_loss_weight = semantic_loss_weight
+        self.instance_loss_weight = instance_loss_weight
+        self.match_box_weight = match_box_weight
+        self.min_thing_area = min_thing_area
+        self.min_stuff_area = min_stuff_area
+        self.thing_score = thing_score
+        self.stuff_score = stuff_score
+        self.head_lr_factor = head_lr_factor
+        self.crf_lr_factor = crf_lr_factor
+        self.register_buffer("_thing_ids", torch.tensor(self.thing_ids, dtype=torch.int64), False)
+        self.register_buffer("_device", torch.zeros(()), False)
+        self._detections: dict[str, Instances] = {}
+        self._freeze()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        options, head = cfg.MODEL.WSIS, cfg.MODEL.INSTANCE_HEAD
+        joint = options.STAGE in STAGES[2:]
+        return {
+            "stage": options.STAGE,
+            "detector": Detector(cfg) if joint or options.STAGE == "detector" else None,
+            "semantic": SemanticSubnetwork(cfg) if joint or options.STAGE == "semantic" else None,
+            "instance": build_instance_head(cfg) if joint else None,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "thing_ids": options.THING_IDS,
+            "train_boxes": options.TRAIN_BOXES,
+            "box_jitter": options.BOX_JITTER,
+            "semantic_loss_weight": options.SEMANTIC_LOSS_WEIGHT,
+            "instance_loss_weight": head.LOSS_WEIGHT,
+            "match_box_weight": head.MATCH_BOX_WEIGHT,
+            "min_thing_area": head.MIN_THING_AREA,
+            "min_stuff_area": head.MIN_STUFF_AREA,
+            "thing_score": head.THING_SCORE,
+            "stuff_score": head.STUFF_SCORE,
+            "head_lr_factor": cfg.SOLVER.HEAD_LR_FACTOR,
+            "crf_lr_factor": cfg.SOLVER.CRF_LR_FACTOR,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return self._device.device
+
+    def parameter_rules(self) -> list[tuple[str, float, float | None]]:
+        """Return (name prefix, factor of the learning rate, weight decay or None for the usual)."""
+        return [
+            ("semantic.head.", self.head_lr_factor, None),
+            ("instance.", self.crf_lr_factor, 0.0),
+        ]
+
+    def _freeze(self) -> None:
+        """Fix the parts that the stage does not train."""
+        joint = self.stage in STAGES[2:]
+        if joint:
+            self.detector.requires_grad_(False)
+        if self.stage == "instance_piecewise":
+            self.semantic.requires_grad_(False)
+        if self.stage == "end_to_end" and self.semantic_loss_weight == 0:
+            for name, parameter in self.semantic.head.named_parameters():
+                if name.startswith("aux_"):
+                    parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "WeakPanopticRCNN":
+        """Switch the trained parts to training; the others stay in evaluation mode."""
+        super().train(mode)
+        if mode and self.stage in STAGES[2:]:
+            self.detector.eval()
+            if self.stage == "instance_piecewise":
+                self.semantic.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """Train on or predict a batch.
+
+        Args:
+            batched_inputs: for each image ``image`` (3, H, W) 0 to 255, BGR, and
+                while training what :class:`wsis_d2.data.mappers.PanopticMapper` gives;
+                while testing ``height``, ``width`` of the output (default: the image's).
+
+        Returns:
+            While training, losses by name. Else for each image, as far as the stage has it:
+            ``sem_seg`` (C, H, W) probabilities, ``panoptic_seg`` ((H, W) int32, segments), and
+            ``instances``.
+        """
+        if not self.training:
+            return [self._predict(record) for record in batched_inputs]
+        if self.stage == "detector":
+            return self.detector(batched_inputs)
+        images = [record["image"].to(self.device) for record in batched_inputs]
+        if self.stage == "semantic":
+            logits, aux = self.semantic.logits(images)
+            targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
+            return self.semantic.losses(logits, aux, targets)
+        return self._joint_losses(batched_inputs, images)
+
+    def _joint_losses(
+        self, batched_inputs: list[dict], images: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        trained = self.stage == "end_to_end"
+        with torch.set_grad_enabled(trained):
+            logits, aux = self.semantic.logits(images)
+        losses = {}
+        if trained and self.semantic_loss_weight > 0:
+            targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
+            losses = self.semantic.losses(logits, aux, targets)
+            losses = {k: v * self.semantic_loss_weight for k, v in losses.items()}
+        total = logits.sum() * 0.0 + sum(p.sum() for p in self.instance.parameters()) * 0.0
+        for index, (record, image) in enumerate(zip(batched_inputs, images, strict=True)):
+            height, width = image.shape[-2:]
+            labels = self._training_labels(record, image)
+            if len(labels) == 0:
+                continue
+            probabilities = F.softmax(logits[index, :, :height, :width].float(), dim=0)
+            scores = self.instance(probabilities, image, labels)
+            total = total + instance_loss(
+                scores,
+                labels,
+                record["inst_seg"].to(self.device),
+                record["inst_classes"].to(self.device),
+                self.match_box_weight,
+            )
+        losses["loss_instance"] = self.instance_loss_weight * total / len(images)
+        return losses
+
+    def _training_labels(self, record: dict, image: torch.Tensor) -> InstanceLabels:
+        size = tuple(image.shape[-2:])
+        if self.train_boxes == "detector":
+            boxes, scores, classes = self._cached_detections(record, size)
+        else:
+            truth = record["instances"].to(self.device)
+            boxes = truth.gt_boxes.tensor
+            classes = self._thing_ids[truth.gt_classes]
+            scores = boxes.new_ones(len(boxes))
+            if self.train_boxes == "gt_jitter":
+                sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+                boxes = boxes + sides * self.box_jitter * (2 * torch.rand_like(boxes) - 1)
+        return make_labels(boxes, scores, classes, self.stuff_ids, size)
+
+    def _cached_detections(self, record: dict, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        """Detections of the whole training image, brought into its crop.
+
+        The detector does not change in these stages, so it sees each image once.
+        """
+        key = record["file_name"]
+        if key not in self._detections:
+            with torch.no_grad():
+                found = self.detector.detect(record["detector_image"].to(self.device))
+            self._detections[key] = found.to("cpu")
+        found = self._detections[key]
+        boxes = found.pred_boxes.tensor.numpy()
+        if len(boxes):
+            boxes = record["transforms"].apply_box(boxes)
+        boxes = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).reshape(-1, 4)
+        limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        classes = self._thing_ids[found.pred_classes.to(self.device)]
+        return boxes[inside], found.scores.to(self.device)[inside], classes[inside]
+
+    @torch.no_grad()
+    def _predict(self, record: dict) -> dict:
+        image = record["image"].to(self.device)
+        size = (
+            int(record.get("height", image.shape[-2])),
+            int(record.get("width", image.shape[-1])),
+        )
+        if self.stage == "detector":
+            return {"instances": self._unified(self.detector.detect(image, size))}
+        probabilities = self.semantic.probabilities(image)
+        if size != tuple(image.shape[-2:]):
+            probabilities = F.interpolate(
+                probabilities[None], size=size, mode="bilinear", align_corners=False
+            )[0]
+        if self.stage == "semantic":
+            return {"sem_seg": probabilities}
+        found = self._unified(self.detector.detect(image, size))
+        labels = make_labels(
+            found.pred_boxes.tensor, found.scores, found.pred_classes, self.stuff_ids, size
+        )
+        return {"sem_seg": probabilities, **self.merge(probabilities, image, labels)}
+
+    def merge(
+        self, probabilities: torch.Tensor, image: torch.Tensor, labels: InstanceLabels
+    ) -> dict:
+        """Join class probabilities and labels to the panoptic result.
+
+        Args:
+            probabilities: (C, H, W).
+            image: (3, h, w), resized to (H, W) if it differs.
+            labels: L labels; with none, every pixel is void (segment 0).
+
+        Returns:
+            ``panoptic_seg`` and ``instances``.
+        """
+        size = tuple(probabilities.shape[-2:])
+        if len(labels) == 0:
+            assignment = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
+        else:
+            if tuple(image.shape[-2:]) != size:
+                image = F.interpolate(
+                    image[None].float(), size=size, mode="bilinear", align_corners=False
+                )[0]
+            scores = self.instance(probabilities, image, labels)
+            assignment = assign_labels(scores, labels, self.min_thing_area, self.min_stuff_area)
+        segmentation, segments = panoptic_result(
+            assignment, probabilities, labels, self.thing_score, self.stuff_score
+        )
+        instances = segments_to_instances(segmentation, segments)
+        return {"panoptic_seg": (segmentation, segments), "instances": instances}
+
+    def _unified(self, found: Instances) -> Instances:
+        found.pred_classes = self._thing_ids[found.pred_classes]
+        return found

@@ -1,0 +1,128 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The semantic subnetwork: its own backbone, a head, and the sizes that fit them."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import Backbone, build_sem_seg_head
+from torch import nn
+
+from wsis_d2.modeling.backbone import build_semantic_backbone
+from wsis_d2.modeling.semantic.inference import SemanticInference
+
+
+class SemanticSubnetwork(nn.Module):
+    """Image to class probabilities of each pixel (the Q of paper 3.5).
+
+    Images are padded at the right and the bottom to a multiple of the head's stride plus 1, the
+    sizes whose corners stay aligned under strided convolution and bilinear upsampling.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        inference: SemanticInference,
+        channels_last: bool = True,
+    ) -> None:
+        """
+        Args:
+            backbone: the subnetwork's own.
+            head: maps features to (logits, auxiliary logits), with ``losses`` and ``stride``.
+            pixel_mean, pixel_std: of the input, in its channel order.
+            inference: how an image of any size is classified at test time.
+            channels_last: run convolutions in channels-last memory order.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.inference_mode = inference
+        self.channels_last = channels_last
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        backbone = build_semantic_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.SEMANTIC.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.SEMANTIC.PIXEL_STD,
+            "inference": SemanticInference.from_config(cfg),
+            "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+        }
+
+    def batch(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Normalise, pad and stack images.
+
+        Args:
+            images: (3, H, W) each, 0 to 255, BGR.
+
+        Returns:
+            (N, 3, H', W') float32; H' and W' are multiples of the stride plus 1, and the padding
+            is 0, the mean colour.
+        """
+        stride = self.head.stride
+        sizes = [image.shape[-2:] for image in images]
+        height, width = (
+            -(-(max(s[axis] for s in sizes) - 1) // stride) * stride + 1 for axis in (0, 1)
+        )
+        shape = (len(images), images[0].shape[0], height, width)
+        batch = images[0].new_zeros(shape, dtype=torch.float32)
+        for slot, image in zip(batch, images, strict=True):
+            slot[:, : image.shape[-2], : image.shape[-1]] = (
+                image.float() - self.pixel_mean
+            ) / self.pixel_std
+        return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
+
+    def logits(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Classify every pixel of a batch.
+
+        Returns:
+            (N, C, H', W') logits at the padded size, and the auxiliary ones while training.
+        """
+        batch = self.batch(images)
+        logits, aux = self.head(self.backbone(batch))
+
+        def upsample(x: torch.Tensor) -> torch.Tensor:
+            return F.interpolate(x, size=batch.shape[-2:], mode="bilinear", align_corners=True)
+
+        return upsample(logits), None if aux is None else upsample(aux)
+
+    def losses(
+        self,
+        logits: torch.Tensor,
+        aux_logits: torch.Tensor | None,
+        targets: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Semantic losses of a batch; ``targets`` are (H, W) int64 maps, one an image."""
+        padded = logits.new_full(
+            (len(targets), *logits.shape[-2:]), self.head.ignore_value, dtype=torch.int64
+        )
+        for slot, target in zip(padded, targets, strict=True):
+            slot[: target.shape[0], : target.shape[1]] = target
+        return self.head.losses(logits, aux_logits, padded)
+
+    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
+        """Classify one image of any size as the inference options say.
+
+        Args:
+            image: (3, H, W), 0 to 255, BGR.
+
+        Returns:
+            (C, H, W) float32 probabilities.
+        """
+
+        def classify(tile: torch.Tensor) -> torch.Tensor:
+            height, width = tile.shape[-2:]
+            logits, _ = self.logits([tile])
+            return F.softmax(logits[0, :, :height, :width].float(), dim=0)
+
+        return self.inference_mode(classify, image)
