@@ -73,31 +73,47 @@ def pip(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def gather(requirement: str, python: str, folder: Path) -> str | None:
-    """Download one requirement, without what it depends on; return what went wrong, or None."""
-    platforms = [f"--platform={p}" for p in PLATFORMS]
-    common = ["download", "--quiet", "--no-deps", "-d", str(folder)]
-    wheel = pip(
-        *common, "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
-        *platforms, requirement,
-    )  # fmt: skip
-    if wheel.returncode == 0:
-        return None
-    source = pip(*common, "--no-binary=:all:", requirement)
-    if source.returncode == 0:
-        return None
-    return (wheel.stderr or source.stderr).strip().splitlines()[-1]
+def make_wheels(requirements: list[str], python: str, folder: Path) -> list[str]:
+    """Fill ``folder`` with what the requirements and their dependencies need on that Python.
 
-
-def resolve(requirements: list[str], python: str, folder: Path) -> None:
-    """Download the wheels that the requirements depend on and that are not pinned themselves."""
-    platforms = [f"--platform={p}" for p in PLATFORMS]
+    Pure Python packages without a wheel on the index are built here; native ones stay source
+    archives, without their dependencies. Returns what went wrong, a line each.
+    """
+    target = [
+        "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
+        *[f"--platform={p}" for p in PLATFORMS],
+    ]  # fmt: skip
+    failed, with_wheel = [], []
     for requirement in requirements:
-        # One by one: a package without a wheel must not keep the others from theirs.
-        pip(
-            "download", "--quiet", "-d", str(folder), "--only-binary=:all:",
-            f"--python-version={python}", "--implementation=cp", *platforms, requirement,
-        )  # fmt: skip
+        if requirement not in EXTRA:
+            with_wheel.append(requirement)
+        if requirement == "detectron2":  # built already
+            continue
+        print(f"wheelhouse: {requirement}", file=sys.stderr)
+        if (
+            pip("download", "-q", "--no-deps", "-d", str(folder), *target, requirement).returncode
+            == 0
+        ):
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            built = pip("wheel", "-q", "--no-deps", "-w", name, requirement)
+            pure = list(Path(name).glob("*-none-any.whl"))
+            if built.returncode == 0 and pure:
+                shutil.move(str(pure[0]), folder / pure[0].name)
+                continue
+        source = pip(
+            "download", "-q", "--no-deps", "--no-binary=:all:", "-d", str(folder), requirement
+        )
+        if source.returncode:
+            failed.append(f"{requirement}: {source.stderr.strip().splitlines()[-1]}")
+        if requirement in with_wheel:
+            with_wheel.remove(requirement)
+    # All at once, so that every package gets one version that suits the others.
+    links = ["--find-links", str(folder)]
+    run = pip("download", "-q", "-d", str(folder), *links, *target, *with_wheel)
+    if run.returncode:
+        failed.append(f"dependencies: {run.stderr.strip().splitlines()[-1]}")
+    return failed
 
 
 def package_of(file: Path) -> str:
@@ -158,29 +174,18 @@ def main() -> int:
         folder = Path(name) / "wheels"
         folder.mkdir()
         failed = []
-        for requirement in wanted:
-            print(f"wheelhouse: {requirement}", file=sys.stderr)
-            error = gather(requirement, version.group(), folder)
-            if error:
-                failed.append(f"{requirement}: {error}")
-        resolve([r for r in wanted if r not in EXTRA], version.group(), folder)
         if "detectron2" not in have:
             print("wheelhouse: detectron2", file=sys.stderr)
-            built = pip(
-                "wheel",
-                "--quiet",
-                "--no-deps",
-                "-w",
-                str(folder),
-                str(ROOT / "packaging/detectron2"),
-            )
+            source = str(ROOT / "packaging" / "detectron2")
+            built = pip("wheel", "--quiet", "--no-deps", "-w", str(folder), source)
             if built.returncode:
                 failed.append(f"detectron2: {built.stderr.strip().splitlines()[-1]}")
-        names = {normal(re.split(r"[=<>~]", r)[0]) for r in wanted} | {"detectron2"}
-        for file in sorted(folder.iterdir()):
+            else:
+                wanted.append("detectron2")
+        failed += make_wheels(wanted, version.group(), folder)
+        for file in folder.iterdir():
             package = package_of(file)
-            heavy = package in NOT_CARRIED or package.startswith(("nvidia-", "triton", "cuda-"))
-            if heavy or (package in have and package not in names):
+            if package in have or package.startswith(("nvidia-", "triton", "cuda-")):
                 file.unlink()
         if args.output.exists():
             shutil.rmtree(args.output)

@@ -5,6 +5,7 @@ Importing the package registers its datasets, models and mappers with Detectron2
 """
 
 import os
+import warnings
 
 __version__ = "0.1.0"
 
@@ -15,5 +16,8 @@ if os.environ.get("WSIS_D2_NO_REGISTER") != "1":
 
     check_detectron2()
 
-    from wsis_d2 import data, modeling  # noqa: F401
-    from wsis_d2.config import add_wsis_config  # noqa: F401
+    with warnings.catch_warnings():
+        # Detectron2 scripts a few functions as it is imported, which current torch deprecates.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        from wsis_d2 import data, modeling  # noqa: F401
+        from wsis_d2.config import add_wsis_config  # noqa: F401
