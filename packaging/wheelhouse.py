@@ -194,7 +194,7 @@ def main() -> int:
     names = ", ".join(part.name for part in parts)
     print(f"wheelhouse: {names} in {args.output}. On the machine, with all of them in one folder:")
     print("  bash part1/join.sh")
-    print("  pip install --no-index --no-build-isolation --find-links wheels wheels/*.whl")
+    print("  pip install --no-index --no-deps --no-build-isolation wheels/*.whl")
     print("  pip install --no-build-isolation --no-deps -e .   # in the checkout")
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
