@@ -1,0 +1,166 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Reports of labels and runs: what they hold is right, complete and leaves the disk alone."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from load_tool import load_tool
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.html_report import Annotation, Labels, write_report
+from wsis_d2.utils.palette import class_list
+
+CLASSES = class_list(
+    [
+        {"id": 7, "name": "cow", "isthing": 1, "color": [200, 0, 0]},
+        {"id": 3, "name": "sky", "isthing": 0, "color": [0, 0, 200]},
+    ]
+)
+
+
+def page_data(path):
+    """Return the data that a page's script reads."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(found.group(1))
+
+
+def data_arguments(tiny, split):
+    return [
+        "--annotations", str(tiny.data / f"weak_{split}.json"),
+        "--images", str(tiny.data / "images" / split),
+        "--gt-json", str(tiny.data / f"panoptic_{split}.json"),
+        "--gt-dir", str(tiny.data / f"panoptic_{split}"),
+    ]  # fmt: skip
+
+
+def test_label_report(tiny, tmp_path):
+    page = tmp_path / "labels.html"
+    arguments = ["labels", *data_arguments(tiny, "train"), "--store", str(tiny.store)]
+    assert load_tool("report").main([*arguments, "--output", str(page)]) == 0
+    data = page_data(page)
+    assert data["layers"] == ["image", "annotation", "pseudo label", "truth"]
+    assert len(data["items"]) == 6 and data["sort"] == "IoU" and data["ascending"]
+    coverages = []
+    for item in data["items"]:
+        for layer in item["layers"].values():
+            for key in ("src", "thumb", "safe"):
+                if key in layer:
+                    assert cv2.imread(str(tmp_path / layer[key])) is not None
+        # Labelled pixels are the truth's, so precision is 1 and IoU is below by what is ignored.
+        assert item["scores"]["precision"] == 1.0
+        assert 0.4 < item["scores"]["IoU"] < 1.0
+        coverages.append(item["scores"]["coverage"])
+    # Every third to eighth row of 128 is ignored, image by image.
+    expected = [1 - len(range(0, 128, 3 + place)) / 128 for place in range(6)]
+    np.testing.assert_allclose(sorted(coverages), sorted(expected), atol=1e-6)
+
+
+def test_run_report(tiny, tmp_path):
+    page = tmp_path / "run.html"
+    arguments = ["run", *data_arguments(tiny, "val"), "--run", f"weak={tiny.run}"]
+    assert load_tool("report").main([*arguments, "--output", str(page)]) == 0
+    data = page_data(page)
+    assert data["layers"] == ["image", "annotation", "prediction", "truth"]
+    assert len(data["items"]) == 4
+    assert all(0.5 < item["scores"]["IoU"] < 1 for item in data["items"])
+    text = page.read_text()
+    for word in ("total_loss", "loss_sem_seg", ">50<", ">70<", "IoU by class"):
+        assert word in text
+    assert "eta_seconds" not in text
+
+
+def test_curves_of_a_run_that_was_killed_while_writing(tiny_copy, tmp_path):
+    with open(tiny_copy.run / "metrics.json", "a") as file:
+        file.write('{"iteration": 100, "total_l')
+    page = tmp_path / "run.html"
+    load_tool("report").main(["run", "--run", str(tiny_copy.run), "--output", str(page)])
+    assert "total_loss" in page.read_text() and page_data(page)["items"] == []
+
+
+def test_rounds_are_shown(tiny_copy, tmp_path):
+    for number, pq in ((0, 40.0), (1, 45.0)):
+        folder = tiny_copy.run / f"round_{number}"
+        folder.mkdir()
+        content = json.loads((tiny_copy.run / "results.json").read_text())
+        content["runs"]["weak"]["panoptic_seg"]["PQ"] = pq
+        (folder / "results.json").write_text(json.dumps(content))
+    page = tmp_path / "run.html"
+    load_tool("report").main(["run", "--run", str(tiny_copy.run), "--output", str(page)])
+    text = page.read_text()
+    assert "PQ by round" in text and "PQ from 40 to 45" in text
+
+
+def test_nothing_of_the_page_can_be_run_or_leaves_the_disk(tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    picture = np.zeros((20, 30, 3), np.uint8)
+    page = write_report(
+        tmp_path / "r.html",
+        evil,
+        [{"name": evil, "layers": {"image": picture, evil: picture}, "scores": {evil: 1},
+          "caption": evil, "classes": [evil]}],
+        subtitle=evil,
+        tables=[{"title": evil, "columns": [evil], "rows": [[evil]], "note": evil}],
+        bars=[{"title": evil, "labels": [evil], "series": [{"name": evil, "values": [1]}]}],
+        curves=[{"title": evil, "series": [{"name": evil, "x": [0, 1], "y": [0, 1]}]}],
+        footer=evil,
+    )  # fmt: skip
+    text = page.read_text()
+    assert "<script>alert" not in text and "<img src=x" not in text
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", text)
+    assert "default-src 'none'" in text
+    assert page_data(page)["items"][0]["name"] == evil
+
+
+def test_a_report_is_replaced_as_a_whole_and_others_folders_are_left_alone(tmp_path):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    items = [{"name": str(i), "layers": {"image": picture}} for i in range(3)]
+    page = write_report(tmp_path / "r.html", "first", items)
+    write_report(page, "second", items[:1])
+    assert len([f for f in (tmp_path / "r_files").iterdir() if not f.name.startswith(".")]) == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["r.html", "r_files"]
+
+    def failing():
+        yield items[0]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_report(page, "third", failing())
+    assert "second" in page.read_text() and sorted(f.name for f in tmp_path.iterdir()) == [
+        "r.html",
+        "r_files",
+    ]
+    other = tmp_path / "mine_files"
+    other.mkdir()
+    (other / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="mine_files"):
+        write_report(tmp_path / "mine.html", "t", items)
+    assert (other / "thesis.txt").exists()
+
+
+def test_layers_of_wrong_shape_are_named(tmp_path):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    bad = {
+        "float": picture.astype(float),
+        "flat": picture[..., 0],
+        "labels": Labels(np.zeros((2, 3, 4), np.uint8)),
+    }
+    for name, layer in bad.items():
+        with pytest.raises(InputError, match=f"image 'x', layer '{name}'"):
+            write_report(tmp_path / "r.html", "t", [{"name": "x", "layers": {name: layer}}])
+    with pytest.raises(InputError, match="photograph"):
+        layer = Annotation([[0, 0, 5, 5]], [0])
+        write_report(
+            tmp_path / "r.html", "t", [{"name": "x", "layers": {"a": layer}}], classes=CLASSES
+        )
+
+
+def test_names_of_stores_and_runs():
+    named = load_tool("report").named
+    assert named(["a=x/y", "b=x=z"], "--run") == {"a": "x/y", "b": "x=z"}
+    assert list(named(["out/weak", "/tmp/k=v/full"], "--run")) == ["weak", "full"]
+    with pytest.raises(InputError, match="twice"):
+        named(["out/weak", "other/weak"], "--run")
