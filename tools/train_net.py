@@ -13,6 +13,7 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.modeling import build_model
 
 from wsis_d2.engine import WSISTrainer, load_weights, setup
+from wsis_d2.utils.checkpoint import trust_checkpoints
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
@@ -67,7 +68,14 @@ def run(args) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = default_argument_parser(epilog=EPILOG)
     parser.description = __doc__
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read checkpoints that may carry code, of trusted makers",
+    )
     args = parser.parse_args(argv)
+    if args.trust:
+        trust_checkpoints()
     if not args.config_file:
         parser.error("--config-file is missing; see the examples of --help")
     launch(

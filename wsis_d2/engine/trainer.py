@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterator
 
 import numpy as np
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -27,6 +26,7 @@ from wsis_d2.data.build import (
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
 from wsis_d2.modeling.checkpoint import load_part
+from wsis_d2.utils.checkpoint import SafeCheckpointer
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,7 @@ class WSISTrainer(TrainerBase):
         self.model = create_ddp_model(
             model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
         )
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.data_loader = None
         self._batches: Iterator | None = None
         self._seconds = 0.0
@@ -253,6 +251,6 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> None:
     if not cfg.MODEL.WEIGHTS:
         return
     try:
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     except (OSError, AssertionError) as error:
         raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: cannot be read ({error})") from error

@@ -3,10 +3,9 @@
 
 import logging
 
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from wsis_d2.utils.checkpoint import SafeCheckpointer, model_state
 from wsis_d2.utils.errors import InputError
 
 
@@ -24,14 +23,11 @@ def load_part(model: nn.Module, part: str, path: str, key: str) -> None:
         InputError: the file is missing, lacks a parameter or holds one of another shape.
     """
     module = getattr(model, part)
-    # The checkpointer reads every format and address Detectron2 knows; nothing is loaded yet.
-    reader = DetectionCheckpointer(nn.Module())
     try:
-        local = reader.path_manager.get_local_path(path)
-        state = reader._load_file(local)["model"]
-    except (OSError, KeyError, RuntimeError, EOFError) as error:
-        raise InputError(f"{key}: {path}: cannot be read as a checkpoint ({error})") from error
-    state = {k: torch.as_tensor(v) for k, v in state.items()}
+        # The checkpointer reads every format and address Detectron2 knows.
+        state = model_state(SafeCheckpointer(nn.Module())._load_file(path), path)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
     prefix = f"{part}."
     own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     if not own:

@@ -2,5 +2,6 @@
 """Dataset mappers; importing this registers them."""
 
 from .panoptic_mapper import PanopticMapper
+from .tag_mapper import TagMapper
 
-__all__ = ["PanopticMapper"]
+__all__ = ["PanopticMapper", "TagMapper"]

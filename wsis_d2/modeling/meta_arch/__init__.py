@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Meta architectures."""
 
+from wsis_d2.modeling.meta_arch.tag_classifier import TagClassifier
 from wsis_d2.modeling.meta_arch.weak_panoptic_rcnn import STAGES, TRAIN_BOXES, WeakPanopticRCNN
 
-__all__ = ["STAGES", "TRAIN_BOXES", "WeakPanopticRCNN"]
+__all__ = ["STAGES", "TRAIN_BOXES", "TagClassifier", "WeakPanopticRCNN"]
