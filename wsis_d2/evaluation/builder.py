@@ -7,19 +7,24 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from wsis_d2.evaluation.box_ap import BoxAPEvaluator
 from wsis_d2.evaluation.evaluators import (
     APrEvaluator,
     InstanceAPEvaluator,
     PanopticQualityEvaluator,
     SemSegIoUEvaluator,
 )
+from wsis_d2.evaluation.tag_evaluation import TagEvaluator
 from wsis_d2.evaluation.truth import PanopticTruth
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None
 ) -> DatasetEvaluator:
-    """Return PQ, AP^r, semantic IoU and AP of instances for a ``wsis_panoptic`` dataset.
+    """Return the evaluators of what a config's model predicts, on a ``wsis_panoptic`` dataset.
+
+    The tag classifier: AP of tags. ``WeakPanopticRCNN`` in stage "detector": AP of boxes; in stage
+    "semantic": IoU; else, and for every other model: PQ, AP^r, IoU and AP of instances.
 
     Args:
         cfg: a config with the keys of ``add_eval_config``.
@@ -38,6 +43,13 @@ def build_evaluator(
     if output_folder is None:
         output_folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
     folder = output_folder if cfg.TEST.WRITE_PREDICTIONS else None
+    if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
+        return TagEvaluator(MetadataCatalog.get(dataset_name).thing_classes)
+    stage = cfg.MODEL.WSIS.STAGE if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" else ""
+    if stage == "detector":
+        return BoxAPEvaluator(dataset_name)
+    if stage == "semantic":
+        return SemSegIoUEvaluator(dataset_name, folder)
     truth = PanopticTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = [
         PanopticQualityEvaluator(dataset_name, folder, variant=cfg.TEST.PQ_VARIANT, truth=truth),
