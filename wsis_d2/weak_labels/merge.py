@@ -255,7 +255,7 @@ def make_merged_labels(
     categories: list[dict],
     output: str | os.PathLike,
     *,
-    boxes: str | os.PathLike,
+    boxes: str | os.PathLike | None,
     tags: str | os.PathLike | None = None,
     outside_boxes: int | str = "ignore",
     workers: int | None = None,
@@ -282,6 +282,10 @@ def make_merged_labels(
     Raises:
         InputError: a part is no store, or is one of other classes.
     """
+    if not boxes:
+        raise InputError(
+            "--boxes STORE is missing; make one with: tools/make_weak_labels.py boxes ..."
+        )
     annotation = Annotation.of(categories, outside_boxes)
     options = clean_options(cfg, annotation)
     stores = {"boxes": LabelStore.open(boxes)}
