@@ -27,6 +27,10 @@ EPILOG = """examples:
   tools/report.py run --run weak=output/demo/weak --run full=output/demo/full \\
       --dataset sample_val_full --output report.html
 
+  # the same page with training images and their pseudo labels
+  tools/report.py run --run output/demo/weak --dataset sample_val_full --limit 30 \\
+      --store output/demo/labels --label-dataset sample_train_weak --output report.html
+
   # curves alone, of a run that is still going on
   tools/report.py run --run output/demo/weak --output curves.html
 
@@ -69,6 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
                 help="OUTPUT_DIR of a run; again to compare several",
             )  # fmt: skip
             sub.add_argument("--results", metavar="R.json", help="results.json to show instead")
+            sub.add_argument(
+                "--label-dataset", metavar="NAME",
+                help="dataset that --store labels, where it is not --dataset: up to --limit of its"
+                " images are added with their pseudo labels",
+            )  # fmt: skip
     return parser
 
 
@@ -115,12 +124,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(stores) > 1:
             raise InputError("--store: expected at most one beside --run")
         data = open_data(args) if args.dataset or args.annotations else None
+        label_data = None
+        if args.label_dataset:
+            if not stores:
+                raise InputError("--label-dataset: needs --store STORE, the labels of its images")
+            label_data = open_data(
+                argparse.Namespace(
+                    dataset=args.label_dataset, annotations=None, images=None,
+                    gt_json=None, gt_dir=None,
+                )
+            )  # fmt: skip
         page = run_report(
             args.output,
             named(args.run, "--run"),
             data,
             results=args.results,
             store=next(iter(stores.values()), None),
+            label_data=label_data,
+            label_limit=args.limit,
             limit=args.limit,
             title=args.title,
         )

@@ -29,6 +29,10 @@ from wsis_d2.utils.visualizer import draw_annotation, draw_labels
 
 MARKER = ".wsis_d2_report"
 THUMBNAIL = 480
+# Tables with more rows are folded up at first.
+_LONG_TABLE = 14
+# Known layers stand in this order, others between them as they come.
+_ORDER = {"image": 0, "annotation": 1, "pseudo label": 2, "truth": 4}
 
 
 @dataclass
@@ -269,6 +273,7 @@ def _page(
     layers: list[str] = []
     for entry in entries:
         layers += [name for name in entry["layers"] if name not in layers]
+    layers.sort(key=lambda name: _ORDER.get(name, 3))
     scores: list[str] = []
     for entry in entries:
         scores += [name for name in entry["scores"] if name not in scores]
@@ -337,11 +342,18 @@ def _decimals(values: list[float]) -> int:
 
 def _table(table: dict[str, Any]) -> str:
     """Return one table as HTML; numbers of a column are aligned."""
-    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in table["columns"])
     is_number = [
         [isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in row]
         for row in table["rows"]
     ]
+    words = [
+        any(isinstance(row[at], str) for row in table["rows"])
+        for at in range(len(table["columns"]))
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=text" if word else ""}>{escape(str(name))}</th>'
+        for name, word in zip(table["columns"], words, strict=True)
+    )
     body = []
     for row, numeric in zip(table["rows"], is_number, strict=True):
         cells = [f'<th scope="row">{escape(str(row[0]))}</th>']
@@ -360,10 +372,14 @@ def _table(table: dict[str, Any]) -> str:
             cells.append(f"<td>{shown}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     caption = f"<caption>{escape(table['title'])}</caption>" if table.get("title") else ""
-    return (
+    text = (
         f'<div class="table-box"><table>{caption}<thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>{_note(table)}</div>"
     )
+    if table.get("title") and len(body) > _LONG_TABLE:
+        summary = f"{escape(table['title'])} ({len(body)} rows)"
+        text = f"<details><summary>{summary}</summary>{text}</details>"
+    return text
 
 
 def _note(part: dict[str, Any]) -> str:

@@ -123,7 +123,8 @@ def _items(records, data, stores, sums) -> Iterator[dict[str, Any]]:
                 total.table += table
                 quality = class_quality(table)
                 scores["IoU" + suffix] = _mean(quality["IoU"])
-                scores["precision" + suffix] = _mean(quality["precision"])
+                if len(stores) == 1:
+                    scores["precision"] = _mean(quality["precision"])
             scores["coverage" + suffix] = share
         present = [v for v in layers.values() if v is not None]
         if len(present) > 1:
@@ -158,7 +159,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _tables(data, stores, sums) -> list[dict[str, Any]]:
-    rows, recipes = [], []
+    rows = []
     for name, store in stores.items():
         total = sums[name]
         quality = class_quality(total.table)
@@ -167,13 +168,14 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
             row += [100 * v if (v := _mean(quality[k])) is not None else None
                     for k in ("IoU", "precision", "recall")]  # fmt: skip
         rows.append(row)
-        recipes += [[name, k, str(v)] for k, v in sorted(_flat(store.recipe).items())]
     columns = ["store", "images", "failed", "coverage %"]
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
-    if recipes:
-        tables.append({"title": "Recipe", "columns": ["store", "key", "value"], "rows": recipes})
+    recipes = [_flat(store.recipe) for store in stores.values()]
+    keys = sorted(set().union(*recipes))
+    lines = [[key, *(str(r[key]) if key in r else None for r in recipes)] for key in keys]
+    tables.append({"title": "Recipe", "columns": ["key", *stores], "rows": lines})
     failed = [[n, str(k), m] for n, s in stores.items() for k, m in list(s.failed.items())[:50]]
     if failed:
         columns = ["store", "image", "reason"]

@@ -174,7 +174,7 @@ def _write_names(
 ) -> None:
     """Write class names into ``out``, each at the innermost point of its segment, in place."""
     height, width = out.shape[:2]
-    size = int(np.clip(min(height, width) // 26, 11, 34))
+    size = int(np.clip(min(height, width) // 21, 11, 34))
     picture = Image.fromarray(out, "RGBA")
     draw = ImageDraw.Draw(picture)
     ids, counts = np.unique(segments, return_counts=True)
@@ -225,7 +225,7 @@ def draw_annotation(
     high, wide = height * scale, width * scale
     picture = Image.new("RGBA", (wide, high), (0, 0, 0, 0))
     draw = ImageDraw.Draw(picture)
-    size = int(np.clip(min(high, wide) // 26, 11, 34))
+    size = int(np.clip(min(high, wide) // 21, 11, 34))
     line = max(2, min(high, wide) // 160)
     for box, ids in crop_tags:
         corners = [v * scale for v in box]
@@ -258,6 +258,7 @@ def draw_annotation(
         _draw_text(draw, (x, y), name, size, "la", (wide, high))
     if tags:
         text = "tags: " + ", ".join(_class_name(classes, i) for i in tags)
+        draw.rectangle([0, high - size * 3 // 2, wide, high], fill=(0, 0, 0, 130))
         _draw_text(draw, (4, high - 4), text, size, "ld", (wide, high))
     return np.asarray(picture).copy()
 
