@@ -275,7 +275,7 @@ def run_report(
                 found[run.name if len(run.results) == 1 else f"{run.name} {name}"] = values
     names = [c["name"] for c in data.classes] if data is not None else []
     items: list[dict[str, Any]] = []
-    predicted = [(r.name, _prediction(r, data)) for r in opened + rounds] if data else []
+    predicted = [(r.name, find_predictions(r, data)) for r in opened + rounds] if data else []
     predicted = [(name, file) for name, file in predicted if file is not None]
     if data is not None:
         records = [
@@ -313,7 +313,7 @@ def run_report(
     )
 
 
-def _prediction(run: Run, data: DataSource) -> Any:
+def find_predictions(run: Run, data: DataSource) -> Any:
     """Return the predictions of the data's dataset, else those that share an image with it."""
     if data.name in run.predictions:
         return run.predictions[data.name]

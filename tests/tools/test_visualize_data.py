@@ -1,0 +1,59 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Every source is drawn, at the asked size, and what is missing is named."""
+
+import cv2
+import pytest
+from load_tool import load_tool
+
+from wsis_d2.utils.errors import InputError
+
+
+def data_arguments(tiny, split):
+    return [
+        "--annotations", str(tiny.data / f"weak_{split}.json"),
+        "--images", str(tiny.data / "images" / split),
+    ]  # fmt: skip
+
+
+def truth_arguments(tiny, split):
+    return [
+        "--gt-json", str(tiny.data / f"panoptic_{split}.json"),
+        "--gt-dir", str(tiny.data / f"panoptic_{split}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "panels"),
+    [("annotation", "train", 2), ("pseudo", "train", 4), ("prediction", "val", 4),
+     ("proposal", "train", 4)],
+)  # fmt: skip
+def test_every_source_is_drawn(tiny, tmp_path, source, split, panels):
+    arguments = ["--source", source, *data_arguments(tiny, split), "--limit", "2"]
+    if source in ("pseudo", "prediction"):
+        arguments += truth_arguments(tiny, split)
+        arguments += ["--store", str(tiny.store), "--run", str(tiny.run)]
+    load_tool("visualize_data").main([*arguments, "--output", str(tmp_path), "--height", "128"])
+    files = sorted(tmp_path.glob(f"*_{source}.png"))
+    assert len(files) == 2
+    picture = cv2.imread(str(files[0]))
+    # Scenes are 128 x 160; panels stand beside each other, 6 pixels apart, 28 for their names.
+    assert picture.shape[:2] == (128 + 28, panels * 160 + (panels - 1) * 6)
+    first, second = picture[28:, :160], picture[28:, 166:326]
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "pseudo"], "--store"),
+        (["--source", "prediction"], "--run"),
+        (["--source", "prediction", "--run", "nowhere"], "nowhere"),
+        (["--source", "dataloader"], "--config-file"),
+        (["--source", "annotation", "--limit", "-1"], "--limit"),
+    ],
+)
+def test_what_is_missing_is_named(tiny, tmp_path, arguments, message):
+    arguments = [*arguments, *data_arguments(tiny, "train"), "--output", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=message):
+        load_tool("visualize_data").main(arguments)
+    assert not (tmp_path / "out").exists()

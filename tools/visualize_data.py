@@ -1,0 +1,272 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Draw any stage of the data in the dataset's colours, one picture an image.
+
+annotation   boxes, tags and crop tags
+proposal     superpixels, and the region proposal that fits each box best
+pseudo       pseudo labels of a label store, ignored pixels hatched, beside the truth
+dataloader   what training gets: image, boxes and maps after augmentation
+prediction   predictions of a run or a prediction file, beside the truth
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+SOURCES = ("annotation", "proposal", "pseudo", "dataloader", "prediction")
+EPILOG = """examples:
+  tools/visualize_data.py --source annotation --dataset sample_train_weak --output pictures
+  tools/visualize_data.py --source proposal --annotations cows.json --images photos \\
+      --limit 5 --output pictures
+  tools/visualize_data.py --source pseudo --dataset sample_train_weak --store output/labels \\
+      --output pictures
+  tools/visualize_data.py --source dataloader --config-file configs/Sample-Panoptic/detector.yaml \\
+      --limit 8 --output pictures
+  tools/visualize_data.py --source prediction --dataset sample_val_full --run output/demo/weak \\
+      --palette safe --output pictures
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    from wsis_d2.utils.sources import add_data_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, choices=SOURCES, help="the stage to draw")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for the PNGs")
+    add_data_arguments(parser)
+    parser.add_argument("--store", metavar="STORE", help="pseudo: the label store")
+    parser.add_argument("--run", metavar="DIR", help="prediction: OUTPUT_DIR of a run")
+    parser.add_argument("--pred-json", metavar="P.json", help="prediction: COCO panoptic JSON")
+    parser.add_argument("--pred-dir", metavar="DIR", help="prediction: folder of its PNGs")
+    parser.add_argument("--config-file", metavar="F", help="dataloader, proposal: the config")
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N",
+        help="draw N images, spread evenly; 0: all (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--palette", choices=("dataset", "safe"), default="dataset",
+        help="colours of the dataset, or colour-blind-safe ones with patterns",
+    )  # fmt: skip
+    parser.add_argument("--height", type=int, default=360, help="of a panel (default %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...")
+    return parser
+
+
+def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield (name, panels) of every source but the data loader."""
+    from wsis_d2.utils import sources
+    from wsis_d2.utils.image_io import read_rgb
+    from wsis_d2.utils.label_report import spread
+
+    data = sources.open_data(args)
+    extra = _extra_panel(args, data)
+    records = data.records
+    if args.source in ("pseudo", "prediction"):
+        records = [r for r in records if extra.has(r)]
+        if not records:
+            raise InputError(f"{extra.what}: holds none of the images of {data.name}")
+    for record in spread(records, args.limit):
+        image = read_rgb(record["file_name"])
+        panels = {"image": image}
+        panels["annotation"] = _blend(image, sources.annotation_layer(record), data, args.palette)
+        if extra is not None:
+            panels.update(extra.draw(record, image))
+        if data.truth is not None and args.source in ("pseudo", "prediction"):
+            truth = sources.panoptic_layer(data.truth, record["image_id"], data.classes)
+            if truth is not None:
+                panels["truth"] = _blend(image, truth, data, args.palette)
+        yield Path(record["file_name"]).stem, panels
+
+
+def _blend(image: np.ndarray, layer: Any, data: Any, palette: str) -> np.ndarray:
+    from wsis_d2.utils.html_report import Annotation
+    from wsis_d2.utils.visualizer import blend, draw_annotation, draw_labels
+
+    if isinstance(layer, Annotation):
+        drawn = draw_annotation(
+            *image.shape[:2], layer.boxes, layer.class_ids, classes=data.classes, tags=layer.tags,
+            crop_tags=layer.crop_tags, crowd=layer.crowd, palette=palette,
+        )  # fmt: skip
+    else:
+        drawn = draw_labels(layer.semantic, layer.instance, classes=data.classes, palette=palette)
+    return blend(image, drawn)
+
+
+class _Pseudo:
+    """Panels of a label store."""
+
+    def __init__(self, args: argparse.Namespace, data: Any) -> None:
+        from wsis_d2.weak_labels.store import LabelStore
+
+        path = args.store or data.label_store
+        if path is None:
+            raise InputError(
+                "--source pseudo: expected --store STORE, made with tools/make_weak_labels.py"
+            )
+        self.what, self.store = path, LabelStore.open(path)
+        self.data, self.palette = data, args.palette
+
+    def has(self, record: dict) -> bool:
+        return self.store.done(record["image_id"])
+
+    def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
+        from wsis_d2.utils.sources import store_layer
+
+        layer = store_layer(self.store, record["image_id"])
+        return {"pseudo label": _blend(image, layer, self.data, self.palette)}
+
+
+class _Prediction:
+    """Panels of a prediction file."""
+
+    def __init__(self, args: argparse.Namespace, data: Any) -> None:
+        from wsis_d2.evaluation.panoptic_format import PanopticFile
+        from wsis_d2.utils.run_report import find_predictions, open_run
+
+        self.data, self.palette = data, args.palette
+        if args.run is not None:
+            self.what = args.run
+            self.file = find_predictions(open_run("run", args.run), data)
+            if self.file is None:
+                raise InputError(f"--run {args.run}: holds no predictions of {data.name}")
+        elif args.pred_json is not None and args.pred_dir is not None:
+            self.what, self.file = args.pred_json, PanopticFile(args.pred_json, args.pred_dir)
+        else:
+            raise InputError(
+                "--source prediction: expected --run DIR, or --pred-json P.json --pred-dir DIR"
+            )
+
+    def has(self, record: dict) -> bool:
+        return str(record["image_id"]) in self.file.annotations
+
+    def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
+        from wsis_d2.utils.sources import panoptic_layer
+
+        layer = panoptic_layer(self.file, record["image_id"], self.data.classes)
+        return {"prediction": _blend(image, layer, self.data, self.palette)}
+
+
+class _Proposal:
+    """Panels of region proposals: superpixels, and the best proposal of each box."""
+
+    def __init__(self, args: argparse.Namespace, data: Any) -> None:
+        from wsis_d2.engine import load_cfg
+        from wsis_d2.weak_labels.proposals import build_proposal_source
+
+        cfg = load_cfg(args.config_file, args.opts)
+        self.source = build_proposal_source(cfg)
+        self.mode = cfg.WEAK_LABELS.PROPOSALS.SELECTION
+        self.data, self.palette = data, args.palette
+
+    def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
+        import cv2
+
+        from wsis_d2.utils.html_report import Labels
+        from wsis_d2.utils.visualizer import blend, draw_regions
+        from wsis_d2.weak_labels.box_masks import thing_boxes
+        from wsis_d2.weak_labels.proposals.select import select_proposal
+
+        proposals = self.source(np.ascontiguousarray(image[..., ::-1]), record)
+        panels = {}
+        regions = getattr(proposals, "superpixels", None)
+        if regions is not None:
+            size = (image.shape[1], image.shape[0])
+            regions = cv2.resize(regions, size, interpolation=cv2.INTER_NEAREST)
+            name = f"{int(regions.max()) + 1} superpixels, {len(proposals)} proposals"
+            panels[name] = blend(image, draw_regions(regions))
+        semantic = np.full(image.shape[:2], 255, np.uint8)
+        instance = np.zeros(image.shape[:2], np.int32)
+        boxes = sorted(thing_boxes(record), key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0))
+        for number, box in enumerate(boxes, start=1):
+            best = select_proposal(proposals, (box.x0, box.y0, box.x1, box.y1), self.mode)
+            if best is not None:
+                mask = proposals.mask(best).astype(bool)
+                semantic[mask], instance[mask] = box.class_id, number
+        panels["best proposals"] = _blend(
+            image, Labels(semantic, instance), self.data, self.palette
+        )
+        return panels
+
+
+def _extra_panel(args: argparse.Namespace, data: Any) -> Any:
+    kinds = {"pseudo": _Pseudo, "prediction": _Prediction, "proposal": _Proposal}
+    return kinds[args.source](args, data) if args.source in kinds else None
+
+
+def loader_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield (name, panels) of training samples as the data loader gives them."""
+    from detectron2.data import MetadataCatalog
+
+    from wsis_d2.data.build import build_mapper, load_records
+    from wsis_d2.engine import load_cfg
+    from wsis_d2.utils.html_report import Annotation, Labels
+    from wsis_d2.utils.label_report import spread
+    from wsis_d2.utils.palette import metadata_classes
+
+    if not args.config_file:
+        raise InputError("--source dataloader: expected --config-file F, it names data and mapper")
+    cfg = load_cfg(args.config_file, args.opts)
+    if not cfg.DATASETS.TRAIN:
+        raise InputError(f"{args.config_file}: DATASETS.TRAIN is empty, expected a dataset")
+    data = argparse.Namespace(classes=metadata_classes(MetadataCatalog.get(cfg.DATASETS.TRAIN[0])))
+    mapper = build_mapper(cfg, is_train=True)
+    things = list(cfg.MODEL.WSIS.THING_IDS)
+    for record in spread(load_records(cfg.DATASETS.TRAIN), args.limit):
+        sample = mapper(record)
+        if sample is None:
+            continue
+        image = sample["image"].permute(1, 2, 0).numpy().astype(np.uint8)
+        image = np.ascontiguousarray(image[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else image)
+        panels = {f"image ({sample.get('supervision', '')})": image}
+        if "instances" in sample:
+            boxes = sample["instances"].gt_boxes.tensor.tolist()
+            ids = [things[i] for i in sample["instances"].gt_classes.tolist()]
+            panels["boxes"] = _blend(image, Annotation(boxes, ids), data, args.palette)
+        if "sem_seg" in sample:
+            semantic = sample["sem_seg"].numpy().astype(np.uint8)
+            panels["sem_seg"] = _blend(image, Labels(semantic), data, args.palette)
+        if "inst_seg" in sample:
+            index, classes = sample["inst_seg"].numpy(), sample["inst_classes"].numpy()
+            table = np.append(classes, 255).astype(np.uint8)
+            layer = Labels(table[index], (index + 1).astype(np.int32))
+            panels["inst_seg"] = _blend(image, layer, data, args.palette)
+        yield Path(record["file_name"]).stem, panels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.limit < 0 or args.height < 16:
+        raise InputError(f"--limit {args.limit}, --height {args.height}: expected >= 0 and >= 16")
+
+    from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.utils.progress import progress
+    from wsis_d2.utils.visualizer import side_by_side
+
+    pictures = loader_pictures if args.source == "dataloader" else dataset_pictures
+    written: set[str] = set()
+    for stem, panels in progress(pictures(args), desc=args.source):
+        args.output.mkdir(parents=True, exist_ok=True)
+        name = stem
+        while name in written:
+            name += "_"
+        written.add(name)
+        write_png(args.output / f"{name}_{args.source}.png", side_by_side(panels, args.height))
+    print(f"wrote {len(written)} pictures to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)
