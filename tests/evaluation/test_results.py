@@ -1,0 +1,90 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""results.json: layout, merging, ratios, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from wsis_d2.evaluation import (
+    copy_paste_rows,
+    make_meta,
+    merge_results_json,
+    read_results_json,
+    write_results_json,
+)
+from wsis_d2.utils.errors import InputError
+
+
+def results(pq: float) -> dict:
+    return {
+        "panoptic_seg": {"PQ": pq, "PQ_th": math.nan, "PQ-car": 1.0},
+        "apr": {"APr_vol": 2 * pq},
+        "sem_seg": {"mIoU": 80.0},
+    }
+
+
+def meta(supervision: str) -> dict:
+    return make_meta(supervision=supervision, dataset="sample_val_full", seed=1, seconds=2.5)
+
+
+def test_layout_merging_and_ratios(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results_json(path, "weak", results(40.0), meta("weak"))
+    assert json.loads(path.read_text())["ratios"] == {}
+    write_results_json(path, "full", results(50.0), meta("full"))
+    data = json.loads(path.read_text())
+    assert data["schema"] == 1
+    assert set(data["runs"]) == {"weak", "full"}
+    run = data["runs"]["weak"]
+    assert run["panoptic_seg"] == {"PQ": 40.0, "PQ_th": None, "PQ-car": 1.0}
+    assert run["meta"] == {
+        "supervision": "weak", "dataset": "sample_val_full", "variant": "main", "seed": 1,
+        "config": None, "commit": None, "device": "cpu", "seconds": 2.5,
+    }  # fmt: skip
+    assert data["ratios"] == {"PQ": 80.0, "APr_vol": 80.0, "mIoU": 100.0}
+    # A run of the same name is replaced, the other stays.
+    write_results_json(path, "weak", results(45.0), meta("weak"))
+    assert read_results_json(path)["ratios"]["PQ"] == pytest.approx(90.0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_merging_files(tmp_path: Path) -> None:
+    for name, pq in (("weak", 40.0), ("full", 50.0)):
+        write_results_json(tmp_path / f"{name}.json", name, results(pq), meta(name))
+    merged = merge_results_json(
+        [tmp_path / "weak.json", tmp_path / "full.json"], tmp_path / "all.json"
+    )
+    assert set(merged["runs"]) == {"weak", "full"} and merged["ratios"]["PQ"] == 80.0
+    assert read_results_json(tmp_path / "all.json") == merged
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "no valid JSON"),
+    ("[]", "schema 'list'"),
+    ('{"schema": 2, "runs": {}}', "schema 2, expected 1"),
+    ('{"schema": 1}', "no 'runs'"),
+    ('{"schema": 1, "runs": {"weak": {"panoptic_seg": {}}}}', "run 'weak' has no 'apr'"),
+])  # fmt: skip
+def test_other_files_are_refused_and_left_alone(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        write_results_json(path, "weak", results(1.0), meta("weak"))
+    assert path.read_text() == text
+
+
+def test_meta_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'none'"):
+        make_meta(supervision="none", dataset="x")
+    with pytest.raises(InputError, match="lacks commit, device"):
+        lacking = {k: v for k, v in meta("weak").items() if k not in ("commit", "device")}
+        write_results_json(tmp_path / "r.json", "weak", results(1.0), lacking)
+
+
+def test_copy_paste_rows_leave_classes_out() -> None:
+    assert copy_paste_rows(results(40.0))[:2] == [
+        "copypaste: panoptic_seg: PQ,PQ_th",
+        "copypaste: panoptic_seg: 40.0000,",
+    ]
