@@ -2,6 +2,7 @@
 """The job runner: order, skipping, failure and interruption."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -83,3 +84,22 @@ def test_wrong_needs_are_refused(tmp_path):
         run_jobs([job("a", "", ["nobody"])], tmp_path, workers=1)
     with pytest.raises(ValueError, match="before what it needs"):
         run_jobs([job("a", "", ["b"]), job("b", "")], tmp_path, workers=1)
+
+
+def test_terminating_the_runner_stops_its_jobs(tmp_path):
+    pid_file = tmp_path / "pid"
+    code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import sys\nfrom wsis_d2.utils.jobs import Job, run_jobs\n"
+        f"run_jobs([Job('a', [sys.executable, '-c', {code!r}])], {str(tmp_path / 'jobs')!r}, "
+        "workers=1)"
+    )
+    environment = {**os.environ, "WSIS_D2_NO_REGISTER": "1"}
+    runner = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.terminate()
+    assert runner.wait(timeout=30) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)

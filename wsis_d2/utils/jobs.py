@@ -76,6 +76,7 @@ def run_jobs(
         say(f"already done: {', '.join(done)}")
     running: dict[str, tuple[subprocess.Popen, float]] = {}
     start = last = time.monotonic()
+    handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         while waiting or running:
             for job in list(waiting.values()):
@@ -102,7 +103,13 @@ def run_jobs(
                 say(_progress(jobs, done, running, folder, workers, now, now - start))
     finally:
         _stop(running)
+        signal.signal(signal.SIGTERM, handler)
     return sum(done.values())
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as by an interruption, so that the jobs are stopped too."""
+    sys.exit(128 + number)
 
 
 def _check(jobs: Sequence[Job]) -> None:
