@@ -1,0 +1,277 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Plan annotation: hours and cost of weak, full and mixed supervision, and what they buy.
+
+Times a piece are the paper's (7 s a box, 1 s a tag, 79 s a mask) unless changed. Given the
+results.json of runs, the tool draws quality against hours and recommends.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from wsis_d2.utils.annotation_cost import (
+    AnnotationCounts,
+    AnnotationTimes,
+    RunPoint,
+    count_records,
+    pareto,
+    recommend,
+    supervision_cost,
+)
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EPILOG = """examples:
+  # what own data would cost, from 20 images that are annotated already, for 3000 images
+  tools/annotation_budget.py --annotations cows.json --images photos --num-images 3000
+
+  # from counts alone, at own times and wages
+  tools/annotation_budget.py --num-images 2975 --num-boxes 52000 --num-tags 60000 \\
+      --num-masks 81000 --full-image-seconds 5400 --box-seconds 10 --hourly-rate 12
+
+  # what the hours bought, from measured runs, within a budget
+  tools/annotation_budget.py --dataset sample_train_weak --results output/demo/results.json \\
+      --plot budget.png --output budget.json --budget-hours 2
+
+  # a run that was trained from fewer images, and a mixed one with a fifth of them full
+  tools/annotation_budget.py --dataset sample_train_weak --results results.json \\
+      --run-images weak_small=60 --run-full-share mixed=0.2
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    from wsis_d2.utils.sources import add_data_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data_arguments(parser)
+    counts = parser.add_argument_group("counts (instead of a dataset, or to scale it)")
+    counts.add_argument("--num-images", type=int, metavar="N", help="images to annotate")
+    counts.add_argument("--num-boxes", type=int, metavar="N", help="boxes of things")
+    counts.add_argument("--num-tags", type=int, metavar="N", help="tags of stuff")
+    counts.add_argument("--num-masks", type=int, metavar="N", help="segments of full annotation")
+    times = parser.add_argument_group("times and wages")
+    default = AnnotationTimes()
+    times.add_argument("--box-seconds", type=float, default=default.box, help="(%(default)s)")
+    times.add_argument("--tag-seconds", type=float, default=default.tag, help="(%(default)s)")
+    times.add_argument("--mask-seconds", type=float, default=default.mask, help="(%(default)s)")
+    times.add_argument(
+        "--full-image-seconds", type=float,
+        help="a whole image by hand, instead of its masks (Cityscapes: 5400)",
+    )  # fmt: skip
+    times.add_argument(
+        "--hourly-rate", type=float, default=default.hourly_rate, help="cost an hour (%(default)s)"
+    )
+    parser.add_argument(
+        "--full-share", type=float, nargs="+", default=[0.1, 0.25, 0.5], metavar="F",
+        help="shares of full images of the mixed plans (default 0.1 0.25 0.5)",
+    )  # fmt: skip
+    runs = parser.add_argument_group("measured runs")
+    runs.add_argument("--results", nargs="+", default=[], metavar="R.json", help="results.json")
+    runs.add_argument(
+        "--metric", default="panoptic_seg.PQ", help="TASK.METRIC of quality (%(default)s)"
+    )
+    runs.add_argument("--run-images", nargs="+", default=[], metavar="RUN=N", help="trained from")
+    runs.add_argument(
+        "--run-full-share", nargs="+", default=[], metavar="RUN=F", help="full share of a mixed run"
+    )
+    runs.add_argument("--run-hours", nargs="+", default=[], metavar="RUN=H", help="hours, measured")
+    runs.add_argument("--all-variants", action="store_true", help="isolating runs too")
+    runs.add_argument("--budget-hours", type=float, metavar="H", help="hours that can be spent")
+    parser.add_argument("--plot", type=Path, metavar="P.png", help="curve: png, svg or pdf")
+    parser.add_argument("--output", type=Path, metavar="B.json", help="everything as JSON")
+    return parser
+
+
+def read_counts(args: argparse.Namespace) -> AnnotationCounts:
+    """Return the counts of the dataset or of the arguments.
+
+    Raises:
+        InputError: neither is given, or a negative count.
+    """
+    for name in ("num_images", "num_boxes", "num_tags", "num_masks"):
+        value = getattr(args, name)
+        if value is not None and value < (1 if name == "num_images" else 0):
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a count")
+    if args.dataset is None and args.annotations is None:
+        if args.num_images is None or args.num_boxes is None:
+            raise InputError(
+                "expected --dataset NAME, --annotations A.json --images DIR, or --num-images and "
+                "--num-boxes (and --num-tags, --num-masks)"
+            )
+        tags = args.num_tags or 0
+        masks = args.num_boxes + tags if args.num_masks is None else args.num_masks
+        return AnnotationCounts(args.num_images, args.num_boxes, tags, masks)
+    from wsis_d2.utils.sources import open_data
+
+    data = open_data(args)
+    things = [index for index, c in enumerate(data.classes) if c["isthing"]]
+    counts = count_records(data.records, things)
+    return counts.scaled(args.num_images) if args.num_images else counts
+
+
+def numbers(pairs: Sequence[str], option: str, low: float, high: float) -> dict[str, float]:
+    """Return RUN=NUMBER arguments as a dict."""
+    result = {}
+    for pair in pairs:
+        name, mark, text = pair.rpartition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not mark or not name or not low <= value <= high:
+            raise InputError(f"{option} {pair}: expected RUN=NUMBER, from {low:g} to {high:g}")
+        result[name] = value
+    return result
+
+
+def read_points(
+    args: argparse.Namespace, counts: AnnotationCounts, times: AnnotationTimes
+) -> list[RunPoint]:
+    """Return the measured runs with the hours that their annotation takes."""
+    from wsis_d2.evaluation.results import read_results_json
+
+    runs: dict[str, Any] = {}
+    for path in args.results:
+        for name, run in read_results_json(path)["runs"].items():
+            runs[name if name not in runs else f"{Path(path).parent.name}/{name}"] = run
+    images = numbers(args.run_images, "--run-images", 1, 1e9)
+    shares = numbers(args.run_full_share, "--run-full-share", 0, 1)
+    hours = numbers(args.run_hours, "--run-hours", 0, 1e9)
+    for option, given in (
+        ("--run-images", images), ("--run-full-share", shares), ("--run-hours", hours),
+    ):  # fmt: skip
+        for name in given:
+            if name not in runs:
+                raise InputError(
+                    f"{option} {name}=...: no such run, expected one of {', '.join(runs) or 'none'}"
+                )
+    task, _, metric = args.metric.partition(".")
+    points = []
+    for name, run in runs.items():
+        meta = run["meta"]
+        if meta.get("variant", "main") != "main" and not args.all_variants:
+            continue
+        quality = run.get(task, {}).get(metric)
+        if not isinstance(quality, int | float) or not math.isfinite(quality):
+            print(f"{name}: has no {args.metric}, left out", file=sys.stderr)
+            continue
+        kind = meta.get("supervision")
+        share = shares.get(name, {"weak": 0.0, "full": 1.0}.get(kind))
+        if share is None and name not in hours:
+            raise InputError(
+                f"run {name}: its supervision is {kind}; expected --run-full-share {name}=F, the "
+                "share of its images that were annotated fully"
+            )
+        count = int(images.get(name, counts.images))
+        spent = hours.get(name)
+        if spent is None:
+            spent = supervision_cost(counts.scaled(count), times, share).hours
+        points.append(RunPoint(name, str(kind), count, spent, float(quality)))
+    if args.results and not points:
+        raise InputError(f"{', '.join(args.results)}: no run with {args.metric}")
+    return points
+
+
+def draw(path: Path, points: Sequence[RunPoint], metric: str) -> None:
+    """Draw quality against hours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    front = pareto(points)
+    axes.plot([p.hours for p in front], [p.quality for p in front], "--", color="#888888", zorder=1)
+    styles = {"weak": ("#0072b2", "o"), "full": ("#d55e00", "s"), "mixed": ("#009e73", "^")}
+    for kind, (color, marker) in styles.items():
+        chosen = [p for p in points if p.supervision == kind]
+        if chosen:
+            axes.scatter([p.hours for p in chosen], [p.quality for p in chosen], s=60, color=color,
+                         marker=marker, label=kind, zorder=2)  # fmt: skip
+    for point in points:
+        axes.annotate(point.name, (point.hours, point.quality), xytext=(6, -12),
+                      textcoords="offset points", fontsize=9)  # fmt: skip
+    hours = [p.hours for p in points if p.hours > 0]
+    if hours and max(hours) > 5 * min(hours):
+        axes.set_xscale("log")
+    axes.margins(0.15)
+    axes.set(xlabel="hours of annotation", ylabel=f"{metric} (percent)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=150)
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    if args.plot is not None and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
+    if args.plot is not None and not args.results:
+        raise InputError("--plot: needs --results R.json, the measured runs to draw")
+    if args.budget_hours is not None and not 0 < args.budget_hours < math.inf:
+        raise InputError(f"--budget-hours {args.budget_hours}: expected more than 0")
+    times = AnnotationTimes(args.box_seconds, args.tag_seconds, args.mask_seconds,
+                            args.full_image_seconds, args.hourly_rate)  # fmt: skip
+    counts = read_counts(args)
+    plans = [("weak", 0.0), *((f"mixed, {100 * s:g} % full", s) for s in args.full_share),
+             ("full", 1.0)]  # fmt: skip
+    costs = {name: supervision_cost(counts, times, share) for name, share in plans}
+    points = read_points(args, counts, times)
+    advice = recommend(points, counts, times, metric=args.metric.split(".")[-1],
+                       budget_hours=args.budget_hours)  # fmt: skip
+
+    print(f"{counts.images} images: {counts.boxes} boxes, {counts.tags} tags; by hand "
+          f"{counts.masks} segments")  # fmt: skip
+    full = costs["full"].hours or math.nan
+    rows = [
+        [name, c.hours, c.seconds_per_image, c.money, 100 * c.hours / full]
+        for name, c in costs.items()
+    ]
+    headers = ["supervision", "hours", "seconds an image", "cost", "% of full"]
+    print(tabulate(rows, headers, floatfmt=(None, ".1f", ".1f", ".0f", ".1f")))
+    if points:
+        rows = [
+            [p.name, p.supervision, p.images, p.hours, p.quality,
+             p.quality / p.hours if p.hours else None]
+            for p in sorted(points, key=lambda p: p.hours)
+        ]  # fmt: skip
+        headers = ["run", "supervision", "images", "hours", args.metric, "an hour"]
+        print("\n" + tabulate(rows, headers, floatfmt=(None, None, "d", ".1f", ".1f", ".3g")))
+    print("\n" + "\n".join(advice))
+    if args.plot is not None:
+        draw(args.plot, points, args.metric)
+        print(f"wrote {args.plot}")
+    if args.output is not None:
+        from wsis_d2.evaluation.panoptic_format import write_json
+
+        content = {
+            "counts": asdict(counts),
+            "times": asdict(times),
+            "costs": {name: asdict(cost) for name, cost in costs.items()},
+            "runs": [asdict(p) for p in points],
+            "pareto": [p.name for p in pareto(points)],
+            "recommendation": advice,
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, json.loads(json.dumps(content)), indent=1)
+        print(f"wrote {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)
