@@ -119,9 +119,9 @@ class GradCAM:
         for rank in range(max((len(own) for own in classes), default=0)):
             rows = [i for i, own in enumerate(classes) if rank < len(own)]
             columns = [int(classes[i][rank]) for i in rows]
-            (gradient,) = torch.autograd.grad(
-                logits[rows, columns].sum(), activation, retain_graph=True
-            )
+            with torch.enable_grad():
+                asked = logits[rows, columns].sum()
+            (gradient,) = torch.autograd.grad(asked, activation, retain_graph=True)
             weights = gradient[rows].mean(dim=(2, 3), keepdim=True)
             cams = F.relu((weights * activation.detach()[rows]).sum(dim=1))
             for i, cam in zip(rows, cams.float(), strict=True):
