@@ -1,0 +1,152 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""tools/make_tables.py: which run fills which cell, spread over seeds, FS%, blanks."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import make_tables  # noqa: E402
+
+from wsis_d2.evaluation import make_meta, write_results_json  # noqa: E402
+from wsis_d2.evaluation.paper_tables import paper_tables  # noqa: E402
+from wsis_d2.utils.cli import main_with_errors  # noqa: E402
+
+VOC, CITY = "voc_2012_val_panoptic_full", "cityscapes_fine_panoptic_val_full"
+
+
+def write_run(folder: Path, dataset: str, name: str = "weak", variant: str = "main",
+              seed: int = 1, **tasks: dict) -> Path:  # fmt: skip
+    """Write a results.json as training leaves it."""
+    meta = make_meta(supervision="weak", dataset=dataset, variant=variant, seed=seed,
+                     config=str(folder / "config.yaml"))  # fmt: skip
+    write_results_json(folder / "results.json", name, tasks, meta)
+    return folder
+
+
+def run(output: Path, *arguments) -> dict[str, list[dict]]:
+    """Run the tool; return the CSV files' rows."""
+    with pytest.raises(SystemExit) as end:
+        main_with_errors(make_tables.main, [*map(str, arguments), "--output", str(output)])
+    assert end.value.code == 0
+    return {p.stem: list(csv.DictReader(p.open())) for p in output.glob("*.csv")}
+
+
+def row(rows: list[dict], method: str) -> dict:
+    return next(r for r in rows if r["method"] == method)
+
+
+def test_without_runs_the_papers_numbers_stand_alone(tmp_path) -> None:
+    tables = run(tmp_path)
+    assert set(tables) == {f"table_{k}" for k in range(1, 7)} | {"section_4_2", "figure_6"}
+    ours = row(tables["table_5"], "Ours, weak, ImageNet")
+    assert [ours[f"{k} paper"] for k in ("AP^r vol th", "PQ", "test AP th")] == [
+        "17.0", "40.5", "12.8",
+    ]  # fmt: skip
+    for rows in tables.values():
+        for line in rows:
+            assert not any(v for k, v in line.items() if k.endswith((" mean", " std", " runs")))
+    assert Image.open(tmp_path / "figure_6.png").size[0] > 500
+    assert not (tmp_path / "runs.csv").exists()
+
+
+def test_the_papers_fs_percent_is_weak_over_full_up_to_rounding() -> None:
+    """Guards the typed numbers: the paper's FS% follows from its own weak and full."""
+    checked = 0
+    for table in paper_tables():
+        for label, cells in table.rows:
+            for cell in cells:
+                if cell.percent_of is not None:
+                    weak, full = (part.paper for part in cell.percent_of)
+                    assert cell.paper == pytest.approx(100 * weak / full, abs=0.11), label
+                    checked += 1
+    assert checked == 5
+
+
+def test_runs_fill_their_cells(tmp_path) -> None:
+    out = tmp_path / "output"
+    write_run(out / "voc" / "semantic_R_101_weak", VOC, sem_seg={"mIoU": 70.0})
+    write_run(out / "voc" / "semantic_R_101_full", VOC, "full", sem_seg={"mIoU": 80.0})
+    for seed, vol in ((1, 50.0), (2, 53.0)):
+        folder = out / "voc" / f"panoptic_R_101_weak_seed{seed}"
+        apr = {"APr_vol_th": vol, "APr_50_th": 60.0}
+        write_run(folder, VOC, seed=seed, apr=apr, panoptic_seg={"PQ_th": None})
+    # None of these is the recipe's own number.
+    write_run(out / "voc" / "panoptic_R_101_weak", VOC, "x", "no_crf_head",
+              apr={"APr_vol_th": 1.0})  # fmt: skip
+    write_run(out / "voc" / "panoptic_R_18_weak", VOC, apr={"APr_vol_th": 2.0})
+    write_run(out / "city" / "panoptic_R_101_weak", CITY,
+              apr={"APr_vol_th": 15.0, "APr_vol_st-by-oracle": 35.0},
+              panoptic_seg={"PQ": 41.0}, sem_seg={"mIoU_th": 66.0})  # fmt: skip
+    write_run(out / "sample" / "a", "sample_val_full", panoptic_seg={"PQ": 60.0})
+    write_run(out / "sample" / "a", "sample_val_full", "full", panoptic_seg={"PQ": 75.0})
+    tables = run(tmp_path / "tables", out / "voc", out / "city", out / "voc", out / "sample")
+
+    first = row(tables["table_1"], "Ours, without COCO")
+    assert (first["val weak mean"], first["val full mean"]) == ("70.0000", "80.0000")
+    assert float(first["val FS% mean"]) == pytest.approx(87.5)
+    assert first["val weak paper"] == "74.3" and first["test weak mean"] == ""
+    second = row(tables["table_2"], "Ours, weak without COCO")
+    assert (second["AP^r vol mean"], second["AP^r vol std"]) == ("51.5000", "2.1213")
+    assert second["AP^r vol runs"] == "2" and second["AP^r 0.5 mean"] == "60.0000"
+    assert second["PQ mean"] == "" and second["PQ paper"] == "59.0"
+    assert row(tables["table_5"], "Ours, weak, ImageNet")["AP^r vol th mean"] == "15.0000"
+    assert row(tables["table_6"], "Oracle")["AP^r vol st mean"] == "35.0000"
+    # Round 5's semantic run is missing; the panoptic run's own sem_seg stands in.
+    assert row(tables["table_4"], "Ours, things")["weak mean"] == "66.0000"
+    small = run(tmp_path / "small", out / "voc", "--backbone", "R_18")
+    assert row(small["table_2"], "Ours, weak without COCO")["AP^r vol mean"] == "2.0000"
+
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    line = next(x for x in text.splitlines() if x.startswith("| Ours, weak without COCO"))
+    assert "51.5 ± 2.1 (2)" in line
+    ratio = next(r for r in tables["runs"] if r["run"] == "FS%")
+    assert ratio["dataset"] == "sample_val_full" and ratio["PQ"] == "80.0"
+    # Every line of a Markdown table has as many cells as its head.
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({x.count("|") for x in block.splitlines()}) == 1
+
+
+def test_figure_6_joins_recipes_and_iterative_rounds(tmp_path) -> None:
+    for number, iou in ((0, 50.0), (2, 60.0)):
+        write_run(tmp_path / "a" / f"semantic_R_101_weak_round_{number}", CITY,
+                  sem_seg={"mIoU": iou})  # fmt: skip
+    # Round 4 of tools/train_iterative.py trains on the labels of round 3.
+    write_run(tmp_path / "b" / "round_04", CITY, "round_4", panoptic_seg={"PQ_st": 40.0})
+    points = run(tmp_path / "tables", tmp_path / "a", tmp_path / "b")["figure_6"]
+    found = {(p["panel"][:8], p["line"], p["round"]): float(p["mean"]) for p in points}
+    assert found == {
+        ("Semantic", "all", "0"): 50.0,
+        ("Semantic", "all", "2"): 60.0,
+        ("Instance", "stuff", "3"): 40.0,
+    }
+
+
+def test_a_path_may_be_given_its_recipe(tmp_path) -> None:
+    folder = write_run(tmp_path / "mine", VOC, apr={"APr_vol_th": 54.0})
+    tables = run(tmp_path / "tables", f"panoptic_R_101_weak={folder / 'results.json'}")
+    assert row(tables["table_2"], "Ours, weak without COCO")["AP^r vol mean"] == "54.0000"
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, ["nowhere", "no results.json"]),
+    ("{", ["results.json", "no valid JSON"]),
+    ('{"schema": 7}', ["results.json", "schema 7"]),
+])  # fmt: skip
+def test_bad_input_is_named_in_one_line(content, words, tmp_path, capsys) -> None:
+    folder = tmp_path / "nowhere"
+    if content is not None:
+        folder.mkdir()
+        (folder / "results.json").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        main_with_errors(make_tables.main, [str(folder), "--output", str(tmp_path / "out")])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and all(word in lines[0] for word in words)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,299 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Fill the paper's tables with our runs: find their results, average over seeds, write them."""
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from wsis_d2.evaluation.paper_tables import CITYSCAPES, FIGURE_6, VOC, Cell, Table
+from wsis_d2.evaluation.results import fs_percent, read_results_json
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.atomic import atomic_write
+
+_SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
+_ROUND = re.compile(r"^semantic_(.+)_weak_round_(\d+)$")
+_ITERATIVE = re.compile(r"^round_(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a results file.
+
+    Attributes:
+        name: its name there.
+        recipe: name of its folder without a seed at the end, e.g. ``panoptic_R_101_weak``.
+        family: ``voc``, ``cityscapes`` or "" by the evaluated set.
+        numbers: ``{task: {metric: percent}}``.
+        meta: its ``meta``.
+    """
+
+    name: str
+    recipe: str
+    family: str
+    numbers: Mapping[str, Mapping[str, float | None]]
+    meta: Mapping[str, Any]
+
+    def get(self, task: str, metric: str) -> float | None:
+        """Return a number, None where there is none."""
+        value = self.numbers.get(task, {}).get(metric)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean and sample standard deviation over ``count`` runs (spread None for one)."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+    def __str__(self) -> str:
+        if self.spread is None:
+            return f"{self.mean:.1f}"
+        return f"{self.mean:.1f} ± {self.spread:.1f} ({self.count})"
+
+
+def collect_runs(folders: Iterable[str]) -> list[Run]:
+    """Return the runs of folders, or of results files themselves.
+
+    A folder's own ``results.json`` counts, or, where it has none, those of folders below it.
+    ``RECIPE=PATH`` says which recipe the runs of a path are; else their folder's name does.
+
+    Raises:
+        InputError: no results there, or a file that is none.
+    """
+    runs, seen = [], set()
+    for text in folders:
+        named, _, rest = text.partition("=")
+        recipe, path = (named, Path(rest)) if rest and not Path(text).exists() else (None, text)
+        path = Path(path)
+        files = [path] if path.is_file() else [path / "results.json"]
+        if not files[0].is_file():
+            files = sorted(path.glob("*/results.json")) + sorted(path.glob("*/*/results.json"))
+        if not files:
+            raise InputError(
+                f"{path}: no results.json in it or below it; expected the OUTPUT_DIR of"
+                " tools/train_net.py, or a file that tools/evaluate_panoptic.py --output wrote"
+            )
+        for file in files:
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
+            for name, run in read_results_json(file)["runs"].items():
+                runs.append(_run(name, run, recipe, file))
+    return runs
+
+
+def _run(name: str, run: Mapping[str, Any], recipe: str | None, file: Path) -> Run:
+    meta = run["meta"]
+    if recipe is None:
+        config = PurePath(str(meta.get("config") or ""))
+        if config.name == "config.yaml":
+            recipe = config.parent.name
+        elif config.suffix in (".yaml", ".yml"):
+            recipe = config.stem
+        else:
+            recipe = file.resolve().parent.name
+    dataset = str(meta.get("dataset", ""))
+    family = next((f for f in (VOC, CITYSCAPES) if dataset.startswith(f)), "")
+    numbers = {task: values for task, values in run.items() if task != "meta"}
+    return Run(name, _SEED.sub("", recipe), family, numbers, meta)
+
+
+def average(runs: Iterable[Run], task: str, metric: str) -> Value | None:
+    """Return mean and spread of a metric over the runs that have it, None for none."""
+    values = [v for v in (run.get(task, metric) for run in runs) if v is not None]
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Value(statistics.fmean(values), spread, len(values))
+
+
+def our_value(cell: Cell, family: str, runs: Sequence[Run]) -> Value | None:
+    """Return what our runs measured for a cell, None where nothing was run."""
+    if cell.percent_of is not None:
+        weak, full = (our_value(part, family, runs) for part in cell.percent_of)
+        ratio = fs_percent(weak and weak.mean, full and full.mean)
+        if ratio is None or weak is None or full is None:
+            return None
+        return Value(ratio, None, min(weak.count, full.count))
+    for recipe in cell.recipes:
+        mine = [
+            run for run in runs
+            if run.family == family and run.recipe == recipe and _belongs(run)
+        ]  # fmt: skip
+        value = average(mine, cell.task, cell.metric)
+        if value is not None:
+            return value
+    return None
+
+
+def _belongs(run: Run) -> bool:
+    """Tell whether a run is its recipe's own: on a val set, not an isolating run of it."""
+    variant = str(run.meta.get("variant") or "main")
+    own = variant == "main" or run.recipe.endswith(variant)
+    return own and "_val" in str(run.meta.get("dataset"))
+
+
+def table_markdown(table: Table, runs: Sequence[Run]) -> str:
+    """Return a table in Markdown, the paper's number and ours side by side."""
+    header = ["Method"]
+    for column in table.columns:
+        header += [f"{column}, paper", "here"]
+    rows = []
+    for label, cells in table.rows:
+        row = [label]
+        for cell in cells:
+            value = our_value(cell, table.family, runs)
+            row += ["" if cell.paper is None else f"{cell.paper:.1f}", str(value or "")]
+        rows.append(row)
+    name = table.name.replace("_", " ", 1).replace("_", ".")
+    return f"## {name.capitalize()}: {table.title}\n\n" + markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|---|" + "--:|" * (len(header) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def table_csv(table: Table, runs: Sequence[Run]) -> str:
+    """Return a table as CSV: method, and for each column paper, mean, spread and runs."""
+    header = ["method"]
+    for column in table.columns:
+        header += [f"{column} paper", f"{column} mean", f"{column} std", f"{column} runs"]
+    rows = []
+    for label, cells in table.rows:
+        row: list[Any] = [label]
+        for cell in cells:
+            value = our_value(cell, table.family, runs)
+            row.append("" if cell.paper is None else cell.paper)
+            row += _value_fields(value)
+        rows.append(row)
+    return csv_text(header, rows)
+
+
+def _value_fields(value: Value | None) -> list[Any]:
+    if value is None:
+        return ["", "", ""]
+    spread = "" if value.spread is None else f"{value.spread:.4f}"
+    return [f"{value.mean:.4f}", spread, value.count]
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+RUN_METRICS = (
+    ("IoU", "sem_seg", "mIoU"), ("AP^r vol", "apr", "APr_vol"),
+    ("PQ", "panoptic_seg", "PQ"), ("PQ th", "panoptic_seg", "PQ_th"),
+    ("PQ st", "panoptic_seg", "PQ_st"),
+)  # fmt: skip
+
+
+def group_runs(runs: Sequence[Run]) -> dict[tuple[str, str, str, str], list[Run]]:
+    """Return runs by (dataset, name, variant, recipe or "" off the paper's sets)."""
+    groups: dict[tuple[str, str, str, str], list[Run]] = {}
+    for run in runs:
+        recipe = run.recipe if run.family else ""
+        key = (str(run.meta["dataset"]), run.name, str(run.meta["variant"]), recipe)
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of all runs: mean and spread over seeds, and FS% of weak by full."""
+    header = ["dataset", "run", "variant", "recipe", "seeds", *(title for title, *_ in RUN_METRICS)]
+    groups = group_runs(runs)
+    rows = []
+    for key, members in groups.items():
+        dataset, name, variant, _ = key
+        seeds = sorted({str(run.meta.get("seed")) for run in members})
+        values = [average(members, task, metric) for _, task, metric in RUN_METRICS]
+        rows.append([*key, " ".join(seeds), *(str(v or "") for v in values)])
+    for (dataset, name, variant, recipe), members in groups.items():
+        full = [
+            run for key, other in groups.items() for run in other
+            if key[0] == dataset and key[1] == "full" and key[2] == variant
+        ]  # fmt: skip
+        if name != "weak" or recipe or not full:
+            continue
+        ratios = []
+        for _, task, metric in RUN_METRICS:
+            first, second = average(members, task, metric), average(full, task, metric)
+            ratio = fs_percent(first and first.mean, second and second.mean)
+            ratios.append("" if ratio is None else f"{ratio:.1f}")
+        rows.append([dataset, "FS%", variant, "", "", *ratios])
+    return header, rows
+
+
+@dataclass(frozen=True)
+class RoundPoint:
+    """One value of figure 6: panel and line, the round whose labels were trained on, ours."""
+
+    panel: str
+    line: str
+    round: int
+    value: Value
+
+
+def figure_6(runs: Sequence[Run], backbone: str = "R_101") -> list[RoundPoint]:
+    """Return figure 6's points.
+
+    Args:
+        runs: runs on Cityscapes: recipes ``semantic_<backbone>_weak_round_K`` (trained on the
+            labels of round K) and the rounds of tools/train_iterative.py (its round N trains on
+            the labels of round N - 1).
+        backbone: whose recipes count.
+    """
+    by_round: dict[int, list[Run]] = {}
+    for run in runs:
+        recipe, iterative = _ROUND.match(run.recipe), _ITERATIVE.match(run.name)
+        if run.family != CITYSCAPES:
+            continue
+        if iterative:
+            by_round.setdefault(int(iterative[1]) - 1, []).append(run)
+        elif recipe and recipe[1] == backbone:
+            by_round.setdefault(int(recipe[2]), []).append(run)
+    points = []
+    for panel, lines in FIGURE_6:
+        for line, task, metric, _ in lines:
+            for number in sorted(by_round):
+                value = average(by_round[number], task, metric)
+                if value is not None:
+                    points.append(RoundPoint(panel, line, number, value))
+    return points
+
+
+def draw_figure_6(points: Sequence[RoundPoint], path: Path) -> None:
+    """Draw figure 6 as PNG: ours by round, the paper's last value as a dashed line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (panel, lines) in zip(figure.subplots(1, 2), FIGURE_6, strict=True):
+        for color, (line, _, _, paper) in enumerate(lines):
+            mine = [p for p in points if p.panel == panel and p.line == line]
+            axes.errorbar(
+                [p.round for p in mine], [p.value.mean for p in mine],
+                [p.value.spread or 0.0 for p in mine],
+                marker="o", capsize=3, color=f"C{color}", label=f"{line}, here",
+            )  # fmt: skip
+            axes.axhline(paper, color=f"C{color}", ls="--", lw=1, label=f"{line}, paper's last")
+        axes.set(title=panel, xlabel="round of the labels", ylabel="percent", xlim=(-0.3, 5.3))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
