@@ -76,6 +76,11 @@ def add_weak_labels_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg"
     # Scales, trees and caps of "mcg": "default", "scg" or "mcg" (the published working points).
     cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
+    # Contour detector of "mcg": "learned" (shipped weights), "gradient" (none), or "structured" (a
+    # structured-forest model of one's own; needs OpenCV's contrib build).
+    cfg.WEAK_LABELS.PROPOSALS.CONTOURS = "learned"
+    # File of other weights for it; "" = the shipped ones.
+    cfg.WEAK_LABELS.PROPOSALS.CONTOUR_WEIGHTS = ""
     # Which proposal a box takes: "bbox_area", "bbox" (literal) or "mask_vs_box".
     cfg.WEAK_LABELS.PROPOSALS.SELECTION = "bbox_area"
     # Larger images are scaled down to this longer side before proposals are made; 0 = never.
@@ -247,6 +252,19 @@ def add_tag_config(cfg: CN) -> None:
     cfg.REFINE.GAUSSIAN_WEIGHT = 3.0
     cfg.REFINE.GAUSSIAN_XY = 3.0
     cfg.REFINE.ITERATIONS = 10
+    # "auto", "native", "exact", or "pydensecrf" (optional package).
+    cfg.REFINE.BACKEND = "auto"
+
+    cfg.ITERATIVE = CN()
+    # Begin each round from the config's weights instead of the last round's.
+    cfg.ITERATIVE.RESTART = False
+    # Processes that predict, refine and clean; each loads the model.
+    cfg.ITERATIVE.WORKERS = 1
+    # Box masks to merge in rounds up to CLEAN.MERGE_ROUNDS: [[dataset, boxes store], ...]. Default:
+    # STORE/parts/boxes of the label store that training begins with, else that store's things.
+    cfg.ITERATIVE.BOX_STORES = []
+    # While training with train_net.py, make new labels every so many iterations; 0: never.
+    cfg.ITERATIVE.PERIOD = 0
 
 
 def add_eval_config(cfg: CN) -> None:

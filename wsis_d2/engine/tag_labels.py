@@ -276,6 +276,7 @@ def make_all_labels(
     *,
     classifier: str | os.PathLike | None = None,
     outside_boxes: int | str = "ignore",
+    has_boxes: bool = True,
     workers: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -291,6 +292,7 @@ def make_all_labels(
         classifier: the tag classifier's checkpoint; not needed where no record tags any stuff but
             the class outside boxes.
         outside_boxes: "ignore" or the class outside all boxes.
+        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
         workers, limit, force, dry_run: as for each part.
 
     Returns:
@@ -299,7 +301,7 @@ def make_all_labels(
     Raises:
         InputError: stuff is tagged and there is no classifier; or a part's error.
     """
-    annotation = Annotation.of(categories, outside_boxes)
+    annotation = Annotation.of(categories, outside_boxes, has_boxes)
     known = annotation.thing_ids | annotation.outside_classes
     tagged = any(
         set(tags) - known
@@ -346,6 +348,7 @@ def make_all_labels(
         boxes=parts / "boxes",
         tags=parts / "tags" if tagged else None,
         outside_boxes=outside_boxes,
+        has_boxes=has_boxes,
         workers=workers,
         limit=limit,
     )

@@ -40,17 +40,35 @@ class Annotation:
     Attributes:
         thing_ids: contiguous ids of the things.
         outside_label: 255, or the class of everything outside all boxes (Pascal VOC: 0).
+        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, where the tag
+            check, the box prior, the fill and the instances are left out.
     """
 
     thing_ids: frozenset[int]
     outside_label: int = IGNORE
+    has_boxes: bool = True
 
     @classmethod
-    def of(cls, categories: Sequence[Mapping], outside_boxes: int | str = "ignore") -> "Annotation":
+    def of(
+        cls,
+        categories: Sequence[Mapping],
+        outside_boxes: int | str = "ignore",
+        has_boxes: bool = True,
+    ) -> "Annotation":
         """Read the annotation file's categories; contiguous ids follow ascending category ids."""
         ordered = sorted(categories, key=lambda c: c["id"])
         things = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
-        return cls(things, IGNORE if outside_boxes == "ignore" else int(outside_boxes))
+        outside = IGNORE if outside_boxes == "ignore" else int(outside_boxes)
+        return cls(things, outside, has_boxes)
+
+    @classmethod
+    def of_dataset(cls, metadata) -> "Annotation":
+        """Read the metadata of a registered dataset."""
+        return cls.of(
+            metadata.categories,
+            metadata.get("outside_boxes", "ignore"),
+            metadata.get("has_boxes", True),
+        )
 
     @property
     def outside_classes(self) -> frozenset[int]:
@@ -96,16 +114,16 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
     score = own.SCORE_THRESHOLD if round_number > 0 and own.SCORE_THRESHOLD > 0 else None
     return CleanOptions(
         score_threshold=score,
-        tags=own.TAGS,
+        tags=own.TAGS and annotation.has_boxes,
         merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
-        prior=own.PRIOR,
-        fill=own.FILL,
+        prior=own.PRIOR and annotation.has_boxes,
+        fill=own.FILL and annotation.has_boxes,
         add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
         outside_label=annotation.outside_label,
         fill_threshold=own.FILL_THRESHOLD,
         # In a label store 0 is a class like any other.
         mandg_zero_is_no_box=False,
-        instances=own.INSTANCES,
+        instances=own.INSTANCES and annotation.has_boxes,
     )
 
 
@@ -258,6 +276,7 @@ def make_merged_labels(
     boxes: str | os.PathLike | None,
     tags: str | os.PathLike | None = None,
     outside_boxes: int | str = "ignore",
+    has_boxes: bool = True,
     workers: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -274,6 +293,7 @@ def make_merged_labels(
         tags: the store that ``tags`` wrote; None: no cues, stuff stays ignored unless the dataset
             names a class outside boxes.
         outside_boxes: "ignore" or that class.
+        has_boxes: see :class:`Annotation`.
         workers, limit, force, dry_run: as for all label commands.
 
     Returns:
@@ -286,7 +306,7 @@ def make_merged_labels(
         raise InputError(
             "--boxes STORE is missing; make one with: tools/make_weak_labels.py boxes ..."
         )
-    annotation = Annotation.of(categories, outside_boxes)
+    annotation = Annotation.of(categories, outside_boxes, has_boxes)
     options = clean_options(cfg, annotation)
     stores = {"boxes": LabelStore.open(boxes)}
     if tags is not None:

@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Train in rounds: each trains on the labels that the last round's network made and cleaned."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+# Threads that wait must not spin: several processes may share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from detectron2.utils.logger import setup_logger
+
+from wsis_d2.utils.cli import main_with_errors
+
+EPILOG = """examples:
+  # three rounds on the embedded sample, from labels of boxes and tags
+  tools/make_weak_labels.py all --dataset sample_train_weak --output output/labels \\
+      --config-file configs/Sample-TagClassifier/tag_classifier_R_18.yaml \\
+      --classifier output/sample_tag_classifier/model_final.pth
+  tools/train_iterative.py --config-file configs/Sample-Iterative/semantic.yaml --rounds 3 \\
+      DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
+
+  # stopped or killed: go on where it was; or two rounds more
+  tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
+
+Each round's training, its labels and results.json are in OUTPUT_DIR/round_NN; IoU and PQ by round
+in OUTPUT_DIR/rounds.json and rounds.png. Name a detector with MODEL.WSIS.DETECTOR_WEIGHTS, and a
+semantic config is measured in PQ too.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="F", help="what a round trains")
+    parser.add_argument("--rounds", required=True, type=int, metavar="N", help="how many rounds")
+    parser.add_argument("--resume", action="store_true", help="continue what OUTPUT_DIR holds")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
+    )
+    args = parser.parse_args(argv)
+    from wsis_d2.engine import load_cfg
+    from wsis_d2.engine.iterative import train_iterative
+
+    cfg = load_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in ("detectron2", "fvcore", "wsis_d2"):
+        setup_logger(cfg.OUTPUT_DIR, name=name)
+    train_iterative(cfg, args.rounds, args.resume)
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main, sys.argv[1:])

@@ -1,0 +1,281 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A trained model to new pseudo ground truth: predict, refine, clean, store (paper 3.4)."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.modeling import build_model
+from torch import nn
+
+from wsis_d2.data.build import build_mapper, load_records, supervision_of
+from wsis_d2.modeling.checkpoint import load_part
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
+from wsis_d2.weak_labels.merge import Annotation, clean_options, clean_record
+from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+
+class Relabeller:
+    """Weak record to cleaned labels of a model's prediction; a labelling function of the driver.
+
+    Args:
+        model: gives ``sem_seg`` (C, H, W) probabilities in evaluation mode.
+        mapper: record to test sample.
+        annotation: the dataset's classes.
+        clean, refine: options of both steps.
+        masks: image id to the map of the box masks, (H, W) uint8; None: no merge.
+        image_format: channel order in which images are read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mapper: Callable[[dict], dict],
+        annotation: Annotation,
+        clean: CleanOptions,
+        refine: RefineOptions,
+        masks: Callable[[int | str], np.ndarray] | None,
+        image_format: str = "BGR",
+    ) -> None:
+        self.model = model
+        self.mapper = mapper
+        self.annotation = annotation
+        self.clean = clean
+        self.refine = refine
+        self.masks = masks
+        self.image_format = image_format
+
+    @torch.no_grad()
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return the labels of one record; the model's mode is left as it was."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model([self.mapper(dict(record))])[0]
+        finally:
+            self.model.train(was_training)
+        if "sem_seg" not in output:
+            raise InputError(
+                "MODEL.WSIS.STAGE: this model gives no sem_seg; labels come from a semantic or an "
+                "instance stage"
+            )
+        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        labels, scores = labels_from_probabilities(output["sem_seg"], image, self.refine)
+        masks = self.masks(record["image_id"]) if self.masks is not None else None
+        result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
+        ignored = result.semantic == IGNORE
+        counters = {
+            "pixels": int(ignored.size),
+            "ignored_pixels": int(np.count_nonzero(ignored)),
+            "instances": len(result.segments),
+        }
+        before = labels
+        for name, after in result.stages.items():
+            counters[f"changed_by_{name}"] = int(np.count_nonzero(before != after))
+            before = after
+        return driver.Labels(result.semantic, result.instance, result.segments, counters)
+
+
+class MaskSource:
+    """Image id to the map of box masks, read from a label store.
+
+    Args:
+        store: a boxes store, or round-0 labels, whose things came from box masks.
+        thing_ids: other classes are taken as "no mask".
+    """
+
+    def __init__(self, store: str | os.PathLike, thing_ids: frozenset[int]) -> None:
+        self.path = Path(store)
+        self._store = LabelStore.open(store)
+        self._things = np.zeros(256, bool)
+        self._things[list(thing_ids)] = True
+
+    @property
+    def recipe_hash(self) -> str:
+        """Of the store."""
+        return self._store.recipe_hash
+
+    def __call__(self, image_id: int | str) -> np.ndarray:
+        """Return the (H, W) uint8 map; 255 where there is no mask."""
+        semantic = self._store.semantic(image_id)
+        return np.where(self._things[semantic], semantic, IGNORE).astype(np.uint8)
+
+
+def prediction_config(cfg: CfgNode) -> CfgNode:
+    """Return the config of the model that predicts: the semantic subnetwork alone where it can."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
+        if cfg.MODEL.WSIS.STAGE == "detector":
+            raise InputError(
+                "MODEL.WSIS.STAGE is 'detector', which predicts no semantics; iterate with "
+                "'semantic', 'instance_piecewise' or 'end_to_end'"
+            )
+        cfg.MODEL.WSIS.STAGE = "semantic"
+    cfg.freeze()
+    return cfg
+
+
+def load_predictor(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
+    """Build the predicting model of :func:`prediction_config` and load a trained checkpoint."""
+    from wsis_d2.engine.trainer import load_weights
+
+    if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
+        model = build_model(cfg)
+        load_part(model, "semantic", os.fspath(weights), "the round's checkpoint")
+    else:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+        model = build_model(cfg)
+        load_weights(cfg, model)
+    return model.eval()
+
+
+def _make_relabeller(
+    cfg_text: str,
+    weights: str,
+    annotation: Annotation,
+    clean: CleanOptions,
+    masks_store: Path | None,
+) -> Relabeller:
+    """Build the labelling function in the process that uses it."""
+    cfg = CfgNode.load_cfg(cfg_text)
+    return Relabeller(
+        load_predictor(cfg, weights),
+        build_mapper(cfg, is_train=False),
+        annotation,
+        clean,
+        RefineOptions.from_config(cfg),
+        MaskSource(masks_store, annotation.thing_ids) if masks_store is not None else None,
+        cfg.INPUT.FORMAT,
+    )
+
+
+def weak_datasets(cfg: CfgNode) -> list[str]:
+    """Return the training sets that have weak records, in order.
+
+    Raises:
+        InputError: there is none, or one has no label store to begin with.
+    """
+    names = []
+    for name in cfg.DATASETS.TRAIN:
+        if any(supervision_of(record) == "weak" for record in load_records([name])):
+            if not MetadataCatalog.get(name).get("label_store"):
+                raise InputError(
+                    f"dataset {name!r} has no label store to begin with; make one with "
+                    f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
+                    f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
+                )
+            names.append(name)
+    if not names:
+        raise InputError(
+            f"DATASETS.TRAIN: no weak images in {list(cfg.DATASETS.TRAIN)}; nothing to relabel"
+        )
+    return names
+
+
+def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path:
+    """Return where the box masks of a dataset come from in later rounds.
+
+    Args:
+        cfg: ``ITERATIVE.BOX_STORES`` is read.
+        name: the dataset.
+        first_store: its label store of round 0.
+    """
+    named = {entry[0]: entry[1] for entry in cfg.ITERATIVE.BOX_STORES}
+    if name in named:
+        return Path(named[name])
+    parts = Path(first_store) / "parts" / "boxes"
+    return parts if (parts / "manifest.json").is_file() else Path(first_store)
+
+
+def relabel(
+    cfg: CfgNode,
+    name: str,
+    output: str | os.PathLike,
+    *,
+    round_number: int,
+    first_store: str | os.PathLike,
+    lineage: str,
+    weights: str | os.PathLike | None = None,
+    model: nn.Module | None = None,
+) -> LabelStore:
+    """Write the labels of one round of one dataset; what is written already stays.
+
+    Args:
+        cfg: the run's config.
+        name: the weak dataset.
+        output: the round's store.
+        round_number: 1 for the labels that the first trained model makes.
+        first_store: the store of round 0, for its box masks.
+        lineage: identifies what the model was trained with; part of the store's recipe.
+        weights: the trained checkpoint; processes load it.
+        model: or the live model itself, for the training hook; one process.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        InputError: an image could not be labelled.
+    """
+    metadata = MetadataCatalog.get(name)
+    annotation = Annotation.of_dataset(metadata)
+    clean = clean_options(cfg, annotation, round_number)
+    refine = RefineOptions.from_config(cfg)
+    source = masks_store(cfg, name, first_store) if clean.merge else None
+    recipe = {
+        "kind": "round",
+        "round": round_number,
+        "lineage": lineage,
+        "clean": clean.as_dict(),
+        "refine": {k: v for k, v in vars(refine).items()},
+        "masks": MaskSource(source, annotation.thing_ids).recipe_hash if source else None,
+    }
+    store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
+    records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
+    if model is not None:
+        own = prediction_config(cfg)
+        masks = MaskSource(source, annotation.thing_ids) if source else None
+        mapper = build_mapper(own, is_train=False)
+        labeller = Relabeller(model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT)
+
+        def make() -> Relabeller:
+            return labeller
+
+        workers = 1
+    else:
+        own = prediction_config(cfg)
+        make = functools.partial(
+            _make_relabeller, own.dump(), os.fspath(weights), annotation, clean, source
+        )
+        workers = cfg.ITERATIVE.WORKERS
+    threads = torch.get_num_threads()
+    try:
+        result = driver.run(make, records, store, workers=workers, desc=f"labels {round_number}")
+    finally:
+        torch.set_num_threads(threads)
+    if result.failed:
+        image_id, message = next(iter(result.failed.items()))
+        raise InputError(
+            f"{output}: {len(result.failed)} of {len(records)} images could not be labelled, the "
+            f"first is {image_id!r}: {message}; mend it and run the same command with --resume"
+        )
+    return store
+
+
+def fingerprint(*parts: object) -> str:
+    """Return a short hash of what is given, for recipes."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
