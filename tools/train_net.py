@@ -9,10 +9,10 @@ from collections.abc import Sequence
 # Threads that wait must not spin: several processes may share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
-from wsis_d2.engine import WSISTrainer, load_weights, setup
+from wsis_d2.engine import WSISTrainer, launch, load_weights, setup
 from wsis_d2.utils.checkpoint import trust_checkpoints
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError

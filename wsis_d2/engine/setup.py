@@ -39,7 +39,7 @@ def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> C
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError, AttributeError) as error:
         message = str(error.args[0] if error.args else error)
-        where = f"{config_file} {' '.join(opts or [])}".strip()
+        where = f"{config_file} {' '.join(map(str, opts or []))}".strip()
         raise InputError(f"config {where}: {message}") from error
     register_own_datasets(cfg)
     complete_config(cfg)

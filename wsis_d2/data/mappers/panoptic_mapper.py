@@ -170,6 +170,12 @@ class PanopticMapper:
             source = record["pan_seg_file_name"]
             ids = rgb2id(utils.read_image(source, "RGB")).astype(np.int64)
             segments = record["segments_info"]
+            unknown = np.setdiff1d(ids, [0, *(s["id"] for s in segments)])
+            if len(unknown):
+                raise InputError(
+                    f"{source}: holds segment id {unknown[0]}, which the panoptic JSON does not "
+                    "list for this image; prepare the dataset again"
+                )
             semantic = _paint(ids, segments, [s["category_id"] for s in segments], IGNORE)
         size = (record["height"], record["width"])
         if semantic.shape != size or ids.shape != size:

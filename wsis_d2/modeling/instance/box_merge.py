@@ -25,6 +25,9 @@ class BoxMergeHead(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         return {}
 
+    def project(self) -> None:
+        """Nothing to keep in bounds."""
+
     def forward(
         self, probabilities: torch.Tensor, image: torch.Tensor, labels: InstanceLabels
     ) -> torch.Tensor:

@@ -8,7 +8,8 @@ from torch import nn
 INSTANCE_HEAD_REGISTRY = Registry("INSTANCE_HEAD")
 INSTANCE_HEAD_REGISTRY.__doc__ = """
 Instance heads: modules called with (probabilities (C, H, W), image (3, H, W), InstanceLabels) that
-return label scores (L, H, W). Made from a config by their name, MODEL.INSTANCE_HEAD.NAME.
+return label scores (L, H, W), with a method ``project()`` that is called before each training
+batch. Made from a config by their name, MODEL.INSTANCE_HEAD.NAME.
 """
 
 

@@ -71,6 +71,12 @@ class InstanceCRFHead(nn.Module):
             "iterations": head.ITERATIONS,
         }
 
+    @torch.no_grad()
+    def project(self) -> None:
+        """Set w1 and w2 back to 0 where a step has left them below; before each training batch."""
+        self.box_weight.clamp_(min=0)
+        self.global_weight.clamp_(min=0)
+
     def forward(
         self, probabilities: torch.Tensor, image: torch.Tensor, labels: InstanceLabels
     ) -> torch.Tensor:
@@ -85,10 +91,6 @@ class InstanceCRFHead(nn.Module):
             (L, H, W) float32, the last mean-field update, not normalised; with gradients to the
             probabilities and the four weights.
         """
-        if self.training:
-            with torch.no_grad():  # Projection: the last step may have left w1 or w2 below 0.
-                self.box_weight.clamp_(min=0)
-                self.global_weight.clamp_(min=0)
         scores = unary_scores(
             probabilities, labels, self.box_weight, self.global_weight,
             epsilon=self.epsilon, box_score=self.box_score,

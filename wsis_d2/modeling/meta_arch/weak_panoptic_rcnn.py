@@ -199,6 +199,7 @@ class WeakPanopticRCNN(nn.Module):
         self, batched_inputs: list[dict], images: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         trained = self.stage == "end_to_end"
+        self.instance.project()
         with torch.set_grad_enabled(trained):
             logits, aux = self.semantic.logits(images)
         losses = {}
