@@ -273,3 +273,20 @@ def pq_with_panopticapi(folder: Path, split: str, png_folder: str) -> dict:
     png = str(folder / png_folder)
     stat = pq_compute_single_core(0, pairs, png, png, categories)
     return stat.pq_average(categories, isthing=None)[0]
+
+
+def results_with_ours(folder: Path, split: str, png_folder: str) -> dict:
+    """Truth measured against itself by our evaluation from files: {task: {metric: percent}}."""
+    from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
+
+    files = (folder / f"panoptic_{split}.json", folder / png_folder)
+    return evaluate_files(*files, *files, FileOptions(workers=1))
+
+
+def assert_round_trip(folder: Path, split: str, png_folder: str, least_classes: int) -> None:
+    """Truth against itself is perfect by panopticapi's measure and by ours."""
+    theirs = pq_with_panopticapi(folder, split, png_folder)
+    assert theirs["pq"] == theirs["sq"] == theirs["rq"] == 1.0 and theirs["n"] >= least_classes
+    ours = results_with_ours(folder, split, png_folder)
+    assert ours["panoptic_seg"]["PQ"] == ours["panoptic_seg"]["SQ"] == 100.0
+    assert ours["panoptic_seg"]["DQ"] == ours["sem_seg"]["mIoU"] == 100.0

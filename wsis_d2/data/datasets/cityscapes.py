@@ -27,7 +27,7 @@ from wsis_d2.data.datasets.prepare import (
     crop_starts,
     image_size,
     read_labels,
-    tight_box,
+    segment_sizes,
 )
 from wsis_d2.utils.errors import InputError
 
@@ -54,6 +54,7 @@ _KNOWN = {c["id"] for c in CITYSCAPES_CATEGORIES}
 # Label ids with objects; caravan (29) and trailer (30) are evaluated nowhere.
 _WITH_OBJECTS = _THINGS | {29, 30}
 _MAX_LABEL_ID = 33
+_IS_KNOWN = np.isin(np.arange(_MAX_LABEL_ID + 1), list(_KNOWN))
 
 
 def list_images(cityscapes: Path, split: str) -> list[Path]:
@@ -112,25 +113,15 @@ def _convert(job: Job, *, coarse: bool, tags: str, crop: tuple[int, int]) -> Con
             f"{path}: {instance_ids.shape[1]}x{instance_ids.shape[0]} pixels, but "
             f"{job.sources[0]} has {width}x{height}; take both from the official archives"
         )
+    _check_values(instance_ids, path)
     labels = np.where(instance_ids < 1000, instance_ids, instance_ids // 1000)
-    values = np.unique(instance_ids)
-    for value in values:
-        label = value if value < 1000 else value // 1000
-        if not 0 <= label <= _MAX_LABEL_ID or (value >= 1000 and label not in _WITH_OBJECTS):
-            raise InputError(
-                f"{path}: value {value} is no instance id of Cityscapes (label id, or label id * "
-                "1000 + number of an object); take the *_instanceIds.png as it was released"
-            )
-    segment_ids = np.where(np.isin(labels, list(_KNOWN)), labels if coarse else instance_ids, 0)
+    segment_ids = np.where(_IS_KNOWN[labels], labels if coarse else instance_ids, 0)
     segments, annotations = [], []
-    for value in np.unique(segment_ids).tolist():
+    for value, (_, box) in segment_sizes(segment_ids).items():
         label = value if value < 1000 else value // 1000
-        if label not in _KNOWN:
-            continue
         group = int(value < 1000 and label in _THINGS)
         segments.append({"id": value, "category_id": label, "iscrowd": group})
         if label in _THINGS and not coarse:
-            box = tight_box(segment_ids == value)
             annotations.append({"bbox": box, "category_id": label, "iscrowd": group})
     named = _KNOWN if tags == "all" else _KNOWN - _THINGS
     crop_tags = []
@@ -151,6 +142,21 @@ def _convert(job: Job, *, coarse: bool, tags: str, crop: tuple[int, int]) -> Con
         segment_ids=segment_ids.astype(np.int32),
         segments=segments,
     )
+
+
+def _check_values(instance_ids: np.ndarray, path: str) -> None:
+    low, high = int(instance_ids.min()), int(instance_ids.max())
+    wrong = [value for value in (low, high) if not 0 <= value < 1000 * (_MAX_LABEL_ID + 1)]
+    if not wrong:
+        for value in np.flatnonzero(np.bincount(instance_ids.reshape(-1))).tolist():
+            label = value // 1000 if value >= 1000 else value
+            if label > _MAX_LABEL_ID or (value >= 1000 and label not in _WITH_OBJECTS):
+                wrong.append(value)
+    if wrong:
+        raise InputError(
+            f"{path}: value {wrong[0]} is no instance id of Cityscapes (label id, or label id * "
+            "1000 + number of an object); take the *_instanceIds.png as it was released"
+        )
 
 
 def _present(labels: np.ndarray, named: set[int]) -> list[int]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
@@ -120,11 +121,24 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise InputError(f"{path}: not a readable image ({error}); download it again") from None
 
 
-def tight_box(mask: np.ndarray) -> list[int]:
-    """Return [x, y, width, height] of a bool (H, W) mask's box, first and last pixel included."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x0, y0 = int(columns[0]), int(rows[0])
-    return [x0, y0, int(columns[-1]) - x0 + 1, int(rows[-1]) - y0 + 1]
+def segment_sizes(segment_ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
+    """Measure the segments of an int (H, W) map; 0 is void.
+
+    Returns:
+        {segment id, ascending: (area, tight box [x, y, width, height])}; the box holds the first
+        and the last pixel.
+    """
+    areas = np.bincount(segment_ids.reshape(-1))
+    areas[0] = 0
+    values = np.flatnonzero(areas)
+    places = np.zeros(len(areas), np.int32)
+    places[values] = np.arange(1, len(values) + 1)
+    sizes = {}
+    slices = ndimage.find_objects(places[segment_ids])
+    for value, (rows, columns) in zip(values.tolist(), slices, strict=True):
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        sizes[value] = (int(areas[value]), box)
+    return sizes
 
 
 def crop_starts(length: int, crop: int) -> list[int]:
@@ -151,12 +165,12 @@ def segment_entries(
     segment_ids: np.ndarray, segments: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Complete segments with their area and box; those without a pixel are left out."""
-    entries = []
-    for segment in segments:
-        mask = segment_ids == segment["id"]
-        if area := int(mask.sum()):
-            entries.append({**segment, "area": area, "bbox": tight_box(mask)})
-    return entries
+    sizes = segment_sizes(segment_ids)
+    return [
+        {**segment, "area": sizes[segment["id"]][0], "bbox": sizes[segment["id"]][1]}
+        for segment in segments
+        if segment["id"] in sizes
+    ]
 
 
 def _fingerprint(job: Job) -> list[list[int]]:

@@ -32,7 +32,7 @@ from wsis_d2.data.datasets.prepare import (
     expect_count,
     image_size,
     read_labels,
-    tight_box,
+    segment_sizes,
 )
 from wsis_d2.utils.errors import InputError
 
@@ -166,11 +166,10 @@ def _convert(job: Job, *, tags: str, sbd_void: int) -> Converted:
             f"{first}: class {wrong[0]}, expected 0..20 or 255; take the file as it was released"
         )
     segment_ids, found = fuse(semantic, objects, classes, counts)
-    segments = [{"id": 1, "category_id": 0, "iscrowd": 0}] if (segment_ids == 1).any() else []
+    sizes = segment_sizes(segment_ids)
+    segments = [{"id": 1, "category_id": 0, "iscrowd": 0}] if 1 in sizes else []
     segments += [{"id": i, "category_id": c, "iscrowd": 0} for i, c in found]
-    annotations = [
-        {"bbox": tight_box(segment_ids == i), "category_id": c, "iscrowd": 0} for i, c in found
-    ]
+    annotations = [{"bbox": sizes[i][1], "category_id": c, "iscrowd": 0} for i, c in found]
     present = {s["category_id"] for s in segments}
     return Converted(
         image=entry,
