@@ -1,0 +1,137 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""tools/import_annotations.py as a user runs it: what it writes, says, refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsis_d2.data.datasets.weak import load_weak_json
+from wsis_d2.utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "import_annotations.py"
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40},
+               {"id": 2, "file_name": "gone.png", "width": 60, "height": 40}],
+    "categories": [{"id": 3, "name": "cow"}, {"id": 8, "name": "sky"}],
+    "annotations": [
+        {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 20],
+         "segmentation": [[1, 2, 31, 2, 31, 22]]},
+        {"image_id": 1, "category_id": 8, "bbox": [0, 0, 60, 10]},
+        {"image_id": 1, "category_id": 3, "bbox": [1, 2, 0, 20]},
+        {"image_id": 2, "category_id": 3, "bbox": [1, 2, 30, 20]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("import_annotations", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "coco.json").write_text(json.dumps(COCO))
+    return tmp_path
+
+
+def arguments(place, kind="coco", annotations="coco.json", output="weak.json"):
+    return [kind, "--annotations", str(place / annotations), "--images", str(place / "photos"),
+            "--output", str(place / output)]  # fmt: skip
+
+
+def test_coco_with_stuff_and_report(tool, place, capsys):
+    report = place / "report.json"
+    options = ["--stuff", "sky", "--report", str(report)]
+    assert tool.main([*arguments(place), *options]) == 0
+    (record,) = load_weak_json(place / "weak.json", place / "photos")
+    assert [a["bbox"] for a in record["annotations"]] == [[1.0, 2.0, 31.0, 22.0]]
+    assert record["image_tags"] == [1]  # cow 0, sky 1
+    assert "segmentation" not in (place / "weak.json").read_text()
+    said = capsys.readouterr().out
+    assert "dropped 1 x box: no area" in said and "things: cow; stuff: sky" in said
+    assert "1 images of" in said  # b.png has no annotation
+    reasons = {d["why"] for d in json.loads(report.read_text())["dropped"]}
+    assert reasons == {"no area", "no such file under --images", "its image was left out"}
+
+
+def test_second_file_takes_the_ids_of_the_first(tool, place):
+    tool.main([*arguments(place), "--stuff", "sky"])
+    (place / "yolo").mkdir()
+    (place / "yolo" / "b.txt").write_text("1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.1 0.1\n")
+    (place / "yolo" / "classes.txt").write_text("dog\ncow\n")
+    more = ["--categories", str(place / "weak.json")]
+    assert tool.main([*arguments(place, "yolo", "yolo", "val.json"), *more]) == 0
+    first, second = (json.loads((place / n).read_text()) for n in ("weak.json", "val.json"))
+    assert first["categories"] == second["categories"]
+    assert [a["category_id"] for a in second["annotations"]] == [3]
+
+
+def test_tags_from_csv_reach_images_without_boxes(tool, place):
+    (place / "tags.csv").write_text("image,tags\na.png,sky;road\nb.png,road\n")
+    tool.main([*arguments(place), "--stuff", "sky", "--tags", str(place / "tags.csv")])
+    records = load_weak_json(place / "weak.json", place / "photos")
+    assert [r["image_tags"] for r in records] == [[1, 2], [2]]
+
+
+def test_existing_files_are_safe(tool, place):
+    (place / "weak.json").write_text("precious")
+    with pytest.raises(InputError, match="--force"):
+        tool.main(arguments(place))
+    assert (place / "weak.json").read_text() == "precious"
+    assert tool.main([*arguments(place), "--force"]) == 0
+    with pytest.raises(InputError, match="is an input"):
+        tool.main([*arguments(place, output="coco.json"), "--force"])
+    bad = json.loads(json.dumps(COCO))
+    bad["annotations"][0]["bbox"][0] = float("nan")
+    (place / "coco.json").write_text(json.dumps(bad))
+    before = (place / "weak.json").read_bytes()
+    with pytest.raises(InputError, match="--keep-going"):
+        tool.main([*arguments(place), "--force"])
+    assert (place / "weak.json").read_bytes() == before
+    assert sorted(os.listdir(place)) == ["coco.json", "photos", "weak.json"]
+    assert tool.main([*arguments(place), "--force", "--keep-going"]) == 0
+
+
+BAD = {
+    "missing file": (["coco", "none.json"], "none.json: no such file"),
+    "a folder": (["coco", "photos"], "photos"),
+    "truncated": (["coco", "cut.json"], "cut.json: no valid JSON"),
+    "no XML in the folder": (["voc", "photos"], "no .xml file"),
+    "no classes": (["yolo", "labels"], "--classes"),
+    "not labelme": (["labelme", "coco.json"], "no labelme file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line(tool, place, case):
+    (kind, annotations), expected = BAD[case]
+    (place / "cut.json").write_text(json.dumps(COCO)[:200])
+    (place / "labels").mkdir()
+    (place / "labels" / "a.txt").write_text("")
+    with pytest.raises(InputError, match=expected) as error:
+        tool.main(arguments(place, kind, annotations))
+    assert "\n" not in str(error.value) and not (place / "weak.json").exists()
+
+
+def test_exit_status_of_the_command(place):
+    (place / "coco.json").write_text("{")
+    run = subprocess.run(
+        [sys.executable, str(TOOL), *arguments(place)], capture_output=True, text=True, cwd=ROOT
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 2 and last.startswith("error: ") and "coco.json" in last
+    assert "Traceback" not in run.stderr
