@@ -87,6 +87,23 @@ def test_tags_from_csv_reach_images_without_boxes(tool, place):
     assert [r["image_tags"] for r in records] == [[1, 2], [2]]
 
 
+def test_own_data_with_masks_loses_the_masks_alone(tool, place):
+    """What the loader's message about masks in weak files tells the user to do."""
+    content = json.loads(json.dumps(COCO))
+    content["images"].pop()
+    content["annotations"] = [{**content["annotations"][0], "id": 1}]
+    content["images"][0]["crop_tags"] = [{"box": [0, 0, 30, 40], "tags": [8]}]
+    for category, isthing in zip(content["categories"], (1, 0), strict=True):
+        category["isthing"] = isthing
+    (place / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"import_annotations\.py coco"):
+        load_weak_json(place / "coco.json", place / "photos")
+    tool.main(arguments(place))
+    (record,) = load_weak_json(place / "weak.json", place / "photos")
+    assert record["crop_tags"] == [{"box": [0, 0, 30, 40], "tags": [1]}]
+    assert record["image_tags"] == [1] and len(record["annotations"]) == 1
+
+
 def test_existing_files_are_safe(tool, place):
     (place / "weak.json").write_text("precious")
     with pytest.raises(InputError, match="--force"):

@@ -19,7 +19,7 @@ def read_coco(
 
     Boxes without ``bbox`` are made of the polygon or run lengths; CVAT's ``rotation`` attribute
     gives the upright box of the turned one. ``image_tags`` or ``tags`` of an image entry are
-    names or category ids.
+    names or category ids; own-data ``crop_tags`` are kept.
 
     Returns:
         The pictures, and the file's categories, whose ids are kept.
@@ -59,15 +59,13 @@ def read_coco(
             continue
         used.add(found)
         pictures[entry["id"]] = picture
-        tags = entry.get("image_tags", entry.get("tags")) or []
-        for tag in tags if isinstance(tags, list) else [tags]:
-            if isinstance(tag, dict):  # FiftyOne, Label Studio: {"name": ...}
-                tag = tag.get("name", tag.get("label"))
-            name = names.get(tag, tag) if isinstance(tag, int | str) else None
-            if isinstance(name, str):
-                picture.tags.add(name)
-            else:
-                log.bad("tag", where, f"tag {shorten(tag)} is no class of the file")
+        picture.tags |= _names(entry.get("image_tags", entry.get("tags")), names, where, log)
+        for crop in entry.get("crop_tags") or []:
+            box = crop.get("box") if isinstance(crop, dict) else None
+            if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+                log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
+                continue
+            picture.crop_tags.append((tuple(box), _names(crop.get("tags"), names, where, log)))
     for k, annotation in enumerate(annotations):
         where = f"{source}: annotations[{k}]"
         if not isinstance(annotation, dict):
@@ -89,6 +87,20 @@ def read_coco(
             crowd = annotation.get("iscrowd") in (1, True)
             add_box(picture, names[category], corners, where, log, crowd)
     return [p for p in pictures.values() if p is not None], categories
+
+
+def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[str]:
+    """Tags as class names: ids of the file, names, or {"name": ...} of FiftyOne and Label Studio."""
+    result = set()
+    for tag in tags if isinstance(tags, list) else [tags] if tags else []:
+        if isinstance(tag, dict):
+            tag = tag.get("name", tag.get("label"))
+        name = names.get(tag, tag) if isinstance(tag, int | str) else None
+        if isinstance(name, str) and name.strip():
+            result.add(name.strip())
+        else:
+            log.bad("tag", where, f"tag {shorten(tag)} is no class of the file")
+    return result
 
 
 def _coco_corners(annotation: dict, picture: Picture, where: str, log: ImportLog):
