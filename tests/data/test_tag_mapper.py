@@ -1,0 +1,85 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Samples of the tag classifier: which classes are present, absent, unknown in a window."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsis_d2.data.mappers import TagMapper
+
+
+@pytest.fixture
+def record(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 1,
+        "height": 20,
+        "width": 30,
+        "annotations": [
+            {"bbox": [0, 0, 10, 10], "bbox_mode": 0, "category_id": 0, "iscrowd": 0},
+            {"bbox": [8, 0, 20, 10], "bbox_mode": 1, "category_id": 1, "iscrowd": 0},
+        ],
+        "image_tags": [3, 4],
+        "crop_tags": [
+            {"box": [0.0, 0.0, 15.0, 20.0], "tags": [3]},
+            {"box": [15.0, 0.0, 15.0, 20.0], "tags": [3, 4]},
+        ],
+        "supervision": "weak",
+    }
+
+
+def mapper(**changes):
+    return TagMapper(**{"is_train": True, "num_classes": 5, "flip": False, **changes})
+
+
+def test_boxes_count_by_their_share_in_the_window(record):
+    own = mapper()
+    # Box 1 spans columns 8 to 28: 7 of 20 columns lie in the left crop, 13 in the right.
+    assert own.target(record, (0, 0, 15, 20), [3]).tolist() == [1, -1, 0, 1, 0]
+    assert own.target(record, (15, 0, 30, 20), [3, 4]).tolist() == [0, 1, 0, 1, 1]
+    assert own.target(record, (0, 10, 15, 20), []).tolist() == [0, 0, 0, 0, 0]
+
+
+def test_a_tag_beats_an_unknown_and_boxes_can_be_switched_off(record):
+    assert mapper().target(record, (0, 0, 15, 20), [1]).tolist() == [1, 1, 0, 0, 0]
+    alone = mapper(box_share=2.0).target(record, (0, 0, 15, 20), [3])
+    assert alone.tolist() == [0, 0, 0, 1, 0]
+
+
+def test_training_draws_every_crop_with_its_own_tags(record):
+    image = np.asarray(Image.open(record["file_name"]))[:, :, ::-1]
+    seen = set()
+    np.random.seed(0)  # noqa: NPY002
+    for _ in range(20):
+        sample = mapper()(record)
+        left = np.array_equal(sample["image"].numpy(), image[:, :15].transpose(2, 0, 1))
+        right = np.array_equal(sample["image"].numpy(), image[:, 15:].transpose(2, 0, 1))
+        assert left != right
+        assert sample["tags"][4] == (0 if left else 1)
+        assert not {"annotations", "crops", "segments_info", "sem_seg"} & set(sample)
+        seen.add(left)
+    assert seen == {True, False}
+
+
+def test_without_crop_tags_the_image_is_the_sample(record):
+    del record["crop_tags"]
+    sample = mapper()(record)
+    assert sample["image"].shape == (3, 20, 30)
+    assert sample["tags"].tolist() == [1, 1, 0, 1, 1]
+
+
+def test_test_samples_hold_the_image_and_all_crops(record):
+    sample = mapper(is_train=False)(record)
+    assert sample["image"].shape == (3, 20, 30) and sample["image"].dtype == torch.uint8
+    assert sample["crops"] == [(0, 0, 15, 20), (15, 0, 30, 20)]
+    assert sample["crop_targets"].tolist() == [[1, -1, 0, 1, 0], [0, 1, 0, 1, 1]]
+
+
+def test_augmentation_keeps_crop_and_tags_together(record):
+    np.random.seed(1)  # noqa: NPY002
+    sample = mapper(scale_range=(2.0, 2.0), flip=True, color_jitter=0.2)(record)
+    assert sample["image"].shape == (3, 40, 30)
+    assert sample["tags"].shape == (5,)

@@ -1,0 +1,110 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The tag classifier: its loss, its padding, its place in Detectron2's registry."""
+
+import math
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from wsis_d2.config import add_wsis_config
+from wsis_d2.modeling.meta_arch import TagClassifier
+
+
+def small_config(**keys):
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "TagClassifier"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_any_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
+    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res3"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    cfg.merge_from_list([item for pair in keys.items() for item in pair])
+    return cfg
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    return build_model(small_config())
+
+
+def image(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def test_is_built_from_the_registry_with_any_backbone():
+    assert isinstance(build_model(small_config()), TagClassifier)
+    cfg = small_config(**{"MODEL.TAG_CLASSIFIER.BACKBONE_FROM": "MODEL.SEMANTIC"})
+    cfg.MODEL.SEMANTIC.RESNETS.DEPTH = 18
+    cfg.MODEL.SEMANTIC.RESNETS.NORM = "BN"
+    cfg.MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res5"
+    assert build_model(cfg).stride == 8  # dilated
+    stock = small_config(**{"MODEL.BACKBONE.NAME": "build_resnet_backbone"})
+    stock.MODEL.RESNETS.DEPTH = 50
+    assert isinstance(build_model(stock), TagClassifier)
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_known_classes(classifier):
+    classifier.train()
+    with torch.no_grad():
+        classifier.classifier.weight.zero_()
+        classifier.classifier.bias.copy_(torch.tensor([0.0, 2.0, -1.0]))
+    batch = [
+        {"image": image(16, 16), "tags": torch.tensor([1.0, 0.0, 1.0])},
+        {"image": image(16, 16, 1), "tags": torch.tensor([0.0, -1.0, 0.0])},
+    ]
+    sigmoid = [1 / (1 + math.exp(-z)) for z in (0.0, 2.0, -1.0)]
+    expected = -(
+        math.log(sigmoid[0])
+        + math.log(1 - sigmoid[1])
+        + math.log(sigmoid[2])
+        + math.log(1 - sigmoid[0])
+        + math.log(1 - sigmoid[2])
+    )
+    assert float(classifier(batch)["loss_tags"].detach()) == pytest.approx(expected / 5, rel=1e-5)
+
+
+def test_nothing_known_gives_a_loss_of_zero_with_a_graph(classifier):
+    loss = classifier.train()([{"image": image(16, 16), "tags": torch.full((3,), -1.0)}])
+    assert float(loss["loss_tags"].detach()) == 0
+    loss["loss_tags"].backward()
+
+
+def test_padding_in_a_batch_does_not_enter_the_average(classifier):
+    classifier.eval()
+    small, large = classifier.normalize(image(32, 40)), classifier.normalize(image(64, 64, 1))
+    padded = torch.zeros(2, 3, 64, 64)
+    padded[0, :, :32, :40], padded[1] = small, large
+    features = classifier.backbone(padded)["res3"]
+    expected = classifier.classifier(features[0, :, :4, :5].mean(dim=(1, 2)))
+    found = classifier.logits(padded, [(32, 40), (64, 64)])
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], classifier.logits(large[None])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_crops_are_classified_as_images_of_their_own(classifier):
+    classifier.eval()
+    picture = image(32, 48)
+    crops = [(0, 0, 24, 32), (8, 16, 48, 32)]
+    output = classifier([{"image": picture, "crops": crops}, {"image": picture}])
+    assert "crop_tags" not in output[1]
+    for (x0, y0, x1, y1), scores in zip(crops, output[0]["crop_tags"], strict=True):
+        alone = classifier([{"image": picture[:, y0:y1, x0:x1]}])[0]["tags"]
+        torch.testing.assert_close(scores, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_wrong_keys_are_named():
+    with pytest.raises(ValueError, match="IN_FEATURE is 'res5', the backbone gives \\['res3'\\]"):
+        build_model(small_config(**{"MODEL.TAG_CLASSIFIER.IN_FEATURE": "res5"}))
+    with pytest.raises(ValueError, match="BACKBONE_FROM is 'x'"):
+        build_model(small_config(**{"MODEL.TAG_CLASSIFIER.BACKBONE_FROM": "x"}))
