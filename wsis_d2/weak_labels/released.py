@@ -1,0 +1,188 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The label files that the paper's authors released for Cityscapes, into a label store.
+
+They are palette PNGs of train ids, one an image, 255 = ignore, named as the photographs:
+class activation maps ("cam"), GrabCut and MCG masks ("mandg", where 0 means "no box here") and
+both merged ("merged"). A store made from them stands where one of our own would: "cam" for the
+``tags`` part of a merge, "mandg" for the ``boxes`` part, "merged" to train from.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.clean import IGNORE, INSTANCE_IGNORE, instance_labels
+from wsis_d2.weak_labels.merge import Annotation, record_boxes
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+KINDS = {"cam": "tags", "mandg": "boxes", "merged": "merge"}
+"""What a released folder may hold, and the kind of store it becomes."""
+
+
+def read_label_png(path: str | os.PathLike) -> np.ndarray:
+    """Read a map of class ids from a palette or grey PNG.
+
+    Returns:
+        (H, W) uint8, the stored indices, not the palette's colours.
+
+    Raises:
+        InputError: not readable, or a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
+                    "PNG of class ids; this may be a picture for people, not the labels"
+                )
+            return np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); unpack or download it again") from None
+
+
+@dataclasses.dataclass
+class ReleasedLabels:
+    """Weak record to the labels that the authors released for it; checks every file.
+
+    Attributes:
+        kind: a key of :data:`KINDS`.
+        files: name of a photograph without suffix to its label file.
+        annotation: the dataset's classes.
+        num_classes: number of classes.
+    """
+
+    kind: str
+    files: dict[str, str]
+    annotation: Annotation
+    num_classes: int
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return the labels of one image.
+
+        Raises:
+            InputError: the file is missing, of another size, or holds what it cannot.
+        """
+        stem = Path(record["file_name"]).stem
+        if stem not in self.files:
+            raise InputError(f"{record['file_name']}: no label file {stem}.png in the folder given")
+        path = self.files[stem]
+        labels = read_label_png(path)
+        size = (int(record["height"]), int(record["width"]))
+        if labels.shape != size:
+            raise InputError(
+                f"{path}: is {labels.shape[1]} x {labels.shape[0]}, the image is "
+                f"{size[1]} x {size[0]}"
+            )
+        present = set(np.unique(labels).tolist()) - {IGNORE}
+        if max(present, default=0) >= self.num_classes:
+            raise InputError(
+                f"{path}: holds class {max(present)}, expected 0 to {self.num_classes - 1} or 255"
+            )
+        boxes = record_boxes(record)
+        things = self.annotation.thing_ids
+        if self.kind == "mandg":
+            wrong = present - things - {0}
+            if wrong:
+                raise InputError(
+                    f"{path}: holds stuff class {min(wrong)}; box masks hold things, 0 and 255: "
+                    "this folder may hold activation maps or merged labels"
+                )
+            labels = np.where(np.isin(labels, list(things)), labels, IGNORE).astype(np.uint8)
+        if self.kind != "cam" and self.annotation.has_boxes:
+            unboxed = (present & things) - {box.class_id for box in boxes}
+            if unboxed:
+                raise InputError(
+                    f"{path}: holds thing class {min(unboxed)}, and the record has no box of it; "
+                    "these labels belong to another image or another annotation"
+                )
+        instance = np.full(size, INSTANCE_IGNORE, np.int32)
+        segments: list[dict] = []
+        if self.kind != "cam" and self.annotation.has_boxes:
+            stuff = sorted(present - things) if self.kind == "merged" else []
+            instance, segments = instance_labels(labels, _inside(boxes, size), stuff)
+        counters = {
+            "pixels": int(labels.size),
+            "ignored_pixels": int(np.count_nonzero(labels == IGNORE)),
+            "instances": len(segments),
+        }
+        return driver.Labels(labels, instance, segments, counters)
+
+
+def find_label_files(folder: str | os.PathLike) -> dict[str, str]:
+    """Return every PNG below a folder by its name without suffix.
+
+    Raises:
+        InputError: there are none, or two of one name.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(Path(folder).rglob("*.png")):
+        if path.stem in found:
+            raise InputError(
+                f"{folder}: two files {path.name}: {found[path.stem]} and {path}; name the folder "
+                "that holds one kind of labels"
+            )
+        found[path.stem] = str(path)
+    if not found:
+        raise InputError(f"{folder}: no PNG files in it; unpack the released archive there")
+    return found
+
+
+def import_released(
+    kind: str,
+    folder: str | os.PathLike,
+    records: Sequence[Mapping],
+    categories: list[dict],
+    output: str | os.PathLike,
+    *,
+    has_boxes: bool = True,
+    workers: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+) -> int:
+    """Import released labels into a store.
+
+    Args:
+        kind: "cam", "mandg" or "merged".
+        folder: with the PNGs, in any sub-folders.
+        records: weak records of the dataset.
+        categories: its categories; contiguous ids are Cityscapes' train ids.
+        output: the store.
+        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
+        workers, limit, force: as for all label commands.
+
+    Returns:
+        The exit status: 0, or 1 if an image has no usable file; those are named.
+    """
+    if kind not in KINDS:
+        raise InputError(f"{kind!r}: expected one of {', '.join(KINDS)}")
+    annotation = Annotation.of(categories, has_boxes=has_boxes)
+    files = find_label_files(folder)
+    recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
+    store = LabelStore.create(output, recipe, categories, force)
+    make = functools.partial(ReleasedLabels, kind, files, annotation, len(categories))
+    result = driver.run(make, records, store, workers=workers, limit=limit, desc=f"released {kind}")
+    return result.exit_status
+
+
+def _inside(boxes: Sequence, size: tuple[int, int]) -> list:
+    """Cut boxes to the image."""
+    height, width = size
+    return [
+        box._replace(
+            x0=max(box.x0, 0),
+            y0=max(box.y0, 0),
+            x1=min(box.x1, width - 1),
+            y1=min(box.y1, height - 1),
+        )
+        for box in boxes
+    ]
