@@ -205,6 +205,8 @@ def draw(path: Path, points: Sequence[RunPoint], metric: str) -> None:
     hours = [p.hours for p in points if p.hours > 0]
     if hours and max(hours) > 5 * min(hours):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(0.15)
     axes.set(xlabel="hours of annotation", ylabel=f"{metric} (percent)")
     axes.grid(alpha=0.3)

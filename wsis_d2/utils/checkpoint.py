@@ -164,7 +164,16 @@ def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Ten
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading files through :func:`read_checkpoint`."""
+    """Detectron2's checkpointer, reading files through :func:`read_checkpoint`.
+
+    Beside paths and URLs it takes ids of the model zoo, ``wsis-d2://ID``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from wsis_d2.model_zoo.path_handler import register
+
+        register()
+        super().__init__(*args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         path = PathManager.get_local_path(filename)
@@ -185,3 +194,33 @@ class SafeCheckpointer(DetectionCheckpointer):
             }
             return {"model": model, "__author__": "pycls", "matching_heuristics": True}
         return data if "model" in data else {"model": data}
+
+
+def load_exactly(model: torch.nn.Module, path: str) -> None:
+    """Load a trained model's parameters; every one must be there, of its shape, and finite.
+
+    Args:
+        model: the model, built from the config that the checkpoint was trained with.
+        path: file, URL or ``wsis-d2://ID``.
+
+    Raises:
+        InputError: naming the first parameter that is missing, foreign or of another shape.
+    """
+    state = model_state(SafeCheckpointer(torch.nn.Module())._load_file(path), path)
+    wanted = model.state_dict()
+    problems = [
+        ("lacks parameter {}", [k for k in wanted if k not in state]),
+        ("has parameter {}, which the model has not", [k for k in state if k not in wanted]),
+        (
+            "has parameter {} of another shape than the model",
+            [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
+        ),
+    ]
+    for text, names in problems:
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise InputError(
+                f"{path}: {text.format(sorted(names)[0])}{more}; name the config that it was "
+                "trained with"
+            )
+    model.load_state_dict(state)

@@ -1,0 +1,31 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""``wsis-d2://ID`` as a path, wherever Detectron2 takes one (``MODEL.WEIGHTS``)."""
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from wsis_d2.model_zoo.zoo import SCHEME, get_checkpoint_file
+
+
+class ModelZooHandler(PathHandler):
+    """Resolves ids of released models to checked local files."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [SCHEME]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        return get_checkpoint_file(path[len(SCHEME) :])
+
+    def _isfile(self, path: str, **kwargs) -> bool:
+        return True  # a missing release is named when it is opened
+
+    def _exists(self, path: str, **kwargs) -> bool:
+        return True
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+        return open(self._get_local_path(path), mode, buffering=buffering)
+
+
+def register() -> None:
+    """Register the handler; safe to repeat."""
+    PathManager.register_handler(ModelZooHandler(), allow_override=True)
