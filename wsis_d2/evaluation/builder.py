@@ -14,6 +14,7 @@ from wsis_d2.evaluation.evaluators import (
     PanopticQualityEvaluator,
     SemSegIoUEvaluator,
 )
+from wsis_d2.evaluation.prediction_writer import PredictionWriter
 from wsis_d2.evaluation.tag_evaluation import TagEvaluator
 from wsis_d2.evaluation.truth import PanopticTruth
 
@@ -24,7 +25,8 @@ def build_evaluator(
     """Return the evaluators of what a config's model predicts, on a ``wsis_panoptic`` dataset.
 
     The tag classifier: AP of tags. ``WeakPanopticRCNN`` in stage "detector": AP of boxes; in stage
-    "semantic": IoU; else, and for every other model: PQ, AP^r, IoU and AP of instances.
+    "semantic": IoU; else, and for every other model: PQ, AP^r, IoU and AP of instances. On a set
+    without panoptic truth (a test set) the predictions of those are written and not measured.
 
     Args:
         cfg: a config with the keys of ``add_eval_config``.
@@ -48,6 +50,8 @@ def build_evaluator(
     stage = cfg.MODEL.WSIS.STAGE if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" else ""
     if stage == "detector":
         return BoxAPEvaluator(dataset_name)
+    if not MetadataCatalog.get(dataset_name).get("panoptic_json", None):
+        return PredictionWriter(dataset_name, output_folder)
     if stage == "semantic":
         return SemSegIoUEvaluator(dataset_name, folder)
     truth = PanopticTruth(dataset_name)

@@ -19,15 +19,16 @@ from wsis_d2.evaluation.instance_ap import InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_format import write_json, write_panoptic_png, write_png
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
+from wsis_d2.evaluation.prediction_writer import (
+    PREDICTION_FOLDER,
+    PREDICTION_JSON,
+    SEMANTIC_FOLDER,
+)
 from wsis_d2.evaluation.semantic_iou import SemanticIoU
 from wsis_d2.evaluation.truth import PanopticTruth
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-PREDICTION_JSON = "panoptic_pred.json"
-PREDICTION_FOLDER = "panoptic_pred"
-SEMANTIC_FOLDER = "semantic_pred"
 
 
 class PanopticTruthEvaluator(DatasetEvaluator):

@@ -1,7 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A registered dataset's panoptic truth and a model's output, brought to one table an image."""
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,69 +67,20 @@ class PanopticTruth:
             )
         return key
 
-    def prediction(self, output: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Return a model's ``panoptic_seg`` as int32 ids 1..N (0 = void) and segments.
-
-        The segments carry the file's category ids. Segments without pixels are dropped; a model
-        that gives no ``segments_info`` encodes ``class * label_divisor + k``, -1 = void.
-
-        Raises:
-            InputError: a pixel's id has no segment or a class is unknown.
-        """
-        panoptic, segments = output["panoptic_seg"]
-        panoptic = _numpy(panoptic)
-        numbers, inverse = np.unique(panoptic, return_inverse=True)
-        if segments is None:
-            divisor = self.metadata.label_divisor
-            segments = [{"id": int(n), "category_id": int(n) // divisor} for n in numbers if n >= 0]
-            void = -1
-        else:
-            void = 0
-        by_id = {int(segment["id"]): segment for segment in segments}
-        new_ids = np.zeros(len(numbers), np.int32)
-        result = []
-        for position, number in enumerate(numbers.tolist()):
-            segment = by_id.get(number)
-            if segment is None:
-                if number == void:
-                    continue
-                raise InputError(
-                    f"the model's panoptic_seg has id {number}, which no segments_info lists"
-                )
-            new_ids[position] = len(result) + 1
-            result.append(self._segment(segment, len(result) + 1))
-        ids = new_ids[inverse.reshape(panoptic.shape)]
-        return ids, result
-
-    def _segment(self, segment: Mapping[str, Any], number: int) -> dict[str, Any]:
-        unified = int(segment["category_id"])
-        if not 0 <= unified < len(self.classes):
-            raise InputError(
-                f"the model's segment has category_id {unified}, expected a unified class id"
-                f" 0 to {len(self.classes) - 1}"
-            )
-        result: dict[str, Any] = {
-            "id": number,
-            "category_id": self.classes.ids[unified],
-            "isthing": int(self.classes.isthing[unified]),
-        }
-        with contextlib.suppress(KeyError):
-            result["score"] = float(segment["score"])
-        if segment.get("scores"):
-            result["scores"] = {name: float(value) for name, value in segment["scores"].items()}
-        return result
-
     def match(
         self, record: Mapping[str, Any], output: Mapping[str, Any]
     ) -> tuple[ImageMatch, np.ndarray, list[dict[str, Any]]]:
-        """Return an image's table, its predicted ids and segments (see :meth:`prediction`)."""
+        """Return an image's table, its predicted ids and segments (see
+        :func:`panoptic_prediction`)."""
         key = self.key(record)
         panoptic = output["panoptic_seg"][0]
         if self._last is not None and self._last[0] is panoptic and self._last[1] == key:
             return self._last[2:]
         if self._matcher is None:
             self._matcher = Matcher(self.classes)
-        ids, segments = self.prediction(output)
+        ids, segments = panoptic_prediction(
+            output["panoptic_seg"], self.classes, self.metadata.get("label_divisor", 1000)
+        )
         match = self._matcher(
             self.file.ids(key), self.file.segments(key), ids, segments,
             key=self.file.position[key], gt_name=str(self.file.png(key)),
@@ -142,6 +92,65 @@ class PanopticTruth:
     def semantic(self, key: str) -> np.ndarray:
         """Return the truth as a uint8 map of unified ids (H, W), 255 = void."""
         return semantic_map(self.file.ids(key), self.file.segments(key), self.classes)
+
+
+def panoptic_prediction(
+    panoptic_seg: tuple[Any, list[Mapping[str, Any]] | None], classes: Classes, label_divisor: int
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return a model's ``panoptic_seg`` as int32 ids 1..N (0 = void) and its segments.
+
+    Segments without pixels are dropped.
+
+    Args:
+        panoptic_seg: integer picture (H, W) and segments with unified ``category_id``; without
+            segments (None) the picture encodes ``class * label_divisor + k``, -1 = void.
+        classes: the dataset's classes; the returned segments carry the file's category ids.
+        label_divisor: see above.
+
+    Raises:
+        InputError: a pixel's id has no segment or a class is unknown.
+    """
+    picture, segments = panoptic_seg
+    picture = _numpy(picture)
+    numbers, inverse = np.unique(picture, return_inverse=True)
+    void = 0
+    if segments is None:
+        segments = [
+            {"id": int(n), "category_id": int(n) // label_divisor} for n in numbers if n >= 0
+        ]
+        void = -1
+    by_id = {int(segment["id"]): segment for segment in segments}
+    new_ids = np.zeros(len(numbers), np.int32)
+    result: list[dict[str, Any]] = []
+    for position, number in enumerate(numbers.tolist()):
+        segment = by_id.get(number)
+        if segment is not None:
+            new_ids[position] = len(result) + 1
+            result.append(_file_segment(segment, len(result) + 1, classes))
+        elif number != void:
+            raise InputError(
+                f"the model's panoptic_seg has id {number}, which no segments_info lists"
+            )
+    return new_ids[inverse.reshape(picture.shape)], result
+
+
+def _file_segment(segment: Mapping[str, Any], number: int, classes: Classes) -> dict[str, Any]:
+    unified = int(segment["category_id"])
+    if not 0 <= unified < len(classes):
+        raise InputError(
+            f"the model's segment has category_id {unified}, expected a unified class id"
+            f" 0 to {len(classes) - 1}"
+        )
+    result: dict[str, Any] = {
+        "id": number,
+        "category_id": classes.ids[unified],
+        "isthing": int(classes.isthing[unified]),
+    }
+    if segment.get("score") is not None:
+        result["score"] = float(segment["score"])
+    if segment.get("scores"):
+        result["scores"] = {name: float(value) for name, value in segment["scores"].items()}
+    return result
 
 
 def semantic_map(

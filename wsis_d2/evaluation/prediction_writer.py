@@ -1,0 +1,85 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Predictions on a set without truth, such as a challenge's test set, written and not measured."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from wsis_d2.evaluation.panoptic_format import Classes, write_json, write_panoptic_png, write_png
+from wsis_d2.evaluation.truth import panoptic_prediction
+
+PREDICTION_JSON = "panoptic_pred.json"
+PREDICTION_FOLDER = "panoptic_pred"
+SEMANTIC_FOLDER = "semantic_pred"
+
+
+class PredictionWriter(DatasetEvaluator):
+    """Writes ``panoptic_seg`` and ``sem_seg`` outputs as the evaluators do; has no results.
+
+    Files: ``panoptic_pred.json`` with ``panoptic_pred/*.png`` (COCO panoptic with scores) and
+    ``semantic_pred/*.png`` (uint8 unified ids), named like the images.
+
+    Args:
+        dataset_name: a registered dataset; its metadata's ``categories`` and ``image_root`` are
+            read.
+        output_folder: where the files go; all processes share it.
+    """
+
+    def __init__(self, dataset_name: str, output_folder: str | Path) -> None:
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.classes = Classes.from_categories(self.metadata.categories, dataset_name)
+        self.output_folder = Path(output_folder)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write a batch of images."""
+        for record, output in zip(inputs, outputs, strict=True):
+            name = self._name(record["file_name"])
+            png = str(PurePath(name).with_suffix(".png"))
+            image = {"id": record["image_id"], "file_name": name}
+            if output.get("sem_seg") is not None:
+                labels = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()
+                write_png(self.output_folder / SEMANTIC_FOLDER / png, labels)
+                image["height"], image["width"] = map(int, labels.shape)
+            if output.get("panoptic_seg") is not None:
+                ids, segments = panoptic_prediction(
+                    output["panoptic_seg"], self.classes, self.metadata.get("label_divisor", 1000)
+                )
+                write_panoptic_png(self.output_folder / PREDICTION_FOLDER / png, ids)
+                image["height"], image["width"] = map(int, ids.shape)
+                self._annotations.append(
+                    {"image_id": record["image_id"], "file_name": png, "segments_info": segments}
+                )
+            self._images.append(image)
+
+    def _name(self, file_name: str) -> str:
+        relative = os.path.relpath(file_name, self.metadata.image_root)
+        return os.path.basename(file_name) if relative.startswith("..") else relative
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Write the JSON on the main process; return no results."""
+        comm.synchronize()
+        gathered = comm.gather((self._images, self._annotations))
+        if comm.is_main_process():
+            content = {
+                "images": [image for images, _ in gathered for image in images],
+                "annotations": [a for _, annotations in gathered for a in annotations],
+                "categories": self.metadata.categories,
+            }
+            for name, key in (("images", "id"), ("annotations", "image_id")):
+                content[name].sort(key=lambda entry, key=key: str(entry[key]))
+            write_json(self.output_folder / PREDICTION_JSON, content)
+        return {}
