@@ -27,7 +27,7 @@ from wsis_d2.utils.progress import progress
 
 from .sample_scenes import HEIGHT, STUFF, THINGS, WIDTH, Difficulty, Scene, draw_scene
 
-VERSION = 2
+VERSION = 3
 FOLDER = "wsis_sample"
 PREPARE_COMMAND = "python datasets/prepare_sample.py"
 

@@ -39,8 +39,8 @@ class Difficulty:
     noise: float = 10.0  # standard deviation of the sensor noise, grey levels
     camouflage: float = 0.25  # share of things that take a background colour of their picture
     touching: float = 0.4  # chance that the next thing touches the last one, of the same class
-    smallest: float = 22.0  # length of things in pixels, log-uniform between these two
-    largest: float = 62.0
+    smallest: float = 28.0  # length of things in pixels, log-uniform between these two
+    largest: float = 76.0
 
 
 @dataclass(frozen=True)
