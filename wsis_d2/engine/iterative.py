@@ -24,7 +24,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
-from wsis_d2.engine.relabel import fingerprint, relabel, weak_datasets
+from wsis_d2.engine.relabel import (
+    config_fingerprint,
+    plain_config,
+    prediction_config,
+    relabel,
+    weak_datasets,
+)
 from wsis_d2.engine.trainer import WSISTrainer, load_weights
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write
@@ -34,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("train", "evaluate", "labels")
 SCHEMA = 1
-# Keys that may differ between the run that was stopped and the one that continues it.
-_FREE_KEYS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "ITERATIVE.WORKERS", "VIS_PERIOD")
 
 
 class IterativeRun:
@@ -54,6 +58,7 @@ class IterativeRun:
         """
         if rounds < 1:
             raise InputError(f"--rounds {rounds}: expected at least 1")
+        prediction_config(cfg)  # an unfit stage must not show after hours of training
         self.cfg = cfg
         self.rounds = rounds
         self.folder = Path(cfg.OUTPUT_DIR)
@@ -64,7 +69,7 @@ class IterativeRun:
         identity = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }
-        self.lineage = fingerprint(_plain(cfg), sorted(identity.items()))
+        self.lineage = config_fingerprint(cfg, identity)
         state = self._read_state()
         if state is None:
             state = {
@@ -72,7 +77,7 @@ class IterativeRun:
                 "round": 1,
                 "stage": STAGES[0],
                 "labels_of_round_0": identity,
-                "config": _plain(cfg),
+                "config": plain_config(cfg),
                 "history": {},
             }
         elif not resume:
@@ -238,9 +243,7 @@ class IterativeRun:
             file.write(json.dumps(self.state, indent=1).encode())
 
     def _check_same(self, state: Mapping, identity: Mapping) -> None:
-        before, after = _flat(state["config"]), _flat(_plain(self.cfg))
-        # Through JSON, as what was stored went through it.
-        after = json.loads(json.dumps(after))
+        before, after = _flat(state["config"]), _flat(plain_config(self.cfg))
         changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
         if changed:
             key = changed[0]
@@ -336,18 +339,6 @@ def train_iterative(cfg: CfgNode, rounds: int, resume: bool = False) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
     return IterativeRun(cfg, rounds, resume).run()
-
-
-def _plain(cfg: CfgNode) -> dict:
-    """Return the config as nested plain values, without what does not change results."""
-    content = json.loads(json.dumps(CfgNode.load_cfg(cfg.dump())))
-    for key in _FREE_KEYS:
-        *parents, last = key.split(".")
-        node = content
-        for parent in parents:
-            node = node[parent]
-        node.pop(last, None)
-    return content
 
 
 def _flat(value: Mapping, prefix: str = "") -> dict:

@@ -3,6 +3,7 @@
 
 import functools
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -276,6 +277,51 @@ def relabel(
     return store
 
 
-def fingerprint(*parts: object) -> str:
-    """Return a short hash of what is given, for recipes."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+# Keys that may differ between a run that was stopped and the one that continues it.
+_FREE_KEYS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "ITERATIVE.WORKERS", "VIS_PERIOD")
+# Keys that hold paths; what they lead to is known by its hash.
+_PATH_KEYS = (
+    "DATASETS.OWN",
+    "DATASETS.LABEL_STORES",
+    "ITERATIVE.BOX_STORES",
+    "MODEL.WEIGHTS",
+    "MODEL.WSIS.DETECTOR_WEIGHTS",
+    "MODEL.WSIS.SEMANTIC_WEIGHTS",
+)
+
+
+def plain_config(cfg: CfgNode, without: tuple[str, ...] = ()) -> dict:
+    """Return the config as nested JSON values, without keys that do not change results.
+
+    Args:
+        cfg: a config.
+        without: more keys to leave out.
+    """
+    content = json.loads(json.dumps(CfgNode.load_cfg(cfg.dump())))
+    for key in (*_FREE_KEYS, *without):
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node[parent]
+        node.pop(last, None)
+    return content
+
+
+def config_fingerprint(cfg: CfgNode, store_hashes: Mapping[str, str]) -> str:
+    """Identify what a run's labels depend on, wherever its files lie.
+
+    Args:
+        cfg: the run's config.
+        store_hashes: dataset to the recipe hash of its round-0 labels.
+    """
+    weights = []
+    for path in (cfg.MODEL.WEIGHTS, cfg.MODEL.WSIS.SEMANTIC_WEIGHTS):
+        if path and os.path.isfile(path):
+            with open(path, "rb") as file:
+                weights.append(hashlib.file_digest(file, "sha256").hexdigest())
+        else:
+            weights.append(path)
+    text = json.dumps(
+        [plain_config(cfg, _PATH_KEYS), sorted(store_hashes.items()), weights], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,200 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Iterative training: rounds, interruptions at any point, labels byte for byte."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from iterative_data import label_bytes, make_run
+
+from wsis_d2.data.datasets.custom import unregister
+from wsis_d2.engine import WSISTrainer, load_cfg
+from wsis_d2.engine import iterative as module
+from wsis_d2.engine.iterative import mend_last_checkpoint, train_iterative
+from wsis_d2.engine.relabel_hook import RelabelHook, build_relabel_hook
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.store import LabelStore
+
+NAME = "iterative_test"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("iterative")
+    yield root, make_run(root, NAME)
+    unregister(NAME)
+
+
+def config(prepared, output, *opts):
+    root, path = prepared
+    cfg = load_cfg(str(path), ["OUTPUT_DIR", str(root / output), *opts])
+    # A run leaves the dataset at its last labels; each test begins with those of round 0.
+    from wsis_d2.data.datasets import set_label_store
+
+    set_label_store(NAME, root / "labels")
+    cfg.freeze()
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared):
+    """Two rounds in one go."""
+    train_iterative(config(prepared, "whole"), 2)
+    return prepared[0] / "whole"
+
+
+def test_two_rounds_leave_stores_states_and_figures(undisturbed):
+    state = json.loads((undisturbed / "state.json").read_text())
+    assert (state["round"], state["stage"]) == (3, "train")
+    for number in (1, 2):
+        store = LabelStore.open(undisturbed / f"round_0{number}" / "labels" / NAME)
+        assert store.recipe["round"] == number
+        assert len(store.image_ids()) == 4
+        assert store.manifest["state"] == "closed"
+    rounds = json.loads((undisturbed / "rounds.json").read_text())["rounds"]
+    assert [entry["round"] for entry in rounds] == [0, 1, 2]
+    assert (undisturbed / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_round_trains_on_the_last_rounds_labels_from_its_weights(undisturbed):
+    first = (undisturbed / "round_01" / "config.yaml").read_text()
+    second = (undisturbed / "round_02" / "config.yaml").read_text()
+    assert "round_01/model_final.pth" in second and "model_final.pth" not in first
+    assert MetadataCatalog.get(NAME).label_store  # something is always named
+    one = torch.load(undisturbed / "round_01/model_final.pth", weights_only=False)["model"]
+    two = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
+    assert any(not torch.equal(one[k], two[k]) for k in one)
+
+
+def test_labels_obey_boxes_and_tags(undisturbed, prepared):
+    from detectron2.data import DatasetCatalog
+
+    things = set(MetadataCatalog.get(NAME).thing_ids)
+    store = LabelStore.open(undisturbed / "round_02" / "labels" / NAME)
+    known = 0
+    for record in DatasetCatalog.get(NAME):
+        semantic = store.semantic(record["image_id"])
+        instance, segments = store.instance(record["image_id"])
+        known += np.count_nonzero(semantic != 255)
+        present = set(np.unique(semantic).tolist()) - {255}
+        boxed = {a["category_id"] for a in record["annotations"]}
+        assert present <= set(record["image_tags"]) | boxed
+        for class_id in present & things:
+            inside = np.zeros(semantic.shape, bool)
+            for a in record["annotations"]:
+                if a["category_id"] == class_id:
+                    x0, y0, x1, y1 = a["bbox"]
+                    inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+            assert not (semantic == class_id)[~inside].any()
+        assert {s["id"] for s in segments} == set(np.unique(instance[instance > 0]).tolist())
+    assert known > 0
+
+
+class Interrupted(BaseException):
+    """Stands for a kill: nothing in the code may catch it."""
+
+
+def interrupt_after(monkeypatch, owner, name, calls):
+    """Let a method raise instead of its n-th call, once."""
+    original = getattr(owner, name)
+    left = {"calls": calls}
+
+    def counted(*args, **kwargs):
+        left["calls"] -= 1
+        if left["calls"] == 0:
+            raise Interrupted
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize(
+    "owner, name, calls",
+    [
+        (WSISTrainer, "run_step", 4),  # round 1, after the first checkpoint
+        (LabelStore, "write", 3),  # round 1, two of four images labelled
+        (LabelStore, "finish", 1),  # all images labelled, store not closed
+        (WSISTrainer, "run_step", 9),  # round 2
+        (module.IterativeRun, "_write_state", 6),  # a stage ended, its end not noted
+    ],
+)
+def test_interrupted_and_resumed_ends_with_the_same_labels(
+    prepared, undisturbed, monkeypatch, owner, name, calls
+):
+    output = f"{name}_{calls}"
+    cfg = config(prepared, output)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, owner, name, calls)
+        with pytest.raises(Interrupted):
+            train_iterative(cfg, 2)
+    train_iterative(config(prepared, output), 2, resume=True)
+    expected = label_bytes(undisturbed)
+    assert len(expected) >= 2 * (3 * 4 + 2)
+    found = label_bytes(prepared[0] / output)
+    assert found.keys() == expected.keys()
+    different = [path for path in expected if found[path] != expected[path]]
+    assert different == []
+
+
+def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a finished stage ran again")
+
+    monkeypatch.setattr(WSISTrainer, "train", forbidden)
+    monkeypatch.setattr(module, "relabel", forbidden)
+    train_iterative(config(prepared, "whole"), 2, resume=True)
+
+
+def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed):
+    with pytest.raises(InputError, match="a run is here, at round 3.*--resume"):
+        train_iterative(config(prepared, "whole"), 2)
+    with pytest.raises(InputError, match="SOLVER.BASE_LR 0.02, now it is 0.5"):
+        train_iterative(config(prepared, "whole", "SOLVER.BASE_LR", "0.5"), 2, resume=True)
+    with pytest.raises(InputError, match="--rounds 0"):
+        train_iterative(config(prepared, "other"), 0)
+    with pytest.raises(InputError, match="'detector', which predicts no semantics"):
+        train_iterative(config(prepared, "other", "MODEL.WSIS.STAGE", "detector"), 1)
+
+
+def hooked(cfg):
+    trainer = WSISTrainer(cfg)
+    if not any(isinstance(hook, RelabelHook) for hook in trainer._hooks):
+        trainer.register_hooks([build_relabel_hook(cfg)])
+    return trainer
+
+
+def test_the_hook_makes_the_same_labels_when_resumed(prepared, monkeypatch):
+    opts = ("ITERATIVE.PERIOD", "2")
+    whole = hooked(config(prepared, "hook_whole", *opts))
+    whole.train()
+    expected = label_bytes(prepared[0] / "hook_whole")
+    assert {path.split("/")[1] for path in expected} == {f"001_{NAME}", f"002_{NAME}"}
+    for owner, name, calls in ((LabelStore, "write", 6), (WSISTrainer, "run_step", 4)):
+        output = f"hook_{name}"
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, owner, name, calls)
+            with pytest.raises(Interrupted):
+                hooked(config(prepared, output, *opts)).train()
+        trainer = hooked(config(prepared, output, *opts))
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == (4 if name == "write" else 2)
+        trainer.train()
+        assert label_bytes(prepared[0] / output) == expected
+        for key, value in whole._plain_model.state_dict().items():
+            assert torch.equal(value, trainer._plain_model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("content", ["", "model_0000009.pth"])
+def test_a_torn_last_checkpoint_names_the_newest_whole_one(tmp_path, content):
+    mend_last_checkpoint(tmp_path)
+    assert not (tmp_path / "last_checkpoint").exists()
+    (tmp_path / "last_checkpoint").write_text(content)
+    (tmp_path / "model_0000001.pth").write_bytes(b"x")
+    mend_last_checkpoint(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    (tmp_path / "last_checkpoint").write_text("")
+    (tmp_path / "model_0000001.pth").unlink()
+    mend_last_checkpoint(tmp_path)
+    assert not (tmp_path / "last_checkpoint").exists()
