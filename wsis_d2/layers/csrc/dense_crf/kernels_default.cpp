@@ -1,0 +1,28 @@
+// Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+// The kernels for default; every header comes before the target pragma, so that no shared inline
+// function is compiled for instructions that another processor lacks.
+#include "dense_crf/pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <type_traits>
+
+#define WSIS_CRF_BYTES 16
+
+namespace wsis_d2 {
+namespace crf {
+namespace {
+#include "dense_crf/kernels_simd.h"
+#include "dense_crf/kernels_pass.h"
+#include "dense_crf/kernels_rows.h"
+}  // namespace
+
+Kernels<float> kernels_default_float() { return make_kernels<float>("default"); }
+Kernels<double> kernels_default_double() { return make_kernels<double>("default"); }
+
+}  // namespace crf
+}  // namespace wsis_d2

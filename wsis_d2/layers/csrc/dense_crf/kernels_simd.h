@@ -1,0 +1,140 @@
+// Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+// Rows of 8, 16, 24 or 32 numbers in vector registers. Included by kernels_*.cpp only, after
+// WSIS_CRF_ISA (the namespace) and WSIS_CRF_BYTES (bytes of a register) are defined.
+//
+// GCC's vector extensions (Clang has them too) stand for intrinsics: the same source serves SSE2,
+// AVX2, AVX-512 and NEON.
+
+#define WSIS_INLINE inline __attribute__((always_inline))
+
+template <typename T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+};
+template <typename T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <typename V, typename T>
+WSIS_INLINE V load_vector(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <typename V, typename T>
+WSIS_INLINE void store_vector(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// 2^x; 0 below 2^-126. Relative error below 2e-7 (float); the library's exp2 for double.
+template <int N>
+WSIS_INLINE Vector<float, N> exp2_vector(Vector<float, N> x) {
+  using V = Vector<float, N>;
+  using I = Vector<int32_t, N>;
+  const I normal = x >= -126.0f;
+  const I high = x > 127.0f;
+  x = high ? (V{} + 127.0f) : x;
+  const V shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer part comes to the low bits
+  const V f = x - (shifted - 12582912.0f);
+  V p = f * 1.3276414e-3f + 9.6755279e-3f;
+  p = p * f + 5.5507135e-2f;
+  p = p * f + 2.4022120e-1f;
+  p = p * f + 6.9314694e-1f;
+  p = p * f + 1.0000001f;
+  const I bits = (I)p + ((I)shifted << 23);
+  return (V)(bits & normal);
+}
+template <int N>
+WSIS_INLINE Vector<double, N> exp2_vector(Vector<double, N> x) {
+  Vector<double, N> y;
+  for (int i = 0; i < N; ++i) y[i] = x[i] < -1022.0 ? 0.0 : std::exp2(x[i]);
+  return y;
+}
+
+template <typename T, int BLOCKS>
+struct Row {
+  static constexpr int kLanes = WSIS_CRF_BYTES / sizeof(T);
+  static constexpr int kWidth = 8 * BLOCKS;
+  static constexpr int kFull = kWidth / kLanes;
+  static constexpr bool kRest = kWidth % kLanes != 0;  // 8 left over beside 16-lane registers
+  Vector<T, kLanes> full[kFull ? kFull : 1];
+  Vector<T, 8> rest;
+
+  WSIS_INLINE static Row zero() {
+    Row r;
+    for (int i = 0; i < kFull; ++i) r.full[i] = Vector<T, kLanes>{};
+    if constexpr (kRest) r.rest = Vector<T, 8>{};
+    return r;
+  }
+  WSIS_INLINE static Row load(const T* p) {
+    Row r;
+    for (int i = 0; i < kFull; ++i) r.full[i] = load_vector<Vector<T, kLanes>>(p + i * kLanes);
+    if constexpr (kRest) r.rest = load_vector<Vector<T, 8>>(p + kFull * kLanes);
+    return r;
+  }
+  WSIS_INLINE void store(T* p) const {
+    for (int i = 0; i < kFull; ++i) store_vector(p + i * kLanes, full[i]);
+    if constexpr (kRest) store_vector(p + kFull * kLanes, rest);
+  }
+  WSIS_INLINE void add(const Row& b) {
+    for (int i = 0; i < kFull; ++i) full[i] += b.full[i];
+    if constexpr (kRest) rest += b.rest;
+  }
+  // this += b * c
+  WSIS_INLINE void fma(const Row& b, T c) {
+    for (int i = 0; i < kFull; ++i) full[i] += b.full[i] * c;
+    if constexpr (kRest) rest += b.rest * c;
+  }
+  WSIS_INLINE void multiply(const Row& b) {
+    for (int i = 0; i < kFull; ++i) full[i] *= b.full[i];
+    if constexpr (kRest) rest *= b.rest;
+  }
+  WSIS_INLINE void scale(T c) {
+    for (int i = 0; i < kFull; ++i) full[i] *= c;
+    if constexpr (kRest) rest *= c;
+  }
+  WSIS_INLINE void subtract(T c) {
+    for (int i = 0; i < kFull; ++i) full[i] -= c;
+    if constexpr (kRest) rest -= c;
+  }
+  WSIS_INLINE void exp2() {
+    for (int i = 0; i < kFull; ++i) full[i] = exp2_vector<kLanes>(full[i]);
+    if constexpr (kRest) rest = exp2_vector<8>(rest);
+  }
+  WSIS_INLINE T sum() const {
+    if constexpr (kFull == 0) {
+      return sum_vector<8>(rest);
+    } else {
+      Vector<T, kLanes> total = full[0];
+      for (int i = 1; i < kFull; ++i) total += full[i];
+      if constexpr (kRest) {
+        Vector<T, 8> half = rest;
+        half += low_half<kLanes>(total) + high_half<kLanes>(total);
+        return sum_vector<8>(half);
+      } else {
+        return sum_vector<kLanes>(total);
+      }
+    }
+  }
+
+ private:
+  template <int N>
+  WSIS_INLINE static Vector<T, N / 2> low_half(Vector<T, N> v) {
+    Vector<T, N / 2> h;
+    __builtin_memcpy(&h, &v, sizeof(h));
+    return h;
+  }
+  template <int N>
+  WSIS_INLINE static Vector<T, N / 2> high_half(Vector<T, N> v) {
+    Vector<T, N / 2> h;
+    __builtin_memcpy(&h, reinterpret_cast<const char*>(&v) + sizeof(h), sizeof(h));
+    return h;
+  }
+  template <int N>
+  WSIS_INLINE static T sum_vector(Vector<T, N> v) {
+    if constexpr (N > 2) {
+      return sum_vector<N / 2>(low_half<N>(v) + high_half<N>(v));
+    } else {
+      return v[0] + v[1];
+    }
+  }
+};

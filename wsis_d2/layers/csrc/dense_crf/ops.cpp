@@ -1,0 +1,161 @@
+// Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+// Schemas of the operators, checks of their arguments, and the CPU's registrations. Fake and
+// autograd registrations are in wsis_d2/layers/native_crf.py.
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "dense_crf/kernels_name.h"
+#include "dense_crf/mean_field.h"
+#include "dense_crf/workspace.h"
+
+namespace wsis_d2 {
+namespace crf {
+namespace {
+
+void check_floating(const at::Tensor& t, const char* name) {
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble, name,
+                   ": expected float32 or float64, found ", t.scalar_type(), ".");
+}
+
+void check_volume(const at::Tensor& t, const char* name) {
+  check_floating(t, name);
+  TORCH_CHECK_VALUE(t.dim() == 3, name, ": expected shape (L, H, W), found ", t.sizes(), ".");
+  TORCH_CHECK_VALUE(t.numel() > 0, name, ": it is empty, shape ", t.sizes(), ".");
+}
+
+void check_positive(double value, const char* name) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value > 0, name,
+                    ": expected a finite number above 0, found ", value, ".");
+}
+
+void check_normalization(int64_t value) {
+  TORCH_CHECK_VALUE(value >= kNone && value <= kSymmetric,
+                    "normalization: expected 0 (none), 1 (after) or 2 (symmetric), found ", value,
+                    ".");
+}
+
+void check_belongs(const at::Tensor& t, const at::Tensor& header, const char* name) {
+  TORCH_CHECK_VALUE(header.dim() == 1 && header.size(0) == kHeaderSize && header.is_cpu() &&
+                        header.scalar_type() == at::kLong && header.is_contiguous(),
+                    "header: not that of wsis_d2::build_lattice.");
+  const int64_t* slot = header.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(t.size(1) == slot[kSlotHeight] && t.size(2) == slot[kSlotWidth], name,
+                    ": its size ", t.size(1), " x ", t.size(2), " is not the lattice's, ",
+                    slot[kSlotHeight], " x ", slot[kSlotWidth], ".");
+}
+
+void check_weight(const at::Tensor& weight, const char* name) {
+  TORCH_CHECK_VALUE(weight.numel() == 1, name, ": expected one number, found shape ",
+                    weight.sizes(), ".");
+  TORCH_CHECK_VALUE(std::isfinite(weight.item<double>()), name, ": it is not finite.");
+}
+
+MeanFieldOptions make_options(double gaussian_xy, bool exact_spatial, int64_t iterations,
+                              int64_t save_every) {
+  check_positive(gaussian_xy, "gaussian_xy");
+  TORCH_CHECK_VALUE(iterations >= 0, "iterations: expected at least 0, found ", iterations, ".");
+  TORCH_CHECK_VALUE(save_every >= 0, "save_every: expected at least 0, found ", save_every, ".");
+  return {gaussian_xy, exact_spatial, iterations, save_every};
+}
+
+LatticeTensors build_lattice_op(const at::Tensor& image, double sigma_xy, double sigma_rgb,
+                                int64_t normalization) {
+  check_volume(image, "image");
+  TORCH_CHECK_VALUE(image.size(0) == 3, "image: expected shape (3, H, W), found ", image.sizes(),
+                    ".");
+  check_positive(sigma_xy, "bilateral_xy");
+  check_positive(sigma_rgb, "bilateral_rgb");
+  check_normalization(normalization);
+  return build_lattice_cpu(image, sigma_xy, sigma_rgb, normalization);
+}
+
+std::tuple<at::Tensor, at::Tensor> mean_field_op(
+    const at::Tensor& scores, const at::Tensor& header, const at::Tensor& records,
+    const at::Tensor& index, const at::Tensor& weight_bilateral, const at::Tensor& weight_spatial,
+    double gaussian_xy, bool exact_spatial, int64_t iterations, int64_t save_every) {
+  check_volume(scores, "scores");
+  check_belongs(scores, header, "scores");
+  check_weight(weight_bilateral, "bilateral_weight");
+  check_weight(weight_spatial, "gaussian_weight");
+  return mean_field_cpu(scores, header, records, index, weight_bilateral, weight_spatial,
+                        make_options(gaussian_xy, exact_spatial, iterations, save_every));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
+    const at::Tensor& grad, const at::Tensor& saved, const at::Tensor& scores,
+    const at::Tensor& header, const at::Tensor& records, const at::Tensor& index,
+    const at::Tensor& weight_bilateral, const at::Tensor& weight_spatial, double gaussian_xy,
+    bool exact_spatial, int64_t iterations, int64_t save_every) {
+  check_volume(grad, "grad");
+  check_belongs(grad, header, "grad");
+  const MeanFieldOptions options = make_options(gaussian_xy, exact_spatial, iterations, save_every);
+  TORCH_CHECK_VALUE(iterations == 0 || save_every > 0,
+                    "save_every: 0 keeps nothing for the backward pass.");
+  TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == options.saved_count() &&
+                        saved.size(1) == grad.size(1) * grad.size(2) * ((grad.size(0) + 7) / 8 * 8) &&
+                        saved.scalar_type() == grad.scalar_type() && saved.is_contiguous(),
+                    "saved: it is not what wsis_d2::mean_field kept, shape ", saved.sizes(), ".");
+  if (iterations == 0) {
+    return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
+  }
+  auto [result, bilateral, spatial] =
+      mean_field_backward_cpu(grad, saved, scores, header, records, index, weight_bilateral,
+                              weight_spatial, options);
+  return {result, at::full_like(weight_bilateral, bilateral),
+          at::full_like(weight_spatial, spatial)};
+}
+
+at::Tensor lattice_filter_op(const at::Tensor& values, const at::Tensor& header,
+                             const at::Tensor& records, const at::Tensor& index, bool transpose) {
+  check_volume(values, "values");
+  check_belongs(values, header, "values");
+  return lattice_filter_cpu(values, header, records, index, transpose);
+}
+
+at::Tensor spatial_filter_op(const at::Tensor& values, double sigma, bool exact,
+                             int64_t normalization, bool transpose) {
+  check_volume(values, "values");
+  check_positive(sigma, "sigma");
+  check_normalization(normalization);
+  return spatial_filter_cpu(values, sigma, exact, normalization, transpose);
+}
+
+std::string cpu_kernels() { return kernels_name(); }
+
+}  // namespace
+
+TORCH_LIBRARY(wsis_d2, m) {
+  m.def(
+      "build_lattice(Tensor image, float sigma_xy, float sigma_rgb, int normalization) -> "
+      "(Tensor header, Tensor records, Tensor index)");
+  m.def(
+      "mean_field(Tensor scores, Tensor header, Tensor records, Tensor index, "
+      "Tensor bilateral_weight, Tensor gaussian_weight, float gaussian_xy, bool exact_spatial, "
+      "int iterations, int save_every) -> (Tensor scores, Tensor saved)");
+  m.def(
+      "mean_field_backward(Tensor grad, Tensor saved, Tensor scores, Tensor header, "
+      "Tensor records, Tensor index, Tensor bilateral_weight, Tensor gaussian_weight, "
+      "float gaussian_xy, bool exact_spatial, int iterations, int save_every) -> "
+      "(Tensor scores, Tensor bilateral_weight, Tensor gaussian_weight)");
+  m.def(
+      "lattice_filter(Tensor values, Tensor header, Tensor records, Tensor index, "
+      "bool transpose) -> Tensor");
+  m.def(
+      "spatial_filter(Tensor values, float sigma, bool exact, int normalization, "
+      "bool transpose) -> Tensor");
+  // For environment reports and for tests.
+  m.def("cpu_kernels() -> str", &cpu_kernels);
+  m.def("clear_workspace() -> ()", &clear_workspace);
+}
+
+TORCH_LIBRARY_IMPL(wsis_d2, CPU, m) {
+  m.impl("build_lattice", &build_lattice_op);
+  m.impl("mean_field", &mean_field_op);
+  m.impl("mean_field_backward", &mean_field_backward_op);
+  m.impl("lattice_filter", &lattice_filter_op);
+  m.impl("spatial_filter", &spatial_filter_op);
+}
+
+}  // namespace crf
+}  // namespace wsis_d2

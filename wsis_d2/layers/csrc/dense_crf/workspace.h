@@ -1,0 +1,37 @@
+// Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+// Large scratch buffers, kept from call to call: fresh ones cost a page fault every 4 KiB.
+#pragma once
+
+#include <cstddef>
+
+namespace wsis_d2 {
+namespace crf {
+
+// A 64-byte aligned, uninitialised buffer on loan from a process-wide pool.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Ask for huge pages behind [data, data + bytes), where the system has them.
+void advise_huge_pages(void* data, size_t bytes);
+
+// Free the buffers that nobody uses.
+void clear_workspace();
+
+}  // namespace crf
+}  // namespace wsis_d2

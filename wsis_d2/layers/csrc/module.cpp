@@ -1,0 +1,12 @@
+// Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+// An empty Python module: torch.ops.load_library loads the operators, `import wsis_d2._C` works too.
+#include <Python.h>
+
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", "Operators of wsis_d2; see torch.ops.wsis_d2.", -1, nullptr,
+    nullptr,               nullptr, nullptr, nullptr,
+};
+
+PyMODINIT_FUNC __attribute__((visibility("default"))) PyInit__C(void) {
+  return PyModule_Create(&module);
+}

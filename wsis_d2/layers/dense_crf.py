@@ -1,0 +1,263 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Mean-field inference of a dense CRF with a bilateral and a spatial Gaussian kernel.
+
+Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials", NIPS 2011; the kernels and the order of operations are those of the instance
+subnetwork (Li, Arnab, Torr, ECCV 2018, section 3.1; Arnab and Torr, CVPR 2017).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from wsis_d2.layers import native_crf
+from wsis_d2.layers._extension import require_extension
+from wsis_d2.layers.exact_crf import exact_mean_field
+from wsis_d2.utils.errors import InputError
+
+NORMALIZATIONS = ("after", "symmetric")
+SPATIAL = ("auto", "exact")
+BACKENDS = ("auto", "native", "exact")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_image(image: torch.Tensor, height: int | None = None, width: int | None = None) -> None:
+    """Raise InputError unless ``image`` is (3, H, W), uint8 or floating, and not empty."""
+    if not isinstance(image, torch.Tensor):
+        raise InputError(f"image: expected a tensor (3, H, W), found {type(image).__name__}.")
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise InputError(f"image: expected shape (3, H, W), found {tuple(image.shape)}.")
+    if image.shape[1] == 0 or image.shape[2] == 0:
+        raise InputError(f"image: it is empty, shape {tuple(image.shape)}.")
+    if height is not None and (image.shape[1], image.shape[2]) != (height, width):
+        raise InputError(
+            f"image: its size {tuple(image.shape[1:])} is not that of scores, {(height, width)}."
+        )
+    if image.dtype != torch.uint8 and image.dtype not in _FLOATS:
+        raise InputError(f"image: expected uint8 or a floating dtype, found {image.dtype}.")
+    if image.requires_grad:
+        raise InputError(
+            "image: it requires grad, but the CRF gives the image no gradient; pass image.detach()."
+        )
+
+
+def check_scores(scores: torch.Tensor, name: str = "scores") -> None:
+    """Raise InputError unless ``scores`` is (L, H, W), floating, with L, H, W >= 1."""
+    if not isinstance(scores, torch.Tensor):
+        raise InputError(f"{name}: expected a tensor (L, H, W), found {type(scores).__name__}.")
+    if scores.dim() != 3:
+        raise InputError(f"{name}: expected shape (L, H, W), found {tuple(scores.shape)}.")
+    if scores.shape[0] == 0:
+        raise InputError(f"{name}: there are no labels, shape {tuple(scores.shape)}; L >= 1.")
+    if scores.shape[1] == 0 or scores.shape[2] == 0:
+        raise InputError(f"{name}: it is empty, shape {tuple(scores.shape)}.")
+    if scores.dtype not in _FLOATS:
+        raise InputError(f"{name}: expected a floating dtype, found {scores.dtype}.")
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return ``value`` as a float; raise InputError unless it is a finite positive number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected a positive number, found {value!r}.") from None
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"{name}: expected a finite number above 0, found {number}.")
+    return number
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise InputError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise InputError(f"{name}: found {value!r}, allowed are {', '.join(map(repr, allowed))}.")
+
+
+def _weight(name: str, value, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A scalar weight as a 0-dim tensor on the scores' device."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or not value.dtype.is_floating_point:
+            raise InputError(
+                f"{name}: expected one floating number, found shape {tuple(value.shape)}, "
+                f"dtype {value.dtype}."
+            )
+        if value.device != scores.device and value.device.type != "cpu":
+            raise InputError(f"{name}: it is on {value.device}, scores are on {scores.device}.")
+        return value.reshape(()).to(device=scores.device, dtype=dtype)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name}: expected a finite number or a tensor, found {value!r}.")
+    return torch.tensor(float(value), dtype=dtype, device=scores.device)
+
+
+def mean_field(
+    scores: torch.Tensor,
+    image: torch.Tensor,
+    *,
+    bilateral_weight: float | torch.Tensor = 4.0,
+    bilateral_xy: float = 49.0,
+    bilateral_rgb: float = 5.0,
+    gaussian_weight: float | torch.Tensor = 3.0,
+    gaussian_xy: float = 3.0,
+    iterations: int = 3,
+    normalization: str = "after",
+    spatial: str = "auto",
+    backend: str = "auto",
+    recompute: bool = False,
+) -> torch.Tensor:
+    """Mean-field iterations ``U <- scores + w_b K_b softmax(U) + w_s K_s softmax(U)``.
+
+    Potts compatibility; a pixel's message to itself is included. Gradients flow to ``scores`` and
+    to both weights (the exact adjoint of the filters), never to the image.
+
+    Args:
+        scores: (L, H, W), unary log-scores, higher is likelier; L, H, W >= 1. float32 or float64;
+            half precision is computed and returned in float32. Must be finite. A batch
+            (B, L, H, W) is taken too; for images of different L see :func:`mean_field_batch`.
+        image: (3, H, W) (or (B, 3, H, W)), uint8 or floating 0 to 255.
+        bilateral_weight, gaussian_weight: a number or a tensor of one element.
+        bilateral_xy, bilateral_rgb: standard deviations in pixels and in colour levels.
+        gaussian_xy: standard deviation in pixels of the spatial kernel.
+        iterations: >= 0; 0 returns the scores.
+        normalization: "after", messages divided by the kernel's row sums (paper), or "symmetric",
+            by the root of both pixels' sums.
+        spatial: "exact" evaluates the spatial kernel on every pixel, "auto" on a coarser grid
+            where its bandwidth allows.
+        backend: "native", the compiled operator; "exact", brute force in float64; "auto", native.
+        recompute: keep only about sqrt(iterations) of the intermediate marginals for the backward
+            pass (each is L * H * W numbers, L rounded up to a multiple of 8) and compute the
+            others again.
+
+    Returns:
+        (L, H, W) (or (B, L, H, W)), the scores of the last iteration, not normalised: softmax
+        over L gives the marginals.
+
+    Raises:
+        InputError: a wrong shape, dtype, device, option or bandwidth, NaN or infinity.
+    """
+    if isinstance(scores, torch.Tensor) and scores.dim() == 4:
+        if not isinstance(image, torch.Tensor) or image.dim() != 4 or len(image) != len(scores):
+            found = tuple(getattr(image, "shape", ()))
+            raise InputError(
+                f"image: scores are a batch of {len(scores)}, so expected shape "
+                f"({len(scores)}, 3, H, W), found {found}."
+            )
+        if len(scores) == 0:
+            raise InputError("scores: the batch is empty.")
+        options = dict(
+            bilateral_weight=bilateral_weight,
+            bilateral_xy=bilateral_xy,
+            bilateral_rgb=bilateral_rgb,
+            gaussian_weight=gaussian_weight,
+            gaussian_xy=gaussian_xy,
+            iterations=iterations,
+            normalization=normalization,
+            spatial=spatial,
+            backend=backend,
+            recompute=recompute,
+        )
+        return torch.stack(mean_field_batch(list(scores), list(image), **options))
+    check_scores(scores)
+    check_image(image, scores.shape[1], scores.shape[2])
+    if image.device != scores.device:
+        raise InputError(f"image: it is on {image.device}, scores are on {scores.device}.")
+    bilateral_xy = check_positive("bilateral_xy", bilateral_xy)
+    bilateral_rgb = check_positive("bilateral_rgb", bilateral_rgb)
+    gaussian_xy = check_positive("gaussian_xy", gaussian_xy)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise InputError(f"iterations: expected an integer of at least 0, found {iterations!r}.")
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("spatial", spatial, SPATIAL)
+    check_choice("backend", backend, BACKENDS)
+    scores = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if backend == "exact" else scores.dtype
+    w_b = _weight("bilateral_weight", bilateral_weight, scores, dtype)
+    w_s = _weight("gaussian_weight", gaussian_weight, scores, dtype)
+    if backend == "exact":
+        for name, value in (("scores", scores), ("image", image)):
+            if value.dtype != torch.uint8 and not bool(torch.isfinite(value).all()):
+                raise InputError(f"{name}: it holds NaN or infinity; all values must be finite.")
+        return exact_mean_field(
+            scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
+            normalization,
+        )  # fmt: skip
+    require_extension(scores.device)
+    return native_crf.mean_field(
+        scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
+        normalization, spatial == "exact", recompute,
+    )  # fmt: skip
+
+
+def mean_field_batch(
+    scores: Sequence[torch.Tensor], images: Sequence[torch.Tensor], **options
+) -> list[torch.Tensor]:
+    """:func:`mean_field` over images whose size and label count L differ.
+
+    Args:
+        scores: one (L_i, H_i, W_i) an image.
+        images: one (3, H_i, W_i) an image.
+        options: keywords of :func:`mean_field`; weights are shared, so their gradients add up.
+
+    Returns:
+        One (L_i, H_i, W_i) an image.
+
+    Raises:
+        InputError: the two sequences differ in length; else as :func:`mean_field`.
+    """
+    if len(scores) != len(images):
+        raise InputError(f"images: found {len(images)}, but scores for {len(scores)} images.")
+    return [mean_field(s, i, **options) for s, i in zip(scores, images, strict=True)]
+
+
+class DenseCRF(nn.Module):
+    """A dense CRF whose two kernel weights are learned.
+
+    Attributes:
+        bilateral_weight, gaussian_weight: scalar parameters (paper: one a kernel, Potts fixed).
+    """
+
+    def __init__(
+        self,
+        *,
+        bilateral_weight: float = 4.0,
+        bilateral_xy: float = 49.0,
+        bilateral_rgb: float = 5.0,
+        gaussian_weight: float = 3.0,
+        gaussian_xy: float = 3.0,
+        iterations: int = 3,
+        normalization: str = "after",
+        spatial: str = "auto",
+        backend: str = "auto",
+        recompute: bool = False,
+    ):
+        """Arguments as :func:`mean_field`; the weights are the parameters' first values."""
+        super().__init__()
+        self.bilateral_weight = nn.Parameter(torch.tensor(float(bilateral_weight)))
+        self.gaussian_weight = nn.Parameter(torch.tensor(float(gaussian_weight)))
+        self.options = dict(
+            bilateral_xy=check_positive("bilateral_xy", bilateral_xy),
+            bilateral_rgb=check_positive("bilateral_rgb", bilateral_rgb),
+            gaussian_xy=check_positive("gaussian_xy", gaussian_xy),
+            iterations=iterations,
+            normalization=normalization,
+            spatial=spatial,
+            backend=backend,
+            recompute=recompute,
+        )
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("spatial", spatial, SPATIAL)
+        check_choice("backend", backend, BACKENDS)
+
+    def forward(self, scores, image):
+        """One image, a batch, or two lists (see :func:`mean_field_batch`); same kind returned."""
+        options = dict(
+            self.options,
+            bilateral_weight=self.bilateral_weight,
+            gaussian_weight=self.gaussian_weight,
+        )
+        if isinstance(scores, (list, tuple)):
+            return mean_field_batch(scores, image, **options)
+        return mean_field(scores, image, **options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self.options.items())

@@ -1,0 +1,244 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The compiled CRF operators: their fake, autograd and autocast registrations, and plain wrappers.
+
+``torch.ops.wsis_d2`` holds ``build_lattice``, ``mean_field``, ``mean_field_backward``,
+``lattice_filter`` and ``spatial_filter`` (schemas in csrc/dense_crf/ops.cpp). A lattice is three
+tensors: a header on the CPU, a record a pixel, and an index whose length depends on the image.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+
+from wsis_d2.layers._extension import extension_error, require_extension
+from wsis_d2.utils.errors import InputError
+
+_NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
+_HEADER_SIZE = 48
+
+
+def _padded(labels):
+    return (labels + 7) // 8 * 8
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    """Register what the compiled library leaves to Python. Once, when it is loaded."""
+    lib = torch.library
+    lib.register_fake("wsis_d2::build_lattice", _build_lattice_fake)
+    lib.register_fake("wsis_d2::mean_field", _mean_field_fake)
+    lib.register_fake("wsis_d2::mean_field_backward", _mean_field_backward_fake)
+    lib.register_fake("wsis_d2::lattice_filter", lambda values, *rest: torch.empty_like(values))
+    lib.register_fake("wsis_d2::spatial_filter", lambda values, *rest: torch.empty_like(values))
+    lib.register_autograd(
+        "wsis_d2::mean_field", _mean_field_backward, setup_context=_mean_field_context
+    )
+    lib.register_autograd(
+        "wsis_d2::lattice_filter", _lattice_filter_backward, setup_context=_lattice_filter_context
+    )
+    lib.register_autograd(
+        "wsis_d2::spatial_filter", _spatial_filter_backward, setup_context=_spatial_filter_context
+    )
+    # Under autocast half precision is computed in float32 (float64 stays as it is).
+    if hasattr(lib, "register_autocast"):
+        for name in ("mean_field", "lattice_filter", "spatial_filter"):
+            for device in ("cpu", "cuda"):
+                lib.register_autocast(f"wsis_d2::{name}", device, torch.float32)
+
+
+def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization):
+    size = torch.library.get_ctx().new_dynamic_size()
+    header = torch.empty(_HEADER_SIZE, dtype=torch.int64, device="cpu")
+    records = image.new_empty((image.shape[1] * image.shape[2], 8))
+    return header, records, torch.empty(size, dtype=torch.int32, device=image.device)
+
+
+def _mean_field_fake(
+    scores, header, records, index, w_b, w_s, gaussian_xy, exact_spatial, iterations, save_every
+):
+    labels, height, width = scores.shape
+    kept = -(-iterations // save_every) if save_every > 0 else 0
+    saved = scores.new_empty((kept, height * width * _padded(labels)))
+    return torch.empty_like(scores, memory_format=torch.contiguous_format), saved
+
+
+def _mean_field_backward_fake(grad, saved, scores, header, records, index, w_b, w_s, *options):
+    result = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    return result, torch.empty_like(w_b), torch.empty_like(w_s)
+
+
+def _mean_field_context(ctx, inputs, output):
+    scores, header, records, index, w_b, w_s, *options = inputs
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+    # The scores are needed only where marginals are computed again.
+    ctx.save_for_backward(output[1], scores, header, records, index, w_b, w_s)
+
+
+def _mean_field_backward(ctx, grad, grad_saved):
+    none = (None,) * 4
+    if grad is None:
+        return None, None, None, None, None, None, *none
+    if grad_saved is not None:
+        raise InputError("wsis_d2::mean_field: its second output has no gradient.")
+    saved, *rest = ctx.saved_tensors
+    result, grad_b, grad_s = torch.ops.wsis_d2.mean_field_backward(grad, saved, *rest, *ctx.options)
+    return result, None, None, None, grad_b, grad_s, *none
+
+
+def _lattice_filter_context(ctx, inputs, output):
+    _, header, records, index, ctx.transpose = inputs
+    ctx.save_for_backward(header, records, index)
+
+
+def _lattice_filter_backward(ctx, grad):
+    result = torch.ops.wsis_d2.lattice_filter(grad, *ctx.saved_tensors, not ctx.transpose)
+    return result, None, None, None, None
+
+
+def _spatial_filter_context(ctx, inputs, output):
+    _, *ctx.options, ctx.transpose = inputs
+
+
+def _spatial_filter_backward(ctx, grad):
+    result = torch.ops.wsis_d2.spatial_filter(grad, *ctx.options, not ctx.transpose)
+    return result, None, None, None, None
+
+
+def build_lattice(
+    image: torch.Tensor,
+    sigma_xy: float,
+    sigma_rgb: float,
+    normalization: str = "after",
+    dtype: torch.dtype = torch.float32,
+):
+    """The permutohedral lattice of ``image`` (3, H, W): header, records, index."""
+    _ensure(image.device)
+    image = image.detach().to(dtype)
+    return torch.ops.wsis_d2.build_lattice(
+        image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization]
+    )
+
+
+def _ensure(device) -> None:
+    require_extension(device)
+    _register()
+
+
+def mean_field(
+    scores,
+    image,
+    bilateral_weight,
+    bilateral_xy,
+    bilateral_rgb,
+    gaussian_weight,
+    gaussian_xy,
+    iterations,
+    normalization,
+    exact_spatial,
+    recompute,
+):
+    """:func:`wsis_d2.layers.mean_field` by the compiled operator; the arguments are checked."""
+    lattice = build_lattice(image, bilateral_xy, bilateral_rgb, normalization, scores.dtype)
+    needs_grad = torch.is_grad_enabled() and (
+        scores.requires_grad or bilateral_weight.requires_grad or gaussian_weight.requires_grad
+    )
+    save_every = 0
+    if needs_grad:
+        save_every = max(1, math.ceil(math.sqrt(iterations))) if recompute else 1
+    result, _ = torch.ops.wsis_d2.mean_field(
+        scores, *lattice, bilateral_weight, gaussian_weight, gaussian_xy, exact_spatial,
+        iterations, save_every,
+    )  # fmt: skip
+    return result
+
+
+def _checked_values(values, name="values"):
+    from wsis_d2.layers.dense_crf import check_scores
+
+    check_scores(values, name)
+    return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+
+
+def _checked_normalization(normalization):
+    if normalization not in _NORMALIZATIONS:
+        raise InputError(
+            f"normalization: found {normalization!r}, allowed are {', '.join(_NORMALIZATIONS)}."
+        )
+
+
+def permutohedral_filter(
+    values: torch.Tensor,
+    image: torch.Tensor,
+    *,
+    sigma_xy: float,
+    sigma_rgb: float,
+    normalization: str = "none",
+    transpose: bool = False,
+) -> torch.Tensor:
+    """Bilateral Gaussian filtering on the permutohedral lattice (Adams et al. 2010).
+
+    Args:
+        values: (L, H, W), floating; half precision is computed in float32. Gets a gradient.
+        image: (3, H, W), uint8 or floating 0 to 255; gets none.
+        sigma_xy, sigma_rgb: standard deviations in pixels and colour levels.
+        normalization: "none", "after" (divide by the kernel's row sums) or "symmetric".
+        transpose: apply the transposed operator: the same filter with the blur reversed.
+
+    Returns:
+        (L, H, W).
+
+    Raises:
+        InputError: a wrong shape, dtype, device, option or bandwidth, NaN or infinity.
+    """
+    from wsis_d2.layers.dense_crf import check_image, check_positive
+
+    values = _checked_values(values)
+    check_image(image, values.shape[1], values.shape[2])
+    if image.device != values.device:
+        raise InputError(f"image: it is on {image.device}, values are on {values.device}.")
+    sigma_xy = check_positive("sigma_xy", sigma_xy)
+    sigma_rgb = check_positive("sigma_rgb", sigma_rgb)
+    _checked_normalization(normalization)
+    lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype)
+    return torch.ops.wsis_d2.lattice_filter(values, *lattice, transpose)
+
+
+def spatial_filter(
+    values: torch.Tensor,
+    *,
+    sigma: float,
+    spatial: str = "auto",
+    normalization: str = "none",
+    transpose: bool = False,
+) -> torch.Tensor:
+    """Gaussian filtering over pixel distance, pixels outside the image counting nothing.
+
+    Args:
+        values: (L, H, W), floating. Gets a gradient.
+        sigma: standard deviation in pixels.
+        spatial: "exact" or "auto" as in :func:`wsis_d2.layers.mean_field`.
+        normalization, transpose: as :func:`permutohedral_filter`.
+
+    Returns:
+        (L, H, W).
+
+    Raises:
+        InputError: as :func:`permutohedral_filter`.
+    """
+    from wsis_d2.layers.dense_crf import SPATIAL, check_choice, check_positive
+
+    values = _checked_values(values)
+    sigma = check_positive("sigma", sigma)
+    check_choice("spatial", spatial, SPATIAL)
+    _checked_normalization(normalization)
+    _ensure(values.device)
+    return torch.ops.wsis_d2.spatial_filter(
+        values, sigma, spatial == "exact", _NORMALIZATIONS[normalization], transpose
+    )
+
+
+# Compiled and exported programs look operators up before any wrapper runs.
+if extension_error() is None:
+    _register()
