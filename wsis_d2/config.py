@@ -72,8 +72,14 @@ def add_weak_labels_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.GRABCUT.RNG_SEED = 0
 
     cfg.WEAK_LABELS.PROPOSALS = CN()
-    # Source of region proposals, a name in PROPOSAL_SOURCE_REGISTRY.
+    # Source of region proposals: "mcg" (ours), "mcg_mat", "coco_json", "none" (GrabCut alone), or
+    # another name in PROPOSAL_SOURCE_REGISTRY.
     cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg"
+    # What other sources read: a folder of published MATLAB files ("mcg_mat"), or a COCO result file
+    # with masks ("coco_json").
+    cfg.WEAK_LABELS.PROPOSALS.PATH = ""
+    # Folder where hierarchies of "mcg" are kept between runs, 0.2 to 1 MB an image; "" = nowhere.
+    cfg.WEAK_LABELS.PROPOSALS.CACHE = ""
     # Scales, trees and caps of "mcg": "default", "scg" or "mcg" (the published working points).
     cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
     # Contour detector of "mcg": "learned" (shipped weights), "gradient" (none), or "structured" (a
@@ -138,6 +144,9 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     # "basic": one 7x7 convolution (MSRA); "deep": three 3x3 convolutions (the public PSPNet).
     cfg.MODEL.SEMANTIC.RESNETS.STEM_TYPE = "basic"
+    # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, e.g. the
+    # detector's where there are no ImageNet weights; loaded before SEMANTIC_WEIGHTS and WEIGHTS.
+    cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
     # Per-channel mean and deviation of the semantic subnetwork's input, BGR.
     cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]
     cfg.MODEL.SEMANTIC.PIXEL_STD = [1.0, 1.0, 1.0]
@@ -290,6 +299,8 @@ def add_engine_config(cfg: CN) -> None:
     cfg.RUN_NAME = ""
     # "main", or the name of the isolating experiment that this run belongs to.
     cfg.RUN_VARIANT = "main"
+    # "SGD" or "AdamW" (fewer iterations from random weights).
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # The learning rate of new heads is BASE_LR times this.
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0
     # The learning rate of the CRF's weights is BASE_LR times this; they have no weight decay.

@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Region proposals for boxes."""
 
+from wsis_d2.weak_labels.proposals.files import CocoJsonSource, MatSource, NoSource
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
 from wsis_d2.weak_labels.proposals.select import select_proposal
 from wsis_d2.weak_labels.proposals.source import (
@@ -12,7 +13,10 @@ from wsis_d2.weak_labels.proposals.source import (
 
 __all__ = [
     "PROPOSAL_SOURCE_REGISTRY",
+    "CocoJsonSource",
     "MCGSource",
+    "MatSource",
+    "NoSource",
     "ProposalSet",
     "ProposalSource",
     "TreeProposals",

@@ -8,9 +8,13 @@ Ward's rule on colour and by contour plus colour contrast, stand in for spectral
 """
 
 import dataclasses
+import zipfile
+from pathlib import Path
 
 import higra as hg
 import numpy as np
+
+from wsis_d2.weak_labels.atomic import atomic_write
 
 
 @dataclasses.dataclass
@@ -20,7 +24,7 @@ class Hierarchies:
     Attributes:
         superpixels: (h, w) int32, labels 0..S-1.
         edges: two (E,) arrays: superpixels that touch.
-        trees: (parents, altitudes) of each tree, both (2S - 1,).
+        trees: (parents, ranks) of each tree, both (2S - 1,) int32; ranks order the altitudes.
     """
 
     superpixels: np.ndarray
@@ -55,7 +59,7 @@ def build_hierarchies(
     superpixels = maps[-1][0]
     count = int(superpixels.max()) + 1
     if count == 1:
-        return Hierarchies(superpixels, (np.empty(0, int),) * 2, [(np.zeros(1, int), np.zeros(1))])
+        return Hierarchies(superpixels, (np.empty(0, int),) * 2, [(np.zeros(1, np.int32),) * 2])
     rag = hg.make_region_adjacency_graph_from_labelisation(graph, superpixels)
     sources, targets = rag.edge_list()
     areas = np.bincount(superpixels.ravel(), minlength=count).astype(np.float64)
@@ -83,9 +87,35 @@ def build_hierarchies(
         both = strength / max(strength.mean(), 1e-9) + contrast / max(contrast.mean(), 1e-9)
         tree = hg.binary_partition_tree_average_linkage(rag, both, lengths)
         trees.append(_damp(rag, *tree, areas, limit, sources, targets) if size_damping else tree)
-    return Hierarchies(
-        superpixels, (sources, targets), [(t.parents().astype(np.int64), a) for t, a in trees]
-    )
+    return Hierarchies(superpixels, (sources, targets), [_ranked(*tree) for tree in trees])
+
+
+def save_hierarchies(found: Hierarchies, path: Path) -> None:
+    """Keep the hierarchies of an image in a compressed file, written whole or not at all."""
+    with atomic_write(path) as file:
+        np.savez_compressed(
+            file,
+            superpixels=found.superpixels,
+            edges=np.stack(found.edges).astype(np.int32),
+            trees=np.stack([np.stack(t) for t in found.trees]).astype(np.int32),
+        )
+
+
+def load_hierarchies(path: Path) -> Hierarchies | None:
+    """Return what :func:`save_hierarchies` kept; None where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            trees = [(parents, ranks) for parents, ranks in file["trees"]]
+            sources, targets = file["edges"]
+            return Hierarchies(file["superpixels"], (sources, targets), trees)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _ranked(tree, altitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a tree's parents and the ranks of its altitudes."""
+    ranks = np.unique(altitudes, return_inverse=True)[1]
+    return tree.parents().astype(np.int32), ranks.reshape(-1).astype(np.int32)
 
 
 def _ucm(graph, contour: np.ndarray, shape: tuple[int, int]) -> tuple:

@@ -30,6 +30,10 @@ class ProposalSet(abc.ABC):
         """Return how many pixels of each proposal lie in a box, (N,) float64."""
 
     @abc.abstractmethod
+    def mask_intersections(self, mask: np.ndarray) -> np.ndarray:
+        """Return how many pixels each proposal shares with a mask, (H, W) bool: (N,) float64."""
+
+    @abc.abstractmethod
     def mask(self, index: int) -> np.ndarray:
         """Return one proposal, (H, W) bool."""
 
@@ -59,7 +63,7 @@ class TreeProposals(ProposalSet):
         self._scale = np.array([self.image_size[1] / width, self.image_size[0] / height])
         count = self.orders.shape[1]
         self._leaf_areas = np.bincount(self.superpixels.ravel(), minlength=count)
-        leaf_boxes = _label_boxes(self.superpixels, count)
+        leaf_boxes = label_boxes(self.superpixels, count)
         node_boxes = self._node_extremes(leaf_boxes)
         used = self.nodes >= 0
         picked = node_boxes[np.maximum(self.nodes, 0)]
@@ -75,6 +79,17 @@ class TreeProposals(ProposalSet):
         counts = np.bincount(inside, minlength=self.orders.shape[1])
         factor = (box[2] - box[0]) * (box[3] - box[1]) / max(inside.size, 1)
         return np.minimum(self._sum(counts) * factor, self.areas)
+
+    def mask_intersections(self, mask: np.ndarray) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        height, width = self.superpixels.shape
+        weights = mask.astype(np.float32)
+        if mask.shape != (height, width):
+            weights = cv2.resize(weights, (width, height), interpolation=cv2.INTER_AREA)
+        counts = np.bincount(
+            self.superpixels.ravel(), weights=weights.ravel(), minlength=self.orders.shape[1]
+        )
+        return np.minimum(self._sum(counts) * self._scale.prod(), self.areas)
 
     def mask(self, index: int) -> np.ndarray:
         """See :class:`ProposalSet`; holes are filled."""
@@ -140,7 +155,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
+def label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
     """Return the tight box of each label 0..count-1, (count, 4) int64."""
     boxes = np.zeros((count, 4), np.int64)
     for label, slices in enumerate(ndimage.find_objects(labels + 1, max_label=count)):

@@ -3,16 +3,27 @@
 
 import abc
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
 from fvcore.common.registry import Registry
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.proposals.contours import gradient_contours, to_lab
+from wsis_d2.weak_labels.proposals.contours import (
+    make_contours,
+    to_lab,
+)
 from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
-from wsis_d2.weak_labels.proposals.hierarchy import build_hierarchies
+from wsis_d2.weak_labels.proposals.hierarchy import (
+    Hierarchies,
+    build_hierarchies,
+    load_hierarchies,
+    save_hierarchies,
+)
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
 
 
@@ -72,11 +83,22 @@ class MCGSource(ProposalSource):
         preset_name: "default", "scg" or "mcg": scales, trees and caps.
         max_side: a larger image is scaled down to this longer side; 0 = never.
         size_damping: see :func:`build_hierarchies`.
+        contours: "learned" (small network), "gradient" (no weights) or "structured" (a
+            structured-forest model of one's own, through OpenCV's contrib build).
+        weights: file of the network ("" = the shipped one) or of the structured forest.
+        cache: folder where hierarchies are kept between runs; "" = nowhere.
     """
 
     preset_name: str = "default"
     max_side: int = 1024
     size_damping: float = 0.002
+    contours: str = "learned"
+    weights: str = ""
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        preset(self.preset_name)
+        make_contours(self.contours, self.weights)
 
     @classmethod
     def from_config(cls, cfg) -> "MCGSource":
@@ -88,23 +110,39 @@ class MCGSource(ProposalSource):
         """See :class:`ProposalSource`; ``record`` is not used."""
         chosen = preset(self.preset_name)
         small = shrink(image, self.max_side)
-        lab = to_lab(small)
-        contours = [self._contours(small, scale) for scale in chosen["scales"]]
-        contours.sort(key=lambda c: c[0])
-        found = build_hierarchies(
+        found = path = None
+        if self.cache:
+            path = Path(self.cache) / f"{self._key(small)}.npz"
+            found = load_hierarchies(path)
+        if found is None:
+            found = self._hierarchies(small, chosen)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_hierarchies(found, path)
+        return group_hierarchies(found, chosen["caps"], image.shape[:2])
+
+    def _key(self, image: np.ndarray) -> str:
+        """Name what the hierarchies of an image depend on."""
+        recipe = json.dumps([self.recipe(), image.shape], sort_keys=True)
+        return hashlib.sha256(recipe.encode() + image.tobytes()).hexdigest()[:32]
+
+    def _hierarchies(self, image: np.ndarray, chosen: dict) -> Hierarchies:
+        contours = sorted(
+            (self._contours(image, scale) for scale in chosen["scales"]), key=lambda c: c[0]
+        )
+        return build_hierarchies(
             [c for _, c in contours],
-            lab,
+            to_lab(image),
             region_trees=chosen["region_trees"],
             size_damping=self.size_damping,
         )
-        return group_hierarchies(found, chosen["caps"], image.shape[:2])
 
     def _contours(self, image: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
         size = image.shape[1], image.shape[0]
         scaled = tuple(max(1, round(s * scale)) for s in size)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         resized = image if scaled == size else cv2.resize(image, scaled, interpolation=how)
-        contours = gradient_contours(to_lab(resized))
+        contours = make_contours(self.contours, self.weights)(resized)
         if scaled != size:
             contours = cv2.resize(contours, size, interpolation=cv2.INTER_LINEAR)
         return scale, contours

@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Compare label stores with true masks: precision, recall, IoU, coverage, ignored and empty share.
+
+For a report only: nothing that training reads is written.
+"""
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EPILOG = """examples:
+  # the labels of the embedded sample
+  tools/evaluate_labels.py --store output/labels/boxes --dataset sample_train_weak
+
+  # baselines side by side (one store each, made with --masks agreement|grabcut|mcg|box)
+  tools/evaluate_labels.py --store agreement grabcut mcg box --dataset sample_train_weak
+
+  # other truth in COCO panoptic format; everything, also by class and size, in a file
+  tools/evaluate_labels.py --store labels --gt-json G.json --gt-dir G --output quality.json
+
+  # what the region proposals could reach at best (J_i), and with how many
+  tools/evaluate_labels.py --proposals --dataset sample_train_weak --limit 50
+"""
+
+_COLUMNS = (
+    ("IoU", "IoU"), ("P", "precision"), ("R", "recall"), ("empty", "empty"), ("mIoU", "mIoU"),
+    ("pixel P", "pixel_precision"), ("cover", "coverage"), ("PQ", "PQ"),
+)  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", nargs="+", default=[], metavar="STORE", help="label stores")
+    parser.add_argument("--dataset", metavar="NAME", help="registered dataset that has truth")
+    parser.add_argument("--gt-json", metavar="G.json", help="or truth: COCO panoptic JSON")
+    parser.add_argument("--gt-dir", metavar="DIR", help="its PNGs")
+    parser.add_argument("--output", type=Path, metavar="Q.json", help="write all numbers here")
+    parser.add_argument(
+        "--proposals", action="store_true", help="oracle J_i of the proposals (needs --dataset)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="proposals of the first N images")
+    parser.add_argument("--config-file", metavar="F", help="config with DATASETS.OWN, WEAK_LABELS")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    if not args.store and not args.proposals:
+        raise InputError("name what to measure: --store STORE ..., or --proposals")
+    cfg = _config(args)
+    truth = _truth(args, cfg)
+    results: dict = {}
+    if args.store:
+        from wsis_d2.weak_labels.quality import evaluate_store
+
+        results["stores"] = {store: evaluate_store(store, *truth) for store in args.store}
+        print(_table(results["stores"]))
+    if args.proposals:
+        results["proposals"] = _proposals(args, cfg, truth)
+    if args.output:
+        from wsis_d2.weak_labels.atomic import atomic_write
+
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.output) as file:
+            file.write(json.dumps(_finite(results), indent=1).encode())
+    return 0
+
+
+def _config(args: argparse.Namespace):
+    from detectron2.config import get_cfg
+
+    from wsis_d2.config import add_wsis_config
+    from wsis_d2.data.datasets.custom import register_own_datasets
+
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        text = error.args[0] if error.args else error
+        raise InputError(f"config: {text} (keys are in wsis_d2/config.py)") from None
+    register_own_datasets(cfg)
+    return cfg
+
+
+def _truth(args: argparse.Namespace, cfg) -> tuple[str, str]:
+    """Return JSON and folder of the truth."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if bool(args.gt_json) != bool(args.gt_dir):
+        raise InputError("--gt-json and --gt-dir belong together; one is missing")
+    if args.gt_json:
+        return args.gt_json, args.gt_dir
+    if not args.dataset:
+        raise InputError("name the truth: --dataset NAME, or --gt-json G.json with --gt-dir DIR")
+    if args.dataset not in DatasetCatalog.list():
+        raise InputError(f"--dataset {args.dataset}: not registered (datasets/README.md)")
+    metadata = MetadataCatalog.get(args.dataset)
+    if not metadata.get("panoptic_json"):
+        raise InputError(
+            f"--dataset {args.dataset}: has no truth; register it with panoptic_json and "
+            "panoptic_dir, or use --gt-json and --gt-dir"
+        )
+    return metadata.panoptic_json, metadata.panoptic_root
+
+
+def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
+    from detectron2.data import DatasetCatalog
+
+    from wsis_d2.weak_labels.proposals import build_proposal_source
+    from wsis_d2.weak_labels.quality import evaluate_proposals
+
+    if not args.dataset:
+        raise InputError("--proposals needs the images: name --dataset")
+    records = DatasetCatalog.get(args.dataset)[: args.limit]
+    found = evaluate_proposals(build_proposal_source(cfg), records, *truth)
+    print(f"J_i of {found['objects']} objects in {found['images']} images:")
+    for budget, value in found["J_i"].items():
+        name = f"all ({found['raw']:.0f})" if budget == "all" else budget
+        print(f"  {name:>12}  {value:.1f}")
+    return found
+
+
+def _table(stores: dict) -> str:
+    """Return the summaries side by side; objects first, then pixels."""
+    width = max(5, *(len(name) for name in stores))
+    lines = [" ".join([f"{'store':{width}}", *(f"{title:>7}" for title, _ in _COLUMNS)])]
+    for name, found in stores.items():
+        cells = (f"{found['summary'][key]:7.1f}" for _, key in _COLUMNS)
+        lines.append(" ".join([f"{name:{width}}", *cells]))
+    lines.append("objects: IoU, precision, recall, empty share; pixels: mIoU, precision, coverage")
+    for name, found in stores.items():
+        for size, row in found["objects"]["all"].items():
+            if size != "all" and row["count"]:
+                lines.append(
+                    f"{name:{width}} {size:>7}: IoU {row['IoU']:.1f}, P {row['precision']:.1f}, "
+                    f"R {row['recall']:.1f}, empty {row['empty']:.1f}, {row['count']} objects"
+                )
+    return "\n".join(lines)
+
+
+def _finite(value):
+    """Return numbers that JSON has: NaN becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

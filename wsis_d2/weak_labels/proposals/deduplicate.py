@@ -1,0 +1,109 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Proposals without near-copies, in an order worth cutting: to compare at an equal budget."""
+
+import numba
+import numpy as np
+
+from wsis_d2.weak_labels.proposals.proposal_set import TreeProposals
+
+
+def distinct_proposals(
+    proposals: TreeProposals, iou: float = 0.95, limit: int | None = None
+) -> np.ndarray:
+    """Return the indices of proposals that differ, best first.
+
+    Trees take turns, each in its own order (strongest boundaries first); a proposal is dropped if
+    one before it overlaps it by more than ``iou``.
+
+    Args:
+        proposals: of one image.
+        iou: largest IoU that two proposals may have.
+        limit: stop after so many; None = never.
+
+    Returns:
+        (K,) int64.
+    """
+    count = len(proposals)
+    tree = proposals.runs[proposals.nodes[:, 0], 0]
+    place = np.arange(count)
+    for number in np.unique(tree):
+        place[tree == number] -= np.flatnonzero(tree == number)[0]
+    order = np.lexsort((tree, place))
+    areas = np.bincount(proposals.superpixels.ravel(), minlength=proposals.orders.shape[1])
+    # Sums of random numbers over the pixels: similar sets have similar sums, cheaply compared.
+    chance = np.random.default_rng(0).random((6, len(areas))) * areas
+    sketch = np.stack([proposals._sum(c) for c in chance], axis=1)
+    return _greedy(
+        order,
+        proposals._sum(areas),
+        sketch,
+        areas.astype(np.float64),
+        proposals.nodes,
+        proposals.runs,
+        proposals.orders,
+        iou,
+        count if limit is None else limit,
+    )
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _greedy(order, totals, sketch, areas, nodes, runs, orders, iou, limit):
+    step = -np.log(iou)
+    buckets = int(np.log(max(totals.max(), 1.0)) / step) + 3
+    first = np.full(buckets, -1, np.int64)  # linked lists of kept proposals by log area
+    following = np.full(len(order), -1, np.int64)
+    marked = np.zeros(len(areas), np.bool_)
+    kept = np.empty(len(order), np.int64)
+    number = 0
+    for k in order:
+        if number >= limit:
+            break
+        bucket = int(np.log(max(totals[k], 1.0)) / step)
+        ready = False
+        copy = False
+        for b in range(max(bucket - 1, 0), min(bucket + 2, buckets)):
+            other = first[b]
+            while other >= 0 and not copy:
+                # IoU > t needs |A xor B| < (1 - t) / (1 + t) * (|A| + |B|), and no sum may differ
+                # by more than that.
+                slack = (1 - iou) / (1 + iou) * (totals[k] + totals[other])
+                close = abs(totals[k] - totals[other]) <= slack
+                for m in range(sketch.shape[1]):
+                    close = close and abs(sketch[k, m] - sketch[other, m]) <= slack
+                if close:
+                    if not ready:
+                        _mark(marked, k, nodes, runs, orders, True)
+                        ready = True
+                    shared = _shared(marked, other, nodes, runs, orders, areas)
+                    copy = shared > iou * (totals[k] + totals[other] - shared)
+                other = following[other]
+            if copy:
+                break
+        if ready:
+            _mark(marked, k, nodes, runs, orders, False)
+        if not copy:
+            kept[number] = k
+            number += 1
+            following[k] = first[bucket]
+            first[bucket] = k
+    return kept[:number].copy()
+
+
+@numba.njit(cache=True)
+def _mark(marked, k, nodes, runs, orders, value):
+    for n in nodes[k]:
+        if n >= 0:
+            for at in range(runs[n, 1], runs[n, 2]):
+                marked[orders[runs[n, 0], at]] = value
+
+
+@numba.njit(cache=True)
+def _shared(marked, k, nodes, runs, orders, areas):
+    total = 0.0
+    for n in nodes[k]:
+        if n >= 0:
+            for at in range(runs[n, 1], runs[n, 2]):
+                leaf = orders[runs[n, 0], at]
+                if marked[leaf]:
+                    total += areas[leaf]
+    return total

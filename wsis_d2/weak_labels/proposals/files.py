@@ -1,0 +1,266 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Proposals that others have made: published MCG files, COCO result files, or none at all."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from scipy import sparse
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
+from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
+
+_PATH_KEY = "WEAK_LABELS.PROPOSALS.PATH"
+
+
+class SuperpixelProposals(ProposalSet):
+    """Proposals that are lists of superpixels.
+
+    Boxes are computed from the superpixels: in published MCG files the rows of ``bboxes`` belong
+    to other proposals than the rows of ``labels``.
+    """
+
+    def __init__(self, superpixels: np.ndarray, members: list[np.ndarray]) -> None:
+        """Take (H, W) labels 0..S-1, and the labels of each proposal."""
+        self._superpixels = superpixels.astype(np.int32)
+        self.image_size = superpixels.shape
+        count = int(superpixels.max()) + 1
+        lengths = [len(m) for m in members]
+        columns = np.concatenate([*members, np.empty(0, np.int64)]).astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._matrix = sparse.csr_matrix(
+            (np.ones(len(columns)), columns, starts), shape=(len(members), count)
+        )
+        self.areas = self._matrix @ np.bincount(self._superpixels.ravel(), minlength=count)
+        boxes = label_boxes(self._superpixels, count)[columns].astype(np.float64)
+        self.boxes = np.zeros((len(members), 4))
+        if len(members):
+            self.boxes[:, :2] = np.minimum.reduceat(boxes[:, :2], starts[:-1])
+            self.boxes[:, 2:] = np.maximum.reduceat(boxes[:, 2:], starts[:-1])
+
+    def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        x0, y0, x1, y1 = box
+        inside = self._superpixels[y0:y1, x0:x1].ravel()
+        return self._matrix @ np.bincount(inside, minlength=self._matrix.shape[1])
+
+    def mask_intersections(self, mask: np.ndarray) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        inside = self._superpixels[mask]
+        return self._matrix @ np.bincount(inside, minlength=self._matrix.shape[1])
+
+    def mask(self, index: int) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        chosen = np.zeros(self._matrix.shape[1], bool)
+        chosen[self._matrix[index].indices] = True
+        return chosen[self._superpixels]
+
+
+class RLEProposals(ProposalSet):
+    """Proposals that are COCO run-length masks."""
+
+    def __init__(self, rles: list[dict], image_size: tuple[int, int]) -> None:
+        """Take compressed run-length masks of ``image_size`` = (H, W)."""
+        self._rles = rles
+        self.image_size = image_size
+        self.areas = np.asarray(coco_mask.area(rles), float).reshape(len(rles))
+        boxes = np.asarray(coco_mask.toBbox(rles), float).reshape(len(rles), 4)
+        boxes[:, 2:] += boxes[:, :2]
+        self.boxes = boxes
+
+    def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        mask = np.zeros(self.image_size, bool)
+        mask[box[1] : box[3], box[0] : box[2]] = True
+        return self.mask_intersections(mask)
+
+    def mask_intersections(self, mask: np.ndarray) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        if not self._rles:
+            return np.zeros(0)
+        other = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        # With the second one a crowd, "IoU" is the shared part of the first one's area.
+        return coco_mask.iou(self._rles, [other], [1])[:, 0] * self.areas
+
+    def mask(self, index: int) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        return coco_mask.decode(self._rles[index]).astype(bool)
+
+
+@PROPOSAL_SOURCE_REGISTRY.register_as("none")
+@dataclasses.dataclass(frozen=True)
+class NoSource(ProposalSource):
+    """No proposals: GrabCut alone decides."""
+
+    @classmethod
+    def from_config(cls, cfg) -> "NoSource":
+        """Take nothing from the config."""
+        return cls()
+
+    def __call__(self, image: np.ndarray, record: Mapping) -> None:
+        """Return None."""
+        return None
+
+
+@PROPOSAL_SOURCE_REGISTRY.register_as("mcg_mat")
+@dataclasses.dataclass(frozen=True)
+class MatSource(ProposalSource):
+    """Published MCG files: one MATLAB file an image, somewhere below a folder.
+
+    A file is an image's if its name without ``.mat`` is the image file's, the image id, or ends
+    in ``_`` and the id as 12 digits (COCO_val2014_000000000042.mat). Versions up to 7 and 7.3
+    (HDF5) are read.
+    """
+
+    path: str
+
+    @classmethod
+    def from_config(cls, cfg) -> "MatSource":
+        """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
+        return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "mcg_mat", folder=True))
+
+    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
+        """See :class:`ProposalSource`."""
+        index = _mat_index(self.path)
+        image_id = record["image_id"]
+        names = [Path(str(record["file_name"])).stem, str(image_id)]
+        if isinstance(image_id, int):
+            names.append(f"{image_id:012d}")
+        file = next((index[n] for n in names if n in index), None)
+        if file is None:
+            raise InputError(
+                f"{_PATH_KEY} {self.path}: no proposals of image {image_id!r}; looked for "
+                + ", ".join(f"{n}.mat" for n in names)
+            )
+        return read_mat(file, image.shape[:2])
+
+    def recipe(self) -> dict:
+        """See :class:`ProposalSource`."""
+        return {"source": "mcg_mat", "path": os.path.basename(os.path.normpath(self.path))}
+
+
+def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> SuperpixelProposals:
+    """Read one published MCG file.
+
+    Raises:
+        InputError: it is no such file, or is of an image of another size.
+    """
+    from scipy.io import loadmat
+
+    try:
+        try:
+            content = loadmat(path)
+            superpixels = content["superpixels"]
+            members = [np.asarray(m).ravel() for m in content["labels"].ravel()]
+        except NotImplementedError:  # version 7.3 is HDF5
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                superpixels = file["superpixels"][()].T
+                references = file["labels"][()].ravel()
+                members = [np.asarray(file[r]).ravel() for r in references]
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no MCG proposals ({error!r:.200}); expected superpixels and "
+            "labels of a MATLAB file"
+        ) from None
+    if superpixels.shape != tuple(image_size):
+        raise InputError(
+            f"{path}: proposals of an image of {superpixels.shape[1]} x {superpixels.shape[0]}, "
+            f"the image is {image_size[1]} x {image_size[0]}"
+        )
+    superpixels = superpixels.astype(np.int64)
+    members = [m.astype(np.int64) - 1 for m in members if m.size]
+    highest = int(superpixels.max())
+    if superpixels.min() < 1 or any(m.min() < 0 or m.max() >= highest for m in members):
+        raise InputError(f"{path}: labels name superpixels outside 1..{highest}")
+    return SuperpixelProposals(superpixels - 1, members)
+
+
+@PROPOSAL_SOURCE_REGISTRY.register_as("coco_json")
+@dataclasses.dataclass(frozen=True)
+class CocoJsonSource(ProposalSource):
+    """A COCO result file with masks, from any generator of masks.
+
+    A list (or an object's ``annotations``) of ``{"image_id", "segmentation": RLE}``.
+    """
+
+    path: str
+
+    @classmethod
+    def from_config(cls, cfg) -> "CocoJsonSource":
+        """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
+        return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "coco_json", folder=False))
+
+    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
+        """See :class:`ProposalSource`."""
+        found = _coco_index(self.path).get(record["image_id"])
+        if found is None:
+            raise InputError(
+                f"{_PATH_KEY} {self.path}: no proposals of image {record['image_id']!r}"
+            )
+        size = [int(s) for s in image.shape[:2]]
+        rles = []
+        for segmentation in found:
+            if not isinstance(segmentation, dict) or list(segmentation.get("size", ())) != size:
+                raise InputError(
+                    f"{self.path}: a mask of image {record['image_id']!r} is no run-length mask "
+                    f"of {size[0]} x {size[1]} (height x width): {str(segmentation)[:60]}"
+                )
+            if isinstance(segmentation["counts"], list):
+                segmentation = coco_mask.frPyObjects(segmentation, *size)
+            rles.append(segmentation)
+        return RLEProposals(rles, tuple(size))
+
+    def recipe(self) -> dict:
+        """See :class:`ProposalSource`."""
+        status = os.stat(self.path)
+        return {
+            "source": "coco_json",
+            "path": os.path.basename(self.path),
+            "bytes": status.st_size,
+        }
+
+
+@functools.lru_cache(maxsize=2)
+def _mat_index(folder: str) -> dict[str, str]:
+    """Return file names without suffix, and their last 12 digits, to paths."""
+    index: dict[str, str] = {}
+    for root, _, files in os.walk(folder):
+        for name in sorted(files):
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".mat":
+                index.setdefault(stem, os.path.join(root, name))
+                digits = stem.rpartition("_")[2]
+                if len(digits) == 12 and digits.isdigit():
+                    index.setdefault(digits, os.path.join(root, name))
+    return index
+
+
+@functools.lru_cache(maxsize=1)
+def _coco_index(path: str) -> dict:
+    """Return image id to the segmentations of a result file."""
+    try:
+        content = json.loads(Path(path).read_text())
+        entries = content["annotations"] if isinstance(content, dict) else content
+        index: dict = {}
+        for entry in entries:
+            index.setdefault(entry["image_id"], []).append(entry["segmentation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{_PATH_KEY} {path}: no COCO result file with masks ({error!r:.200})"
+        ) from None
+    return index
+
+
+def _existing(path: str, name: str, folder: bool) -> str:
+    if not path or not (os.path.isdir(path) if folder else os.path.isfile(path)):
+        what = "a folder of .mat files" if folder else "a JSON file"
+        raise InputError(f"{_PATH_KEY}: {path!r}, the source {name} expects {what}")
+    return path
