@@ -47,6 +47,7 @@ def evaluate(cfg) -> None:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+        cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
         cfg.freeze()
     if not cfg.DATASETS.TEST:
         raise InputError("--eval-only: DATASETS.TEST is empty; name the sets to evaluate on")

@@ -49,12 +49,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD over :func:`parameter_groups`, with SOLVER.CLIP_GRADIENTS.
+    """SOLVER.OPTIMIZER over :func:`parameter_groups`, with SOLVER.CLIP_GRADIENTS.
 
     CLIP_TYPE may be "full_model" (the norm of all gradients together) beside Detectron2's types.
 
     Raises:
-        ValueError: nothing in the model is trained.
+        ValueError: nothing in the model is trained, or an unknown optimiser.
     """
     groups = parameter_groups(cfg, model)
     if not groups:
@@ -62,15 +62,20 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "nothing to train: no parameter of the model is free in this stage (an instance stage "
             "with a head without parameters?); use --eval-only"
         )
-    clip = cfg.SOLVER.CLIP_GRADIENTS
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    if solver.OPTIMIZER == "SGD":
+        kind = torch.optim.SGD
+        options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    elif solver.OPTIMIZER == "AdamW":
+        kind, options = torch.optim.AdamW, {}
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        kind = type("ClippedSGD", (_FullModelClipping, torch.optim.SGD), {})
+        kind = type(f"Clipped{kind.__name__}", (_FullModelClipping, kind), {})
         kind.max_norm, kind.norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
     else:
-        kind = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-    return kind(
-        groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
-    )
+        kind = maybe_add_gradient_clipping(cfg, kind)
+    return kind(groups, lr=solver.BASE_LR, **options)
 
 
 class _FullModelClipping:

@@ -25,7 +25,7 @@ from wsis_d2.data.build import (
 )
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
-from wsis_d2.modeling.checkpoint import load_part
+from wsis_d2.modeling.checkpoint import load_backbone, load_part
 from wsis_d2.utils.checkpoint import SafeCheckpointer
 from wsis_d2.utils.errors import InputError
 
@@ -74,6 +74,8 @@ class WSISTrainer(TrainerBase):
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Timer, schedule, checkpoints, evaluation and writers, in Detectron2's order."""
+        from wsis_d2.engine.relabel_hook import build_relabel_hook  # It builds on this module.
+
         cfg = self.cfg
         main = comm.is_main_process()
 
@@ -84,6 +86,7 @@ class WSISTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
+            build_relabel_hook(cfg),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,
@@ -244,6 +247,9 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> None:
     Raises:
         InputError: a file is missing or fits another model.
     """
+    start = cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS
+    if start and getattr(model, "semantic", None) is not None:
+        load_backbone(model.semantic.backbone, start, "MODEL.SEMANTIC.BACKBONE_WEIGHTS")
     for part, key in (("detector", "DETECTOR_WEIGHTS"), ("semantic", "SEMANTIC_WEIGHTS")):
         path = cfg.MODEL.WSIS[key]
         if path and getattr(model, part, None) is not None:
