@@ -280,6 +280,7 @@ def test_tags_csv(photos, tmp_path):
         ((0, 0, 30, 40), {"sky"}), ((30, 0, 30, 40), {"sky", "road"}),
     ]  # fmt: skip
     own = to_own_data(list(found.values()), log)
+    assert [e["id"] for e in own["images"]] == [1]
     assert own["images"][0]["image_tags"] == [1, 2] and len(own["images"][0]["crop_tags"]) == 2
     for text, expected in (
         ("", "column"),
@@ -305,6 +306,10 @@ def test_stuff_ignore_and_known_classes(photos, tmp_path):
     assert len(own["annotations"]) == 2 and len(log.changed) == 2
     own = to_own_data(pictures, ImportLog(), ignore=["dog"])
     assert [c["name"] for c in own["categories"]] == ["cow"]
+    # ids of images stay, so that panoptic truth of the same images still fits
+    assert {e["file_name"]: e["id"] for e in own["images"]} == {
+        "a.png": 0, "b.png": 1, "sub/c.png": 2,
+    }  # fmt: skip
     known = [{"id": 4, "name": "cow", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
     log = ImportLog()
     own = to_own_data(pictures, log, known=known, fixed=True)

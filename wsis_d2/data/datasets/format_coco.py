@@ -22,7 +22,7 @@ def read_coco(
     names or category ids; own-data ``crop_tags`` are kept.
 
     Returns:
-        The pictures, and the file's categories, whose ids are kept.
+        The pictures, whose ids are kept, and the file's categories, whose ids are kept too.
     """
     source = os.fspath(path)
     content = read_json(source)
@@ -59,6 +59,7 @@ def read_coco(
             continue
         used.add(found)
         pictures[entry["id"]] = picture
+        picture.image_id = entry["id"]
         picture.tags |= _names(entry.get("image_tags", entry.get("tags")), names, where, log)
         for crop in entry.get("crop_tags") or []:
             box = crop.get("box") if isinstance(crop, dict) else None
@@ -90,7 +91,7 @@ def read_coco(
 
 
 def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[str]:
-    """Tags as class names: ids of the file, names, or {"name": ...} of FiftyOne and Label Studio."""
+    """Tags as class names: ids of the file, names, or ``{"name": ...}`` objects."""
     result = set()
     for tag in tags if isinstance(tags, list) else [tags] if tags else []:
         if isinstance(tag, dict):

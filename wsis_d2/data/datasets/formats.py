@@ -6,6 +6,7 @@ A reader (``format_coco``, ``format_files``, ``format_tags``) turns one tool's f
 nothing but boxes and tags. Masks and polygons end here: only their bounding box goes on.
 """
 
+import itertools
 import json
 import math
 import os
@@ -38,6 +39,8 @@ class Picture:
         boxes: (class name, x, y, width, height, is crowd) in pixels.
         tags: class names seen in the image.
         crop_tags: ((x, y, width, height), class names).
+        image_id: the id that the source has for it, so that other files which name it still fit;
+            None: it gets a number.
     """
 
     file_name: str
@@ -48,6 +51,7 @@ class Picture:
     crop_tags: list[tuple[tuple[float, float, float, float], set[str]]] = field(
         default_factory=list
     )
+    image_id: int | str | None = None
 
 
 class ImportLog:
@@ -279,7 +283,10 @@ def to_own_data(
         return False
 
     images, annotations = [], []
-    for number, picture in enumerate(sorted(pictures, key=lambda p: p.file_name), start=1):
+    taken = {str(p.image_id) for p in pictures if p.image_id is not None}
+    numbers = (n for n in itertools.count(1) if str(n) not in taken)
+    for picture in sorted(pictures, key=lambda p: p.file_name):
+        image_id = next(numbers) if picture.image_id is None else picture.image_id
         tags = {t for t in picture.tags if keep(t, picture.file_name, "tag")}
         for name, x, y, w, h, crowd in picture.boxes:
             if not keep(name, picture.file_name, "box"):
@@ -289,10 +296,10 @@ def to_own_data(
                 log.change("box", picture.file_name, f'"{name}" is stuff, so its box became a tag')
                 continue
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": ids[name],
+                {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
                  "bbox": [x, y, w, h], "iscrowd": int(crowd)}
             )  # fmt: skip
-        entry = {"id": number, "file_name": picture.file_name, "height": picture.height,
+        entry = {"id": image_id, "file_name": picture.file_name, "height": picture.height,
                  "width": picture.width}  # fmt: skip
         crops = []
         for box, found in picture.crop_tags:

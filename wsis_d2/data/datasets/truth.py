@@ -35,8 +35,8 @@ def add_truth(
             if record["image_id"] not in truth:
                 raise InputError(
                     f"{panoptic_json}: no annotation for image id {shorten(record['image_id'])} "
-                    f"({record['file_name']}), which is fully supervised; add it, or make the "
-                    "image weak"
+                    f"({record['file_name']}), which is fully supervised; add it under the id of "
+                    "the own-data file, or make the image weak"
                 )
             record = {**record, **truth[record["image_id"]]}
         result.append(record)
