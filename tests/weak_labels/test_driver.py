@@ -1,0 +1,166 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The driver: same bytes for any number of workers, bad images skipped, deaths survived."""
+
+import functools
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_store import CATEGORIES, RECIPE, make_record
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.driver import Labels, plain_record, run
+from wsis_d2.weak_labels.store import LabelStore
+
+
+def label(record, bad=(), deadly=(), slow=0.0):
+    """Labels that depend on the image id alone."""
+    assert "torch" not in sys.modules or "pytest" in sys.modules
+    assert set(record) <= {
+        "file_name", "image_id", "height", "width", "annotations", "image_tags", "crop_tags",
+        "supervision",
+    }  # fmt: skip
+    time.sleep(slow)
+    if record["image_id"] in bad:
+        raise InputError(f"{record['file_name']}: cannot be read")
+    if record["image_id"] in deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rng = np.random.default_rng(record["image_id"])
+    semantic = rng.integers(0, 3, (record["height"], record["width"])).astype(np.uint8)
+    segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 2}]
+    return Labels(semantic, semantic.astype(np.int32), segments, {"boxes": 1})
+
+
+def make_worker(**kwargs):
+    return functools.partial(label, **kwargs)
+
+
+def broken_worker():
+    raise InputError("weights.pth: no such file")
+
+
+def digest(path):
+    files = sorted(
+        p for part in ("panoptic", "semantic", "status") for p in (path / part).iterdir()
+    )
+    files.append(path / "panoptic.json")
+    return [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
+
+
+def create(path):
+    return LabelStore.create(path, RECIPE, CATEGORIES)
+
+
+def test_same_bytes_for_any_number_of_workers(tmp_path):
+    records = [make_record(i) for i in range(6)]
+    for workers in (1, 2):
+        result = run(make_worker, records, create(tmp_path / str(workers)), workers=workers)
+        assert (result.made, result.kept, result.failed) == (6, 0, {}) and result.exit_status == 0
+    assert digest(tmp_path / "1") == digest(tmp_path / "2")
+
+
+def test_continues_and_redoes_what_changed(tmp_path):
+    records = [make_record(i) for i in range(5)]
+    assert run(make_worker, records, create(tmp_path), workers=1, limit=2).made == 2
+    result = run(make_worker, records, create(tmp_path), workers=1)
+    assert (result.made, result.kept) == (3, 2)
+    records[4]["annotations"][0]["bbox"] = [0, 0, 2, 2]
+    result = run(make_worker, records, create(tmp_path), workers=1)
+    assert (result.made, result.kept) == (1, 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_image_is_named_counted_and_skipped(tmp_path, workers):
+    records = [make_record(i) for i in range(4)]
+    bad = functools.partial(make_worker, bad=(2,))
+    store = create(tmp_path)
+    result = run(bad, records, store, workers=workers)
+    assert result.made == 3 and result.exit_status == 1
+    assert result.failed == {2: "somewhere/2.jpg: cannot be read"} == store.failed
+    assert LabelStore.open(tmp_path).manifest["summary"]["failed"] == 1
+    result = run(make_worker, records, create(tmp_path), workers=workers)
+    assert (result.made, result.kept, result.exit_status) == (1, 3, 0)
+
+
+def test_a_record_that_kills_its_process_is_skipped(tmp_path):
+    records = [make_record(i) for i in range(5)]
+    deadly = functools.partial(make_worker, deadly=(1,))
+    result = run(deadly, records, create(tmp_path), workers=2)
+    assert list(result.failed) == [1] and "process died" in result.failed[1]
+    assert result.made == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_cannot_start_stop_the_run(tmp_path, workers):
+    with pytest.raises(InputError, match="weights.pth"):
+        run(broken_worker, [make_record(i) for i in range(3)], create(tmp_path), workers=workers)
+
+
+def test_workers_must_be_positive(tmp_path):
+    with pytest.raises(InputError, match="--workers 0"):
+        run(make_worker, [make_record(1)], create(tmp_path), workers=0)
+
+
+def test_no_field_of_a_mask_reaches_a_worker():
+    record = make_record(1) | {"pan_seg_file_name": "truth.png", "segments_info": [{"id": 1}]}
+    record["annotations"][0]["segmentation"] = [[0, 0, 1, 1, 2, 2]]
+    plain = plain_record(record)
+    assert "pan_seg_file_name" not in plain and "segments_info" not in plain
+    assert set(plain["annotations"][0]) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
+
+
+_RUN = """
+import sys, functools
+sys.path.insert(0, {tests!r})
+from test_driver import *
+if __name__ == "__main__":
+    run(functools.partial(make_worker, slow=0.1), [make_record(i) for i in range(12)],
+        create({path!r}), workers=2)
+"""
+
+
+@pytest.mark.long
+def test_kill_and_continue_gives_the_same_bytes(tmp_path):
+    script = tmp_path / "run.py"
+    path = tmp_path / "killed"
+    script.write_text(_RUN.format(tests=os.path.dirname(__file__), path=str(path)))
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(path.glob("status/*.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([sys.executable, str(script)], check=True)
+    records = [make_record(i) for i in range(12)]
+    run(make_worker, records, create(tmp_path / "whole"), workers=1)
+    assert digest(path) == digest(tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_two_ray_nodes_give_the_same_bytes(tmp_path):
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    try:
+        cluster.wait_for_nodes()
+        records = [make_record(i) for i in range(6)]
+        bad = functools.partial(make_worker, bad=(2,))
+        ray.init(
+            address=cluster.address,
+            runtime_env={"env_vars": {"PYTHONPATH": os.path.dirname(__file__)}},
+        )
+        result = run(bad, records, create(tmp_path / "ray"), ray_address=cluster.address)
+        assert result.made == 5 and list(result.failed) == [2]
+        run(bad, records, create(tmp_path / "here"), workers=1)
+        assert digest(tmp_path / "ray") == digest(tmp_path / "here")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
