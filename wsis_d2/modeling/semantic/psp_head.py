@@ -10,6 +10,8 @@ from detectron2.utils import comm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from wsis_d2.utils.errors import InputError
+
 
 class PyramidPooling(nn.Module):
     """Pool a feature map to several grids, reduce, upsample and append to the map.
@@ -37,6 +39,11 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, h, w) to (N, in_channels + bins * out_channels, h, w)."""
+        if self.training and len(x) == 1 and 1 in self.bins and _learns(self.convs[0].norm):
+            raise InputError(
+                "MODEL.SEM_SEG_HEAD.NORM: batch norm over a single value; train with at least two "
+                "images a process (SOLVER.IMS_PER_BATCH), or use GN or FrozenBN"
+            )
         parts = [x]
         for size, conv in zip(self.bins, self.convs, strict=True):
             pooled = conv(F.adaptive_avg_pool2d(x, size))
@@ -169,6 +176,10 @@ class PSPHead(nn.Module):
         if aux_logits is not None:
             losses["loss_sem_seg_aux"] = self.aux_loss_weight * mean_loss(aux_logits)
         return losses
+
+
+def _learns(norm: nn.Module | None) -> bool:
+    return type(norm).__name__ in ("BatchNorm2d", "NaiveSyncBatchNorm") and norm.training
 
 
 def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
