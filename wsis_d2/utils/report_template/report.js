@@ -71,6 +71,7 @@
     }
   }, { rootMargin: "900px 0px" });
   const load = (card) => {
+    if (card.stale) { card.stale = false; card.body.replaceChildren(...panels(card.item, false)); }
     for (const pile of card.querySelectorAll(".pile")) if (!pile.firstChild) fill(pile, card.item, pile.names, false);
   };
   const unload = (card) => { for (const pile of card.querySelectorAll(".pile")) pile.replaceChildren(); };
@@ -87,9 +88,11 @@
     const item = card.item;
     const label = [item.name, ...Object.entries(item.scores).map(([n, v]) => `${n} ${fmt(v)}`)].join(", ");
     card.setAttribute("aria-label", label + ". Press Enter to enlarge.");
+    card.body = make("div", { class: "panels" });
+    card.stale = true;  /* panels are made when the card comes near */
     card.replaceChildren(
       make("div", { class: "head" }, make("h3", { text: item.name }), make("span", { class: "scores" }, ...scoreList(item))),
-      make("div", { class: "panels" }, ...panels(item, false)));
+      card.body);
     if (item.caption) card.append(make("p", { class: "caption", text: item.caption }));
     if (card.near) load(card);
   }

@@ -1,0 +1,132 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The demo on pictures, folders, globs and videos, with models that were not trained."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from load_tool import ROOT, load_tool
+
+from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """OUTPUT_DIR of an instance model with random weights."""
+    import torch
+    from detectron2.modeling import build_model
+
+    from wsis_d2.engine import load_cfg, write_metadata
+
+    folder = tmp_path_factory.mktemp("run")
+    cfg = load_cfg(
+        str(ROOT / "configs" / "Sample-Panoptic" / "tiny_instance.yaml"),
+        ["OUTPUT_DIR", str(folder), "MODEL.WSIS.DETECTION_SCORE_THRESH", "0.0",
+         "MODEL.INSTANCE_HEAD.MIN_STUFF_AREA", "0", "MODEL.INSTANCE_HEAD.MIN_THING_AREA", "0"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    write_metadata(cfg)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 60)), ("b.jpg", (33, 47)), ("c.png", (70, 31))):
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (*size, 3), np.uint8))
+    (folder / "notes.txt").write_text("no picture")
+    writer = cv2.VideoWriter(
+        str(folder / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (48, 36)
+    )
+    for _ in range(3):
+        writer.write(rng.integers(0, 255, (36, 48, 3), np.uint8))
+    writer.release()
+    return folder
+
+
+def test_pictures_folders_globs_and_videos(run, pictures, tmp_path):
+    output = tmp_path / "out"
+    arguments = [
+        "--model", str(run), "--input", str(pictures), str(pictures / "*.png"),
+        "--output", str(output), "--device", "cpu", "--report", str(tmp_path / "page.html"),
+    ]  # fmt: skip
+    assert load_tool("demo").main(arguments) == 0
+    file = PanopticFile(output / "panoptic.json", output / "panoptic")  # checks the format
+    content = json.loads((output / "panoptic.json").read_text())
+    found = [image["file_name"] for image in content["images"]]
+    assert found == ["a", "b", "c", "film_000000", "film_000001", "film_000002"]
+    for image in content["images"]:
+        ids = file.ids(str(image["id"]))
+        assert ids.shape == (image["height"], image["width"])
+        segments = file.segments(str(image["id"]))
+        # Every pixel is in exactly one segment, and areas and boxes are those of the PNG.
+        assert sorted(np.unique(ids).tolist()) == sorted(s["id"] for s in segments)
+        for segment in segments:
+            mask = ids == segment["id"]
+            x, y, w, h = segment["bbox"]
+            assert mask.sum() == segment["area"] == mask[y : y + h, x : x + w].sum()
+            assert 0 <= segment["score"] <= 1
+    for name in ("a", "b", "c"):
+        assert (output / "overlays" / f"{name}.png").is_file()
+    video = cv2.VideoCapture(str(output / "overlays" / "film.mp4"))
+    frames = 0
+    while video.read()[0]:
+        frames += 1
+    assert frames == 3
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(pictures / "a.png", other / "a.png")
+    (other / "broken.png").write_bytes((pictures / "a.png").read_bytes()[:200])
+    output = tmp_path / "out"
+    arguments = ["--model", str(run), "--input", str(other), str(pictures / "a.png")]
+    assert load_tool("demo").main([*arguments, "--output", str(output)]) == 1
+    found = json.loads((output / "panoptic.json").read_text())["images"]
+    assert [image["file_name"] for image in found] == ["a", "a_2"]
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_large_pictures_are_given_back_in_their_own_size(run, tmp_path):
+    from wsis_d2.utils.predictor import PanopticPredictor
+
+    predictor = PanopticPredictor(str(run), "cpu", max_side=64)
+    image = np.random.default_rng(0).integers(0, 255, (90, 200, 3), np.uint8)
+    prediction = predictor(image)
+    assert prediction.ids.shape == (90, 200)
+    assert sum(s["area"] for s in prediction.segments) == 90 * 200
+
+
+def test_without_data_or_download(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSIS_D2_OFFLINE", "1")
+    assert (
+        load_tool("demo").main(["--model", str(run), "--sample", "1", "--output", str(tmp_path)])
+        == 0
+    )
+    assert cv2.imread(str(tmp_path / "overlays" / "sample_0000.png")) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--input"),
+        (["--input", "nothing.png"], "nothing.png"),
+        (["--input", "no*.png"], "matches no"),
+        (["--sample", "1", "--model", "./nowhere"], "nowhere"),
+        (["--sample", "1", "--model", "No-Such/model"], "not? .*released"),
+        (["--sample", "1", "--score-threshold", "2"], "--score-threshold"),
+        (["--sample", "1", "--max-side", "-1"], "--max-side"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load_tool("demo").main([*arguments, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Predict pictures and videos: overlays, panoptic PNGs and one panoptic.json.
+
+The model is the output folder of a run or an id of the model zoo; the default is a small one that
+ships with the package and knows the embedded sample's drawn scenes (--sample draws some).
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
+EPILOG = f"""examples:
+  # a first picture, without data or download
+  tools/demo.py --sample 6 --output pictures
+
+  # own pictures with an own model: a file, a folder, a glob, a video
+  tools/demo.py --model output/run --input photo.jpg --output pictures
+  tools/demo.py --model output/run --input photos 'more/*.png' film.mp4 --output pictures
+
+  # on the CPU, in colour-blind-safe colours, with a page to look through
+  tools/demo.py --model {SAMPLE_MODEL} --sample 12 --device cpu \\
+      --palette safe --report pictures/index.html --output pictures
+
+OUTPUT/overlays/NAME.png      the picture with segments and class names
+OUTPUT/panoptic/NAME.png      segment ids, R + 256 G + 65536 B
+OUTPUT/panoptic.json          COCO panoptic JSON with scores of segments
+Exit status: 0 all predicted, 1 some could not be read (named), 2 bad input.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=SAMPLE_MODEL, metavar="DIR|ID", help="(%(default)s)")
+    parser.add_argument(
+        "--input", nargs="+", default=[], metavar="PATH", help="pictures, folders, globs, videos"
+    )
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="draw N sample scenes")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
+    parser.add_argument("--palette", choices=("dataset", "safe"), default="dataset")
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="S", help="drop detections below S, 0 to 1"
+    )
+    parser.add_argument(
+        "--max-side", type=int, default=1333, metavar="N",
+        help="larger pictures are scaled down for the network; 0: never (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--report", type=Path, metavar="R.html", help="a page with all pictures")
+    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    return parser
+
+
+def sample_scenes(count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, RGB picture) of scenes that no model was trained on."""
+    from wsis_d2.data.datasets.sample_scenes import draw_scene
+
+    for index in range(count):
+        yield f"sample_{index:04d}", draw_scene(np.random.default_rng([2026, index])).image
+
+
+class Results:
+    """What was predicted so far; its JSON is written even when the tool is interrupted."""
+
+    def __init__(self, output: Path, predictor: Any, palette: str) -> None:
+        self.output, self.predictor, self.palette = output, predictor, palette
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.detections: list[dict[str, Any]] = []
+        self.pages: list[dict[str, Any]] = []
+        self._names: set[str] = set()
+
+    def unique(self, stem: str) -> str:
+        """Return a name that was not used before."""
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}_{number}"
+        self._names.add(name)
+        return name
+
+    def add(self, name: str, image: np.ndarray, page: bool = True) -> np.ndarray:
+        """Predict a picture and write its files; return the overlay, RGB."""
+        from wsis_d2.evaluation.panoptic_format import write_panoptic_png
+        from wsis_d2.utils.html_report import Annotation
+        from wsis_d2.utils.visualizer import blend, draw_annotation, draw_labels
+
+        prediction = self.predictor(image)
+        layer, classes = prediction.layer(), self.predictor.classes
+        if isinstance(layer, Annotation):
+            drawn = draw_annotation(
+                *image.shape[:2], layer.boxes, layer.class_ids, classes=classes,
+                scores=layer.scores, palette=self.palette,
+            )  # fmt: skip
+        else:
+            drawn = draw_labels(
+                layer.semantic, layer.instance, classes=classes, palette=self.palette
+            )
+        number = len(self.images) + 1
+        self.images.append(
+            {"id": number, "file_name": name, "height": image.shape[0], "width": image.shape[1]}
+        )
+        if prediction.ids is not None:
+            file = self.output / "panoptic" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_panoptic_png(file, prediction.ids)
+            self.annotations.append(
+                {
+                    "image_id": number,
+                    "file_name": f"{name}.png",
+                    "segments_info": [
+                        self._segment(s, prediction.ids) for s in prediction.segments
+                    ],
+                }
+            )
+        for box, class_id, score in zip(
+            prediction.boxes, prediction.box_classes, prediction.box_scores, strict=True
+        ):
+            x0, y0, x1, y1 = box
+            self.detections.append(
+                {
+                    "image_id": number,
+                    "category_id": classes[class_id]["id"],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": score,
+                }
+            )
+        if page:
+            found = {s["category_id"] for s in prediction.segments} | set(prediction.box_classes)
+            self.pages.append(
+                {
+                    "name": name,
+                    "layers": {"image": image, "prediction": layer},
+                    "classes": [classes[i]["name"] for i in sorted(found)],
+                    "scores": {"segments": len(prediction.segments) + len(prediction.boxes)},
+                }
+            )
+        return blend(image, drawn)
+
+    def _segment(self, segment: dict[str, Any], ids: np.ndarray) -> dict[str, Any]:
+        rows, columns = np.nonzero(ids == segment["id"])
+        x, y = int(columns.min()), int(rows.min())
+        return {
+            "id": segment["id"],
+            "category_id": self.predictor.classes[segment["category_id"]]["id"],
+            "area": int(len(rows)),
+            "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
+            "iscrowd": 0,
+            "score": segment["score"],
+            "scores": segment["scores"],
+        }
+
+    def write(self) -> None:
+        """Write panoptic.json."""
+        from wsis_d2.evaluation.panoptic_format import write_json
+
+        categories = [{**c, "isthing": int(c["isthing"])} for c in self.predictor.classes]
+        content = {"images": self.images, "annotations": self.annotations, "categories": categories}
+        if self.detections:
+            content["detections"] = self.detections
+        write_json(self.output / "panoptic.json", content)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+    from wsis_d2.utils.checkpoint import trust_checkpoints
+    from wsis_d2.utils.html_report import write_report
+    from wsis_d2.utils.image_io import read_rgb
+    from wsis_d2.utils.media import find_media, is_video
+    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.utils.progress import progress
+
+    if not args.input and args.sample < 1:
+        raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
+        raise InputError(f"--score-threshold {args.score_threshold}: expected 0 to 1")
+    if args.max_side < 0:
+        raise InputError(f"--max-side {args.max_side}: expected 0 or more")
+    files = find_media(args.input)
+    if args.trust:
+        trust_checkpoints()
+    predictor = PanopticPredictor(args.model, args.device, args.max_side, args.score_threshold)
+    results = Results(args.output, predictor, args.palette)
+    (args.output / "overlays").mkdir(parents=True, exist_ok=True)
+    failed = 0
+    try:
+        for name, image in sample_scenes(args.sample):
+            _save(
+                args.output / "overlays" / f"{name}.png", results.add(results.unique(name), image)
+            )
+        for path in progress(files, desc="predicting", unit="file"):
+            try:
+                if is_video(path):
+                    predict_video(path, results)
+                else:
+                    name = results.unique(path.stem)
+                    overlay = results.add(name, read_rgb(path))
+                    _save(args.output / "overlays" / f"{name}.png", overlay)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed += 1
+    finally:
+        results.write()
+    if args.report is not None:
+        write_report(
+            args.report, "Predictions", results.pages, classes=predictor.classes,
+            subtitle=f"Model {args.model}.",
+        )  # fmt: skip
+        print(f"wrote {args.report}")
+    print(f"predicted {len(results.images)} pictures into {args.output}")
+    return 1 if failed else 0
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    from wsis_d2.evaluation.panoptic_format import write_png
+
+    write_png(path, picture)
+
+
+def predict_video(path: Path, results: Results) -> None:
+    """Predict every frame; write one overlay video and the frames' panoptic PNGs."""
+    from wsis_d2.utils.media import VideoFrames, VideoWriter
+    from wsis_d2.utils.progress import progress
+
+    frames = VideoFrames(path)
+    stem = results.unique(path.stem)
+    writer = VideoWriter(results.output / "overlays" / f"{stem}.mp4", frames.rate)
+    done = False
+    try:
+        total = len(frames) or None
+        for index, frame in enumerate(progress(frames, desc=path.name, total=total, unit="frame")):
+            writer.write(results.add(results.unique(f"{stem}_{index:06d}"), frame, page=False))
+        done = True
+    finally:
+        writer.close(keep=done)
+
+
+if __name__ == "__main__":
+    main_with_errors(main)

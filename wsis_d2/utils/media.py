@@ -1,0 +1,124 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Pictures and videos that a user names: files, folders, globs."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wsis_d2.utils.errors import InputError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def find_media(inputs: Sequence[str]) -> list[Path]:
+    """Return the pictures and videos that files, folders and globs name, each once, in order.
+
+    A folder gives the pictures and videos that lie directly in it.
+
+    Raises:
+        InputError: something is missing, matches nothing, or is neither picture nor video.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS)
+            if not inside:
+                raise InputError(f"{text}: no picture or video in this folder")
+            found.update(dict.fromkeys(inside))
+        elif path.is_file():
+            if path.suffix.lower() not in PICTURES + VIDEOS:
+                raise InputError(
+                    f"{text}: expected a picture ({', '.join(PICTURES)}) or a video "
+                    f"({', '.join(VIDEOS)})"
+                )
+            found[path] = None
+        else:
+            matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
+            matched = [p for p in matched if p.suffix.lower() in PICTURES + VIDEOS and p.is_file()]
+            if not matched:
+                what = "matches no picture or video" if glob.has_magic(text) else "no such file"
+                raise InputError(f"{text}: {what}")
+            found.update(dict.fromkeys(matched))
+    return list(found)
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video, by its suffix."""
+    return path.suffix.lower() in VIDEOS
+
+
+class VideoFrames:
+    """The frames of a video, one in memory at a time.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it cannot be opened or holds no frame.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        capture = cv2.VideoCapture(str(path))
+        opened = capture.isOpened() and capture.read()[0]
+        self.rate = capture.get(cv2.CAP_PROP_FPS) if opened else 0.0
+        self.count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if opened else 0
+        capture.release()
+        if not opened:
+            raise InputError(f"{path}: cannot be read as a video")
+        if not 0.1 <= self.rate <= 1000:
+            self.rate = 25.0
+
+    def __len__(self) -> int:
+        return max(0, self.count)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield frames, uint8 (H, W, 3) RGB."""
+        capture = cv2.VideoCapture(str(self.path))
+        try:
+            while True:
+                good, frame = capture.read()
+                if not good:
+                    return
+                yield np.ascontiguousarray(frame[..., ::-1])
+        finally:
+            capture.release()
+
+
+class VideoWriter:
+    """Writes RGB frames to an MP4; the file appears under its name when it is closed well."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self.temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame, uint8 (H, W, 3) RGB; all of one size, odd sides lose a pixel."""
+        height, width = (s // 2 * 2 for s in frame.shape[:2])
+        frame = frame[:height, :width]
+        if self._writer is None:
+            self._size = (width, height)
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.temporary), code, self.rate, self._size)
+            if not self._writer.isOpened():
+                raise InputError(f"{self.path}: this OpenCV cannot write MP4 videos")
+        if (width, height) != self._size:
+            frame = cv2.resize(frame, self._size)
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def close(self, keep: bool = True) -> None:
+        """End the file; ``keep`` False throws it away."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        if keep:
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
