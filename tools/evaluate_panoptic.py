@@ -4,9 +4,14 @@
 
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+# Files alone are read: models and data sets, and with them torch, need not be loaded.
+if __name__ == "__main__":
+    os.environ.setdefault("WSIS_D2_NO_REGISTER", "1")
 
 from wsis_d2.evaluation.average_precision import MATCHINGS
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files

@@ -227,6 +227,7 @@ def test_no_image_at_all_gives_nan(scenes, tmp_path) -> None:
 
 
 def _worker(rank: int, folder: str, files: dict, scenes: list[tuple]) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     from detectron2.utils import comm
 
@@ -248,7 +249,8 @@ def test_two_processes_give_the_numbers_of_one(scenes, tmp_path) -> None:
     files = write_files(tmp_path, scenes)
     register("eval_test", files)
     one = run(build_evaluator(config(tmp_path), "eval_test", tmp_path / "one"), *model_io(scenes))
-    mp.spawn(_worker, (str(tmp_path), files, scenes), nprocs=2)
+    # Forked: starting anew would import everything twice.
+    mp.start_processes(_worker, (str(tmp_path), files, scenes), nprocs=2, start_method="fork")
     assert_same(torch.load(tmp_path / "result.pt", weights_only=False), one)
     written = [(tmp_path / name / "panoptic_pred.json").read_text() for name in ("one", "two")]
     assert written[0] == written[1]

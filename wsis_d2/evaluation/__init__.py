@@ -1,52 +1,43 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-from wsis_d2.evaluation.average_precision import AveragePrecision, parse_thresholds
-from wsis_d2.evaluation.builder import build_evaluator
-from wsis_d2.evaluation.evaluators import (
-    APrEvaluator,
-    InstanceAPEvaluator,
-    PanopticQualityEvaluator,
-    SemSegIoUEvaluator,
-)
-from wsis_d2.evaluation.instance_ap import InstanceAP
-from wsis_d2.evaluation.matching import SCORE_MODES, ImageMatch, Matcher
-from wsis_d2.evaluation.metrics import APrOptions
-from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile
-from wsis_d2.evaluation.panoptic_quality import PanopticQuality
-from wsis_d2.evaluation.results import (
-    copy_paste_rows,
-    full_supervision_ratios,
-    git_commit,
-    make_meta,
-    merge_results_json,
-    read_results_json,
-    write_results_json,
-)
-from wsis_d2.evaluation.semantic_iou import SemanticIoU
-from wsis_d2.evaluation.truth import PanopticTruth
+# Names are looked up on first use: the metrics on files need neither torch nor Detectron2.
+from importlib import import_module
 
-__all__ = [
-    "APrEvaluator",
-    "APrOptions",
-    "AveragePrecision",
-    "Classes",
-    "ImageMatch",
-    "InstanceAP",
-    "InstanceAPEvaluator",
-    "Matcher",
-    "PanopticFile",
-    "PanopticQuality",
-    "PanopticQualityEvaluator",
-    "PanopticTruth",
-    "SCORE_MODES",
-    "SemSegIoUEvaluator",
-    "SemanticIoU",
-    "build_evaluator",
-    "copy_paste_rows",
-    "full_supervision_ratios",
-    "git_commit",
-    "make_meta",
-    "merge_results_json",
-    "parse_thresholds",
-    "read_results_json",
-    "write_results_json",
-]
+_MODULES = {
+    "APrEvaluator": "evaluators",
+    "APrOptions": "metrics",
+    "AveragePrecision": "average_precision",
+    "BoxAPEvaluator": "box_ap",
+    "Classes": "panoptic_format",
+    "FileOptions": "from_files",
+    "ImageMatch": "matching",
+    "InstanceAP": "instance_ap",
+    "InstanceAPEvaluator": "evaluators",
+    "Matcher": "matching",
+    "PanopticFile": "panoptic_format",
+    "PanopticQuality": "panoptic_quality",
+    "PanopticQualityEvaluator": "evaluators",
+    "PanopticTruth": "truth",
+    "PredictionWriter": "prediction_writer",
+    "SCORE_MODES": "matching",
+    "SemSegIoUEvaluator": "evaluators",
+    "SemanticIoU": "semantic_iou",
+    "build_evaluator": "builder",
+    "copy_paste_rows": "results",
+    "evaluate_files": "from_files",
+    "full_supervision_ratios": "results",
+    "git_commit": "results",
+    "make_meta": "results",
+    "merge_results_json": "results",
+    "parse_thresholds": "average_precision",
+    "read_results_json": "results",
+    "write_results_json": "results",
+    "write_submission": "submission",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -17,14 +17,16 @@ from detectron2.utils import comm
 
 from wsis_d2.evaluation.instance_ap import InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import write_json, write_panoptic_png, write_png
-from wsis_d2.evaluation.panoptic_quality import PanopticQuality
-from wsis_d2.evaluation.prediction_writer import (
+from wsis_d2.evaluation.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
+    write_json,
+    write_panoptic_png,
+    write_png,
 )
-from wsis_d2.evaluation.semantic_iou import SemanticIoU
+from wsis_d2.evaluation.panoptic_quality import PanopticQuality
+from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
 from wsis_d2.evaluation.truth import PanopticTruth
 from wsis_d2.utils.errors import InputError
 
@@ -318,14 +320,3 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
             for source, part in state.items():
                 total.setdefault(source, SemanticIoU(self.truth.classes)).merge(part)
         return OrderedDict(sem_seg=semantic_results(total.get("sem_seg"), total.get("union")))
-
-
-def semantic_results(sem_seg: SemanticIoU | None, union: SemanticIoU | None) -> dict[str, float]:
-    """Return ``mIoU`` (of ``sem_seg``, else of ``union``) and ``mIoU_union`` with their parts."""
-    result: dict[str, float] = {}
-    main = sem_seg if sem_seg is not None else union
-    if main is not None:
-        result.update(main.results())
-    if union is not None:
-        result.update(union.results("_union"))
-    return result

@@ -13,14 +13,12 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
-from wsis_d2.evaluation.evaluators import semantic_results
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.evaluation.panoptic_format import PanopticFile, semantic_map
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
-from wsis_d2.evaluation.semantic_iou import SemanticIoU
-from wsis_d2.evaluation.truth import semantic_map
+from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
 

@@ -18,7 +18,8 @@ from wsis_d2.utils.errors import InputError
 
 SCORE_MODES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
 _UNKNOWN, _VOID, _FIRST = 0, 1, 2
-_DENSE_CELLS = 1 << 22
+_DENSE_CELLS = 1 << 14
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Matcher:
         rows = self._relabel(gt_ids, gt_segments, gt_name)
         columns = self._relabel(pred_ids, pred_segments, pred_name)
         joint = joint_histogram(rows, columns, len(gt_segments) + 2, len(pred_segments) + 2)
-        _refuse_unknown(joint[_UNKNOWN], rows == _UNKNOWN, gt_ids, gt_name)
-        _refuse_unknown(joint[:, _UNKNOWN], columns == _UNKNOWN, pred_ids, pred_name)
+        _refuse_unknown(joint[_UNKNOWN], rows, gt_ids, gt_name)
+        _refuse_unknown(joint[:, _UNKNOWN], columns, pred_ids, pred_name)
 
         pred_area = joint[:, _FIRST:].sum(0)
         keep = np.ones(len(pred_segments), bool)
@@ -188,21 +189,27 @@ def joint_histogram(rows: np.ndarray, columns: np.ndarray, n: int, m: int) -> np
     Returns:
         int64 (n, m).
     """
-    joint = rows.astype(np.int64).ravel()
-    joint *= m
-    joint += columns.ravel()
-    if n * m <= _DENSE_CELLS:
-        return np.bincount(joint, minlength=n * m).reshape(n, m)
-    cells, counts = np.unique(joint, return_counts=True)
+    rows, columns = rows.ravel(), columns.ravel()
+    if n * m > _DENSE_CELLS:
+        cells, counts = np.unique(rows.astype(np.int64) * m + columns, return_counts=True)
+        result = np.zeros(n * m, np.int64)
+        result[cells] = counts
+        return result.reshape(n, m)
     result = np.zeros(n * m, np.int64)
-    result[cells] = counts
+    # Blocks that stay in the cache, and no temporary as large as the picture.
+    for start in range(0, len(rows), _BLOCK):
+        joint = rows[start : start + _BLOCK].astype(np.int64)
+        joint *= m
+        joint += columns[start : start + _BLOCK]
+        result += np.bincount(joint, minlength=n * m)
     return result.reshape(n, m)
 
 
-def _refuse_unknown(counts: np.ndarray, where: np.ndarray, ids: np.ndarray, name: str) -> None:
+def _refuse_unknown(counts: np.ndarray, labels: np.ndarray, ids: np.ndarray, name: str) -> None:
     if counts.any():
+        number = ids[labels == _UNKNOWN][0]
         raise InputError(
-            f"{name}: segment id {ids[where][0]} stands in the picture ({counts.sum()} pixels)"
+            f"{name}: segment id {number} stands in the picture ({counts.sum()} pixels)"
             " but not in the JSON's segments_info"
         )
 

@@ -16,6 +16,10 @@ from wsis_d2.weak_labels.atomic import atomic_write
 
 MAX_ID = 256**3 - 1
 VOID_ID = 0
+# What an evaluation writes into its folder.
+PREDICTION_JSON = "panoptic_pred.json"
+PREDICTION_FOLDER = "panoptic_pred"
+SEMANTIC_FOLDER = "semantic_pred"
 
 
 @dataclass(frozen=True)
@@ -200,8 +204,18 @@ def read_panoptic_png(path: Path) -> np.ndarray:
             raise
         raise InputError(f"{path}: cannot be read as PNG ({error})") from None
     # Four bytes a pixel, the fourth is padding: one masked view instead of three channel sums.
-    ids = np.frombuffer(raw, "<u4").reshape(height, width)
-    return (ids & np.uint32(0xFFFFFF)).astype(np.int32, copy=False)
+    ids = np.frombuffer(raw, "<i4").reshape(height, width)
+    return (ids & np.int32(0xFFFFFF)).astype(np.int32, copy=False)
+
+
+def semantic_map(
+    ids: np.ndarray, segments: list[dict[str, Any]], classes: Classes, ignore: int = 255
+) -> np.ndarray:
+    """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
+    numbers, inverse = np.unique(ids, return_inverse=True)
+    class_of = {segment["id"]: classes.index[segment["category_id"]] for segment in segments}
+    table = np.array([class_of.get(int(number), ignore) for number in numbers], np.uint8)
+    return table[inverse.reshape(ids.shape)]
 
 
 def write_panoptic_png(path: Path, ids: np.ndarray) -> None:

@@ -11,12 +11,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from wsis_d2.evaluation.panoptic_format import Classes, write_json, write_panoptic_png, write_png
+from wsis_d2.evaluation.panoptic_format import (
+    PREDICTION_FOLDER,
+    PREDICTION_JSON,
+    SEMANTIC_FOLDER,
+    Classes,
+    write_json,
+    write_panoptic_png,
+    write_png,
+)
 from wsis_d2.evaluation.truth import panoptic_prediction
-
-PREDICTION_JSON = "panoptic_pred.json"
-PREDICTION_FOLDER = "panoptic_pred"
-SEMANTIC_FOLDER = "semantic_pred"
 
 
 class PredictionWriter(DatasetEvaluator):

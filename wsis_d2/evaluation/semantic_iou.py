@@ -85,3 +85,14 @@ class SemanticIoU:
         for name, value in zip(self.classes.names, values, strict=True):
             result[f"IoU{suffix}-{name}"] = float(value)
         return result
+
+
+def semantic_results(sem_seg: SemanticIoU | None, union: SemanticIoU | None) -> dict[str, float]:
+    """Return ``mIoU`` (of ``sem_seg``, else of ``union``) and ``mIoU_union`` with their parts."""
+    result: dict[str, float] = {}
+    main = sem_seg if sem_seg is not None else union
+    if main is not None:
+        result.update(main.results())
+    if union is not None:
+        result.update(union.results("_union"))
+    return result

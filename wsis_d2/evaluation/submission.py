@@ -15,13 +15,15 @@ from PIL import Image
 from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
 from wsis_d2.evaluation.from_files import read_label_png
 from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
-from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile, write_png
-from wsis_d2.evaluation.prediction_writer import (
+from wsis_d2.evaluation.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
+    Classes,
+    PanopticFile,
+    semantic_map,
+    write_png,
 )
-from wsis_d2.evaluation.truth import semantic_map
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.atomic import atomic_write

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from wsis_d2.evaluation.matching import ImageMatch, Matcher
-from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile
+from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile, semantic_map
 from wsis_d2.utils.errors import InputError
 
 
@@ -151,16 +151,6 @@ def _file_segment(segment: Mapping[str, Any], number: int, classes: Classes) -> 
     if segment.get("scores"):
         result["scores"] = {name: float(value) for name, value in segment["scores"].items()}
     return result
-
-
-def semantic_map(
-    ids: np.ndarray, segments: list[dict[str, Any]], classes: Classes, ignore: int = 255
-) -> np.ndarray:
-    """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
-    numbers, inverse = np.unique(ids, return_inverse=True)
-    class_of = {segment["id"]: classes.index[segment["category_id"]] for segment in segments}
-    table = np.array([class_of.get(int(number), ignore) for number in numbers], np.uint8)
-    return table[inverse.reshape(ids.shape)]
 
 
 def _numpy(array: Any) -> np.ndarray:
