@@ -161,7 +161,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cluster": ["ray"],
+        "ray": ["ray"],
         "crf": ["pydensecrf2"],
         "cityscapes": ["cityscapesscripts>=2.2"],
         "dev": ["pytest", "ruff"],

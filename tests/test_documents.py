@@ -1,0 +1,102 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Every command in every document is run as written, on a small embedded sample.
+
+A block that cannot be run here (a download, another machine) carries its reason in the document:
+``<!-- not run: reason -->`` on the line before it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "tools/*.md", "datasets/*.md", "configs/**/*.md", "packaging/**/*.md",
+                    "tests/**/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
+)  # fmt: skip
+
+
+def blocks(text: str) -> list[tuple[int, str, str]]:
+    """Return (line number, reason not to run or "", commands) of each bash block."""
+    found = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip() not in ("```bash", "```sh"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        end = next(i for i in range(number + 1, len(lines)) if lines[i].strip() == "```")
+        before = next((s for s in reversed(lines[:number]) if s.strip()), "")
+        reason = re.match(r"\s*<!-- not run: (.+) -->", before)
+        commands = "\n".join(s[indent:] for s in lines[number + 1 : end])
+        found.append((number + 1, reason.group(1) if reason else "", commands))
+    return found
+
+
+def test_blocks_are_found_and_reasons_read():
+    text = "a\n```bash\nls\n```\n<!-- not run: a download -->\n```bash\nget\nput\n```\n"
+    assert blocks(text) == [(2, "", "ls"), (6, "a download", "get\nput")]
+
+
+def test_every_tool_is_in_the_guide():
+    guide = (ROOT / "tools" / "README.md").read_text()
+    missing = [p.name for p in (ROOT / "tools").glob("*.py") if p.name not in guide]
+    assert not missing, f"tools/README.md does not tell of {missing}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not re.match(r"[a-z]+:", target):
+            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder that looks like a checkout after a (quick) ``make demo``."""
+    folder = tmp_path_factory.mktemp("documents")
+    for name in os.listdir(ROOT):
+        if name not in ("output", "build", "wheelhouse", ".git", ".pytest_cache", ".ruff_cache"):
+            (folder / name).symlink_to(ROOT / name)
+    run = subprocess.run(
+        [sys.executable, "tools/run_sample.py", "--output", "output/demo", "--quick"],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return folder
+
+
+def runnable(commands: str) -> str:
+    """The commands without what the tests themselves are part of."""
+    return "\n".join(
+        line for line in commands.splitlines()
+        if not re.match(r"\s*(make |pip install|git clone|cd )", line)
+    )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_commands_run_as_written(document, workplace):
+    for line, reason, commands in blocks((ROOT / document).read_text()):
+        if reason or not runnable(commands).strip():
+            continue
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DETECTRON2_DATASETS": str(workplace / "output" / "demo" / "datasets"),
+        }
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", runnable(commands)],
+            cwd=workplace, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode == 0, (
+            f"{document}:{line}: status {run.returncode}\n{commands}\n"
+            f"{run.stdout[-1500:]}\n{run.stderr[-1500:]}"
+        )
