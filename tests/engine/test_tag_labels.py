@@ -1,0 +1,190 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The tags and all commands: a classifier's activation maps to stores of labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from PIL import Image
+
+from wsis_d2.config import add_wsis_config
+from wsis_d2.data.datasets.sample import CATEGORIES, prepare_sample
+from wsis_d2.data.datasets.weak import load_weak_json
+from wsis_d2.engine.tag_labels import CueLabeller, make_all_labels, make_tag_labels
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.cam_labels import cue_labels
+from wsis_d2.weak_labels.store import LabelStore
+
+THINGS = frozenset({0, 1, 2})
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tag_labels")
+    prepare_sample(root / "data", 3, 1)
+    return root, load_weak_json(root / "data/weak_train.json", root / "data/images/train")
+
+
+def classifier_cfg():
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "TagClassifier"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_any_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
+    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res3"
+    cfg.CAM.LAYER = "backbone.res3"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 7
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def classifier(scenes):
+    """A network of random weights, stored as training would."""
+    folder = scenes[0] / "classifier"
+    folder.mkdir()
+    torch.manual_seed(0)
+    cfg = classifier_cfg()
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model_final.pth"
+
+
+def plain_cfg(*opts):
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_maps_are_those_of_each_crop_alone_stitched(scenes, classifier):
+    record = scenes[1][0]
+    labeller = CueLabeller.from_config(classifier_cfg(), classifier, THINGS)
+    found = labeller.maps(record)
+    image = np.array(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1).copy()
+    tensor = labeller.classifier.normalize(torch.from_numpy(image))
+    expected = {c: np.zeros((128, 160)) for c in set(record["image_tags"]) - THINGS}
+    for crop in record["crop_tags"]:
+        x, y, w, h = map(int, crop["box"])
+        for class_id in set(crop["tags"]) - THINGS:
+            alone = labeller.cam(tensor[None, :, y : y + h, x : x + w], [[class_id]])[0][0].numpy()
+            window = expected[class_id][y : y + h, x : x + w]
+            np.maximum(window, alone, out=window)
+    assert set(found) == set(expected)
+    for class_id, values in expected.items():
+        np.testing.assert_allclose(found[class_id], values, atol=1e-5)
+    assert any(values.max() > 0 for values in expected.values())
+
+
+def test_tags_to_a_store_of_cues(scenes, classifier):
+    root, records = scenes
+    status = make_tag_labels(
+        plain_cfg(), records, CATEGORIES, root / "tags", classifier=classifier, workers=1
+    )
+    assert status == 0
+    store = LabelStore.open(root / "tags")
+    labeller = CueLabeller.from_config(classifier_cfg(), classifier, THINGS)
+    for record in records:
+        semantic = store.semantic(record["image_id"])
+        assert set(np.unique(semantic).tolist()) <= {*record["image_tags"], 255} - THINGS
+        expected = cue_labels(labeller.maps(record), semantic.shape, 0.5)
+        np.testing.assert_array_equal(semantic, expected)
+        assert store.instance(record["image_id"])[1] == []
+
+
+def test_the_commands_cam_keys_win_over_the_classifiers_config(scenes, classifier):
+    root, records = scenes
+    opts = ("CAM.THRESHOLD", 0.9, "CAM.LAYER", "backbone.res2")
+    make_tag_labels(
+        plain_cfg(*opts), records, CATEGORIES, root / "high", classifier=classifier, workers=1
+    )
+    recipe = LabelStore.open(root / "high").recipe
+    assert (recipe["threshold"], recipe["layer"]) == (0.9, "backbone.res2")
+
+
+def test_all_keeps_its_parts_and_continues(scenes, classifier):
+    root, records = scenes
+    cfg = plain_cfg("WEAK_LABELS.MASKS", "grabcut")
+    arguments = dict(classifier=classifier, workers=1)
+    assert make_all_labels(cfg, records, CATEGORIES, root / "all", limit=2, **arguments) == 0
+    assert make_all_labels(cfg, records, CATEGORIES, root / "all", **arguments) == 0
+    store = LabelStore.open(root / "all")
+    boxes = LabelStore.open(root / "all" / "parts" / "boxes")
+    tags = LabelStore.open(root / "all" / "parts" / "tags")
+    assert len(store.image_ids()) == 3
+    assert store.recipe["boxes"] == boxes.recipe and store.recipe["tags"] == tags.recipe
+    for record in records:
+        merged = store.semantic(record["image_id"])
+        masks, cues = boxes.semantic(record["image_id"]), tags.semantic(record["image_id"])
+        is_mask = np.isin(masks, list(THINGS))
+        np.testing.assert_array_equal(merged[is_mask], masks[is_mask])
+        kept = ~is_mask & (merged != 255)
+        np.testing.assert_array_equal(merged[kept], cues[kept])
+
+
+def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):
+    root, records = scenes
+    with pytest.raises(InputError, match="--classifier W.pth is missing, and images have tags"):
+        make_all_labels(plain_cfg(), records, CATEGORIES, tmp_path / "a")
+    with pytest.raises(InputError, match="no such file; train one with"):
+        make_tag_labels(
+            plain_cfg(), records, CATEGORIES, tmp_path / "a", classifier=tmp_path / "no.pth"
+        )
+    with pytest.raises(InputError, match="none has image_tags or crop_tags"):
+        untagged = [{**r, "image_tags": [], "crop_tags": None} for r in records]
+        make_tag_labels(plain_cfg(), untagged, CATEGORIES, tmp_path / "a", classifier=classifier)
+    more = [*CATEGORIES, {"id": 99, "name": "mud", "isthing": 0}]
+    with pytest.raises(InputError, match="does not fit the config and the dataset's classes"):
+        make_tag_labels(plain_cfg(), records, more, tmp_path / "a", classifier=classifier)
+    alone = tmp_path / "model_final.pth"
+    alone.write_bytes(classifier.read_bytes())
+    with pytest.raises(InputError, match="no config.yaml beside it"):
+        make_tag_labels(plain_cfg(), records, CATEGORIES, tmp_path / "a", classifier=alone)
+    assert not (tmp_path / "a").exists()
+
+
+def test_dry_run_writes_nothing(scenes, classifier, tmp_path):
+    status = make_all_labels(
+        plain_cfg(),
+        scenes[1],
+        CATEGORIES,
+        tmp_path / "a",
+        classifier=classifier,
+        workers=1,
+        dry_run=True,
+    )
+    assert status == 0 and not (tmp_path / "a").exists()
+
+
+def test_no_mask_is_read(scenes, classifier, tmp_path):
+    """The labels of tags are the same when every mask file is gone."""
+    root, records = scenes
+    data = tmp_path / "data"
+    prepare_sample(data, 3, 1)
+    for name in ("panoptic_train", "panoptic_val"):
+        for path in (data / name).iterdir():
+            path.unlink()
+    for name in ("panoptic_train.json", "full_train.json", "panoptic_val.json"):
+        (data / name).unlink()
+    own = load_weak_json(data / "weak_train.json", data / "images/train")
+    make_tag_labels(
+        plain_cfg(), own, CATEGORIES, tmp_path / "tags", classifier=classifier, workers=1
+    )
+    make_tag_labels(
+        plain_cfg(), records, CATEGORIES, tmp_path / "tags2", classifier=classifier, workers=1
+    )
+    for record in own:
+        np.testing.assert_array_equal(
+            LabelStore.open(tmp_path / "tags").semantic(record["image_id"]),
+            LabelStore.open(tmp_path / "tags2").semantic(record["image_id"]),
+        )
+    manifest = json.loads((tmp_path / "tags" / "manifest.json").read_text())
+    assert manifest["summary"]["failed"] == 0

@@ -1,0 +1,74 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Probabilities to labels: with and without the dense CRF."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from wsis_d2.config import add_wsis_config
+from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
+
+
+@pytest.fixture
+def case():
+    """A picture of two colours whose probabilities have holes."""
+    generator = torch.Generator().manual_seed(0)
+    image = np.zeros((24, 32, 3), np.uint8)
+    image[:, 16:] = (200, 120, 40)
+    truth = torch.zeros(24, 32, dtype=torch.long)
+    truth[:, 16:] = 1
+    probabilities = torch.full((3, 24, 32), 0.1)
+    probabilities.scatter_(0, truth[None], 0.8)
+    wrong = torch.rand(24, 32, generator=generator) < 0.1
+    flipped = probabilities[[1, 0, 2]]
+    return torch.where(wrong, flipped, probabilities), image, truth.numpy(), wrong.numpy()
+
+
+def test_without_refinement_labels_are_the_most_probable(case):
+    probabilities, image, truth, wrong = case
+    labels, scores = labels_from_probabilities(probabilities, image, RefineOptions(enabled=False))
+    assert labels.dtype == np.uint8 and scores.dtype == np.float32
+    np.testing.assert_array_equal(labels, np.where(wrong, 1 - truth, truth))
+    np.testing.assert_allclose(scores, 0.8, rtol=1e-6)
+
+
+def test_refinement_follows_the_picture(case):
+    probabilities, image, truth, wrong = case
+    labels, scores = labels_from_probabilities(probabilities, image, RefineOptions())
+    assert wrong.sum() > 30
+    np.testing.assert_array_equal(labels, truth)
+    assert 0.5 < scores.min() and scores.max() <= 1
+
+
+def test_scores_are_those_of_the_refined_map(case):
+    probabilities, image, _, wrong = case
+    _, before = labels_from_probabilities(probabilities, image, RefineOptions(enabled=False))
+    _, after = labels_from_probabilities(probabilities, image, RefineOptions())
+    assert not np.allclose(before, after)
+    assert after[~wrong].mean() > before.mean()
+
+
+def test_the_defaults_are_deeplabs_and_come_from_the_config():
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    options = RefineOptions.from_config(cfg)
+    assert options == RefineOptions()
+    assert (options.bilateral_weight, options.bilateral_xy, options.bilateral_rgb) == (4, 49, 5)
+    assert (options.gaussian_weight, options.gaussian_xy, options.iterations) == (3, 3, 10)
+
+
+def test_agrees_with_the_optional_package(case):
+    pytest.importorskip("pydensecrf")
+    probabilities, image, _, _ = case
+    ours, _ = labels_from_probabilities(probabilities, image, RefineOptions())
+    theirs, _ = labels_from_probabilities(probabilities, image, RefineOptions(backend="pydensecrf"))
+    assert (ours == theirs).mean() > 0.99
+
+
+def test_shapes_that_do_not_fit_are_named(case):
+    probabilities, image, _, _ = case
+    with pytest.raises(ValueError, match="image: shape \\(24, 31, 3\\)"):
+        labels_from_probabilities(probabilities, image[:, 1:], RefineOptions())
+    with pytest.raises(ValueError, match="probabilities: shape \\(24, 32\\)"):
+        labels_from_probabilities(probabilities[0], image, RefineOptions())
