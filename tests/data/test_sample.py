@@ -82,6 +82,7 @@ def test_foreign_files_are_not_overwritten(tmp_path):
     assert (tmp_path / "images" / "holiday.jpg").exists()
 
 
+@pytest.mark.long
 def test_killed_halfway_leaves_no_sample_that_looks_complete(tmp_path):
     code = (
         "import os, sys\n"
@@ -188,7 +189,7 @@ def test_mean_colour_does_not_tell_the_class():
     """Nearest mean colour, with truth to learn from, must fail on many stuff regions."""
 
     def regions(seed):
-        for k in range(60):
+        for k in range(40):
             scene = draw_scene(np.random.default_rng([seed, k]))
             for c in np.unique(scene.stuff):
                 yield c, scene.image[(scene.stuff == c) & (scene.instance == 0)].mean(0)
@@ -264,8 +265,5 @@ def test_command(tmp_path, capsys):
     (tmp_path / "s" / "weak_train.json").write_text("{}")
     with pytest.raises(InputError, match=r"weak_train\.json"):
         tool.main([*folder, "--check"])
-    run = subprocess.run(
-        [sys.executable, str(script), *folder, "--train", "0"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert run.returncode == 2 and "--train 0" in run.stderr.splitlines()[-1]
+    with pytest.raises(InputError, match="--train 0"):
+        tool.main([*folder, "--train", "0"])
