@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="what a round trains")
     parser.add_argument("--rounds", required=True, type=int, metavar="N", help="how many rounds")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs that train (processes without)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue what OUTPUT_DIR holds")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("detectron2", "fvcore", "wsis_d2"):
         setup_logger(cfg.OUTPUT_DIR, name=name)
-    train_iterative(cfg, args.rounds, args.resume)
+    train_iterative(cfg, args.rounds, args.resume, args.num_gpus)
     return 0
 
 

@@ -24,6 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
+from wsis_d2.engine.launch import launch
 from wsis_d2.engine.relabel import (
     config_fingerprint,
     plain_config,
@@ -45,13 +46,17 @@ SCHEMA = 1
 class IterativeRun:
     """One iterative training, which may be a continuation."""
 
-    def __init__(self, cfg: CfgNode, rounds: int, resume: bool = False) -> None:
+    def __init__(
+        self, cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+    ) -> None:
         """
         Args:
             cfg: a frozen config of a stage with semantics; ``DATASETS.TRAIN`` has weak sets with
                 label stores, the round-0 labels. ``OUTPUT_DIR`` is the run's folder.
             rounds: number of rounds, at least 1. A finished run may be given more.
             resume: continue what is in the folder.
+            num_processes: that train: GPUs, or processes where there is none. A run continued
+                with another number gives other labels, as training sums in another order.
 
         Raises:
             InputError: the folder holds a run and ``resume`` is off, or one of another config.
@@ -61,6 +66,7 @@ class IterativeRun:
         prediction_config(cfg)  # an unfit stage must not show after hours of training
         self.cfg = cfg
         self.rounds = rounds
+        self.num_processes = num_processes
         self.folder = Path(cfg.OUTPUT_DIR)
         self.names = weak_datasets(cfg)
         self.first_stores = {
@@ -140,16 +146,13 @@ class IterativeRun:
         return cfg
 
     def _train(self, number: int) -> None:
-        for name in self.names:
-            set_label_store(name, self.label_store(number - 1, name))
+        stores = {name: str(self.label_store(number - 1, name)) for name in self.names}
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         mend_last_checkpoint(cfg.OUTPUT_DIR)
         with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
             file.write(cfg.dump().encode())
-        trainer = WSISTrainer(cfg)
-        trainer.resume_or_load(resume=True)
-        trainer.train()
+        launch(train_round, self.num_processes, args=(cfg, stores))
 
     def _evaluate(self, number: int) -> None:
         """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
@@ -259,6 +262,21 @@ class IterativeRun:
             )
 
 
+def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
+    """Train one round, or what is left of it; what each process does.
+
+    Args:
+        cfg: of the round.
+        stores: dataset to the label store it trains on.
+    """
+    register_own_datasets(cfg)
+    for name, store in stores.items():
+        set_label_store(name, store)
+    trainer = WSISTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
 def store_quality(name: str, store: Path) -> dict | None:
     """Compare a store with the truth of its dataset, where that is registered and there.
 
@@ -335,10 +353,12 @@ def plot_rounds(history: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def train_iterative(cfg: CfgNode, rounds: int, resume: bool = False) -> dict:
+def train_iterative(
+    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
-    return IterativeRun(cfg, rounds, resume).run()
+    return IterativeRun(cfg, rounds, resume, num_processes).run()
 
 
 def _flat(value: Mapping, prefix: str = "") -> dict:
