@@ -120,12 +120,12 @@ class TinyData:
     """The data set in a folder, registered as tiny_weak and tiny_full while it is open."""
 
     def __init__(self, folder: Path, count: int = 8) -> None:
-        self.folder = folder
-        write_dataset(folder, count)
+        self.folder, self.store = folder, folder / "labels"
+        if not folder.exists():
+            write_dataset(folder, count)
+            self.register()
+            write_store(folder, DatasetCatalog.get("tiny_weak"), self.store)
         self.register()
-        self.store = folder / "labels"
-        write_store(folder, DatasetCatalog.get("tiny_weak"), self.store)
-        set_label_store("tiny_weak", self.store)
 
     def register(self) -> None:
         self.close()
@@ -137,6 +137,8 @@ class TinyData:
         }
         register_weak_panoptic("tiny_weak", **common)
         register_weak_panoptic("tiny_full", **common, supervision="full")
+        if self.store.exists():
+            set_label_store("tiny_weak", self.store)
 
     def close(self) -> None:
         for name in ("tiny_weak", "tiny_full"):

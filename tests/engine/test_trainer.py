@@ -27,8 +27,13 @@ PLAIN = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    tiny = TinyData(tmp_path_factory.mktemp("tiny") / "data")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny") / "data"
+
+
+@pytest.fixture
+def data(folder):
+    tiny = TinyData(folder)
     yield tiny
     tiny.close()
 
@@ -103,9 +108,6 @@ def test_training_masks_turned_to_noise_change_nothing_in_weak_training(tmp_path
                     shape = np.array(Image.open(path)).shape
                     Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
                 tiny.register()
-                from wsis_d2.data.datasets import set_label_store
-
-                set_label_store("tiny_weak", tiny.store)
             options = [*SEMANTIC, "SOLVER.MAX_ITER", 3]
             hashes.append(weight_hash(train(tiny_cfg(tmp_path / name, *options)).model))
         assert hashes[0] == hashes[1]
@@ -116,12 +118,7 @@ def test_training_masks_turned_to_noise_change_nothing_in_weak_training(tmp_path
 
 
 def _worker(folder: str, data_folder, options: list, world: int) -> None:
-    tiny = TinyData.__new__(TinyData)
-    tiny.folder, tiny.store = data_folder, data_folder / "labels"
-    tiny.register()
-    from wsis_d2.data.datasets import set_label_store
-
-    set_label_store("tiny_weak", tiny.store)
+    TinyData(data_folder)
     torch.set_num_threads(1)
     train(tiny_cfg(folder, *options))
 
