@@ -184,18 +184,20 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
     """Return ``records``, ``categories`` and ``outside_boxes`` of what the arguments name."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from wsis_d2.data.datasets.custom import register_own_datasets, register_weak_panoptic
+    from wsis_d2.data.datasets.custom import register_own_datasets
+    from wsis_d2.data.datasets.weak import read_weak_file
 
     if bool(args.dataset) == bool(args.annotations):
         raise InputError("name either --dataset NAME or --annotations A.json with --images DIR")
     if bool(args.annotations) != bool(args.images):
         raise InputError("--annotations and --images belong together; one is missing")
+    if args.annotations:
+        own = read_weak_file(args.annotations, args.images)
+        categories = [dict(c) for c in own.classes.categories]
+        return SimpleNamespace(records=own.records, categories=categories, outside_boxes="ignore")
     register_own_datasets(cfg)
     name = args.dataset
-    if not name:
-        name = f"own data {args.annotations}"
-        register_weak_panoptic(name, args.annotations, args.images)
-    elif name not in DatasetCatalog.list():
+    if name not in DatasetCatalog.list():
         raise InputError(
             f"--dataset {name}: not registered; name a built-in dataset (datasets/README.md), or "
             "one of DATASETS.OWN in --config-file, or use --annotations and --images"

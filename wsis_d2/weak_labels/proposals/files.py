@@ -151,20 +151,19 @@ def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> Superpixel
     Raises:
         InputError: it is no such file, or is of an image of another size.
     """
+    import h5py
     from scipy.io import loadmat
 
     try:
-        try:
-            content = loadmat(path)
-            superpixels = content["superpixels"]
-            members = [np.asarray(m).ravel() for m in content["labels"].ravel()]
-        except NotImplementedError:  # version 7.3 is HDF5
-            import h5py
-
+        if h5py.is_hdf5(path):  # version 7.3
             with h5py.File(path, "r") as file:
                 superpixels = file["superpixels"][()].T
                 references = file["labels"][()].ravel()
                 members = [np.asarray(file[r]).ravel() for r in references]
+        else:
+            content = loadmat(path)
+            superpixels = content["superpixels"]
+            members = [np.asarray(m).ravel() for m in content["labels"].ravel()]
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: no MCG proposals ({error!r:.200}); expected superpixels and "

@@ -104,7 +104,20 @@ class MCGSource(ProposalSource):
     def from_config(cls, cfg) -> "MCGSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS``."""
         node = cfg.WEAK_LABELS.PROPOSALS
-        return cls(preset_name=node.PRESET, max_side=node.MAX_SIDE, size_damping=node.SIZE_DAMPING)
+        return cls(
+            preset_name=node.PRESET,
+            max_side=node.MAX_SIDE,
+            size_damping=node.SIZE_DAMPING,
+            contours=node.CONTOURS,
+            weights=node.CONTOUR_WEIGHTS,
+            cache=node.CACHE,
+        )
+
+    def recipe(self) -> dict:
+        """See :class:`ProposalSource`; weights count by what they are, not where they lie."""
+        recipe = super().recipe()
+        del recipe["cache"]
+        return {**recipe, "weights": make_contours(self.contours, self.weights).digest}
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`; ``record`` is not used."""

@@ -1,0 +1,130 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The boxes subcommand and evaluate_labels from the command line's view."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from load_tool import ROOT, load_tool
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.store import LabelStore
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three images with a disc each, one of them damaged."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    y, x = np.mgrid[:48, :64]
+    for k in range(3):
+        disc = (x - 30 - k) ** 2 + (y - 24) ** 2 < 144
+        image = np.where(disc[..., None], (30, 40, 200), (60, 150, 70)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / f"{k}.png"), image)
+        images.append({"id": k, "file_name": f"{k}.png", "height": 48, "width": 64})
+        box = [18 + k, 12, 25, 25]
+        annotations.append({"id": k, "image_id": k, "category_id": 5, "bbox": box})
+    content = {"images": images, "annotations": annotations,
+               "categories": [{"id": 5, "name": "disc", "isthing": 1}]}  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def call(own, *more, output="store", command="boxes"):
+    return load_tool("make_weak_labels").main(
+        [command, "--annotations", str(own / "a.json"), "--images", str(own / "images"),
+         "--output", str(own / output), "--workers", "1", *more]
+    )  # fmt: skip
+
+
+def test_boxes_of_own_data(own):
+    assert call(own, "--dry-run") == 0 and not (own / "store").exists()
+    assert call(own, "--limit", "1") == 0
+    assert LabelStore.open(own / "store").image_ids() == [0]
+    assert call(own) == 0
+    store = LabelStore.open(own / "store")
+    y, x = np.mgrid[:48, :64]
+    for k in range(3):
+        disc = (x - 30 - k) ** 2 + (y - 24) ** 2 < 144
+        found = store.semantic(k) == 0
+        assert (found & disc).sum() / (found | disc).sum() > 0.85
+    assert store.manifest["summary"]["counters"]["boxes"] == 3
+    with pytest.raises(InputError, match="--force"):
+        call(own, "--masks", "box")
+    assert call(own, "--masks", "box", "--force") == 0
+    assert (LabelStore.open(own / "store").semantic(0) == 0).sum() == 625
+
+
+def test_a_damaged_image_is_named_and_the_status_says_so(own, caplog):
+    (own / "images" / "1.png").write_bytes(b"\x89PNG damaged")
+    with caplog.at_level("ERROR"):
+        assert call(own, "--masks", "grabcut") == 1
+    store = LabelStore.open(own / "store")
+    assert list(store.failed) == [1] and "1.png" in store.failed[1]
+    assert store.image_ids() == [0, 2]
+
+
+def test_key_value_pairs_and_wrong_ones(own):
+    assert call(own, "--masks", "grabcut", "WEAK_LABELS.GRABCUT.SIZE", "64") == 0
+    assert LabelStore.open(own / "store").recipe["grabcut"]["size"] == 64
+    with pytest.raises(InputError, match="WEAK_LABELS.GRABCUT.INIT"):
+        call(own, "WEAK_LABELS.GRABCUT.INIT", "circle", output="other")
+    with pytest.raises(InputError, match="config"):
+        call(own, "WEAK_LABELS.NOTHING", "1", output="other")
+    assert not (own / "other").exists()
+
+
+def test_what_to_label_must_be_clear(own):
+    tool = load_tool("make_weak_labels")
+    with pytest.raises(InputError, match="--dataset NAME or --annotations"):
+        tool.main(["boxes", "--output", str(own / "s")])
+    with pytest.raises(InputError, match="belong together"):
+        tool.main(["boxes", "--annotations", str(own / "a.json"), "--output", str(own / "s")])
+    with pytest.raises(InputError, match="not registered"):
+        tool.main(["boxes", "--dataset", "moon", "--output", str(own / "s")])
+
+
+def test_a_wrong_call_is_one_line_and_status_2(own):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "make_weak_labels.py"), "boxes", "--annotations",
+         str(own / "none.json"), "--images", str(own), "--output", str(own / "s")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "none.json" in lines[0] and "Traceback" not in run.stderr
+
+
+def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
+    from PIL import Image
+
+    (own / "truth").mkdir()
+    annotations = []
+    y, x = np.mgrid[:48, :64]
+    for k in range(3):
+        disc = ((x - 30 - k) ** 2 + (y - 24) ** 2 < 144).astype(np.uint8)
+        Image.fromarray(np.stack([disc, 0 * disc, 0 * disc], axis=-1)).save(own / f"truth/{k}.png")
+        annotations.append({"image_id": k, "file_name": f"{k}.png",
+                            "segments_info": [{"id": 1, "category_id": 5}]})  # fmt: skip
+    content = {"images": [], "annotations": annotations,
+               "categories": [{"id": 5, "name": "disc", "isthing": 1}]}  # fmt: skip
+    (own / "truth.json").write_text(json.dumps(content))
+    for masks in ("grabcut", "box"):
+        call(own, "--masks", masks, output=masks)
+    tool = load_tool("evaluate_labels")
+    truth = ["--gt-json", str(own / "truth.json"), "--gt-dir", str(own / "truth")]
+    stores = [str(own / "grabcut"), str(own / "box")]
+    assert tool.main(["--store", *stores, *truth, "--output", str(own / "q.json")]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in stores)
+    found = json.loads((own / "q.json").read_text())["stores"]
+    assert found[stores[0]]["summary"]["precision"] > 90
+    assert found[stores[1]]["summary"]["recall"] == 100
+    assert found[stores[1]]["summary"]["precision"] == pytest.approx(100 * 441 / 625, abs=1)
+    with pytest.raises(InputError, match="name the truth"):
+        tool.main(["--store", stores[0]])
+    with pytest.raises(InputError, match="belong together"):
+        tool.main(["--store", stores[0], "--gt-json", "x"])

@@ -1,0 +1,118 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Proposals of others: published MCG files of both versions, COCO result files."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from scipy.io import savemat
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.proposals import CocoJsonSource, MatSource, NoSource, select_proposal
+
+SUPERPIXELS = np.kron(np.arange(1, 13).reshape(3, 4), np.ones((5, 6), int))
+MEMBERS = [[1], [1, 2, 5, 6], [12], [3, 4, 7, 8, 11, 12], list(range(1, 13))]
+IMAGE = np.zeros((15, 24, 3), np.uint8)
+
+
+def write_mat(path, version):
+    """A file as im2mcg writes it; ``bboxes`` belongs to other rows, as in the published files."""
+    if version == "5":
+        labels = np.empty((len(MEMBERS), 1), object)
+        for k, members in enumerate(MEMBERS):
+            labels[k, 0] = np.array(members, np.uint16)[:, None]
+        wrong = np.array([[1, 1, 2, 2]] * 3)
+        savemat(path, {"superpixels": SUPERPIXELS.astype(np.uint16), "labels": labels,
+                       "bboxes": wrong, "scores": np.zeros((5, 1))})  # fmt: skip
+        return
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["superpixels"] = SUPERPIXELS.T.astype(np.uint16)
+        cells = file.create_dataset("labels", (1, len(MEMBERS)), dtype=h5py.ref_dtype)
+        for k, members in enumerate(MEMBERS):
+            file[f"#refs#/{k}"] = np.array(members, np.uint16)[None]
+            cells[0, k] = file[f"#refs#/{k}"].ref
+
+
+def check(proposals):
+    assert len(proposals) == 5
+    for k, members in enumerate(MEMBERS):
+        mask = np.isin(SUPERPIXELS, members)
+        np.testing.assert_array_equal(proposals.mask(k), mask)
+        rows, columns = np.nonzero(mask)
+        assert proposals.areas[k] == mask.sum()
+        assert proposals.boxes[k].tolist() == [
+            columns.min(), rows.min(), columns.max() + 1, rows.max() + 1,
+        ]  # fmt: skip
+        assert proposals.intersections((3, 2, 20, 9))[k] == mask[2:9, 3:20].sum()
+        other = np.indices(SUPERPIXELS.shape).sum(axis=0) % 3 == 0
+        assert proposals.mask_intersections(other)[k] == (mask & other).sum()
+    assert select_proposal(proposals, (0, 0, 12, 10)) == 1
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
+@pytest.mark.parametrize(
+    ("name", "image_id", "file_name"),
+    [
+        ("2007_000033.mat", "2007_000033", "x/2007_000033.jpg"),
+        ("COCO_val2014_00/COCO_val2014_000000000042.mat", 42, "COCO_val2014_000000000042.jpg"),
+        ("mat/COCO_val2014_000000000042.mat", 42, "renamed.jpg"),
+        ("000000000042.mat", 42, "renamed.jpg"),
+    ],
+)
+def test_published_files(tmp_path, version, name, image_id, file_name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_mat(tmp_path / name, version)
+    check(MatSource(str(tmp_path))(IMAGE, {"image_id": image_id, "file_name": file_name}))
+
+
+def test_bad_mat_files_are_named(tmp_path):
+    source = MatSource(str(tmp_path))
+    (tmp_path / "a.mat").write_bytes(b"no MATLAB file" * 20)
+    with pytest.raises(InputError, match="a.mat"):
+        source(IMAGE, {"image_id": "a", "file_name": "a.jpg"})
+    with pytest.raises(InputError, match="no proposals of image 'b'.*b.mat"):
+        source(IMAGE, {"image_id": "b", "file_name": "b.jpg"})
+    (tmp_path / "more").mkdir()
+    write_mat(tmp_path / "more" / "c.mat", "5")
+    other = MatSource(str(tmp_path / "more"))
+    with pytest.raises(InputError, match="c.mat.*24 x 15.*10 x 10"):
+        other(np.zeros((10, 10, 3), np.uint8), {"image_id": "c", "file_name": "c.jpg"})
+
+
+def rle(members, compressed=True):
+    mask = np.asfortranarray(np.isin(SUPERPIXELS, members).astype(np.uint8))
+    if compressed:
+        found = coco_mask.encode(mask)
+        return {"size": list(found["size"]), "counts": found["counts"].decode()}
+    flat, counts, value = mask.ravel(order="F"), [], 0
+    at = 0
+    while at < flat.size:
+        run = np.argmax(flat[at:] != value) if (flat[at:] != value).any() else flat.size - at
+        counts.append(int(run))
+        at, value = at + run, 1 - value
+    return {"size": list(mask.shape), "counts": counts}
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_coco_result_files(tmp_path, compressed):
+    path = tmp_path / "sam.json"
+    entries = [{"image_id": 7, "segmentation": rle(m, compressed), "score": 1} for m in MEMBERS]
+    path.write_text(json.dumps([{"image_id": 6, "segmentation": rle([1])}, *entries]))
+    check(CocoJsonSource(str(path))(IMAGE, {"image_id": 7}))
+    with pytest.raises(InputError, match="no proposals of image 8"):
+        CocoJsonSource(str(path))(IMAGE, {"image_id": 8})
+    with pytest.raises(InputError, match="run-length mask of 4 x 4"):
+        CocoJsonSource(str(path))(np.zeros((4, 4, 3), np.uint8), {"image_id": 7})
+
+
+def test_bad_coco_file_is_named(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match="bad.json"):
+        CocoJsonSource(str(path))(IMAGE, {"image_id": 1})
+
+
+def test_none_has_none():
+    assert NoSource()(IMAGE, {}) is None
