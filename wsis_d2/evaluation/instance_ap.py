@@ -133,11 +133,13 @@ def _add_coco(
 
     right = np.zeros((len(columns), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(right)
+    # Only these can match at any threshold, with segments of one picture two or three at most.
+    rivals = [np.flatnonzero(iou[:, k] >= THRESHOLDS[0]).tolist() for k in range(len(columns))]
     for position, threshold in enumerate(THRESHOLDS):
         free = np.ones(len(rows), bool)
-        for column in range(len(columns)):
+        for column, candidates in enumerate(rivals):
             best, found = min(threshold, 1 - 1e-10), -1
-            for row in range(len(rows)):
+            for row in candidates:
                 if not free[row] and not crowd[row]:
                     continue
                 if found >= 0 and not ignored_gt[found] and ignored_gt[row]:

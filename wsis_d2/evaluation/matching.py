@@ -18,8 +18,6 @@ from wsis_d2.utils.errors import InputError
 
 SCORE_MODES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
 _UNKNOWN, _VOID, _FIRST = 0, 1, 2
-_DENSE_CELLS = 1 << 14
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -127,11 +125,15 @@ class Matcher:
                 f"{pred_name}: {_size(pred_ids)} (height x width), expected"
                 f" {_size(gt_ids)} as in {gt_name}"
             )
-        rows = self._relabel(gt_ids, gt_segments, gt_name)
-        columns = self._relabel(pred_ids, pred_segments, pred_name)
-        joint = joint_histogram(rows, columns, len(gt_segments) + 2, len(pred_segments) + 2)
-        _refuse_unknown(joint[_UNKNOWN], rows, gt_ids, gt_name)
-        _refuse_unknown(joint[:, _UNKNOWN], columns, pred_ids, pred_name)
+        starts, lengths = joint_runs(gt_ids, pred_ids)
+        gt_runs, pred_runs = gt_ids.ravel()[starts], pred_ids.ravel()[starts]
+        rows = self._relabel(gt_runs, gt_segments, gt_name)
+        columns = self._relabel(pred_runs, pred_segments, pred_name)
+        joint = joint_histogram(
+            rows, columns, len(gt_segments) + 2, len(pred_segments) + 2, weights=lengths
+        )
+        _refuse_unknown(joint[_UNKNOWN], rows, gt_runs, gt_name)
+        _refuse_unknown(joint[:, _UNKNOWN], columns, pred_runs, pred_name)
 
         pred_area = joint[:, _FIRST:].sum(0)
         keep = np.ones(len(pred_segments), bool)
@@ -161,7 +163,7 @@ class Matcher:
     def _relabel(
         self, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], name: str
     ) -> np.ndarray:
-        """Return uint16 (H, W): 0 unknown id, 1 void, 2 + k the k-th segment."""
+        """Return uint16, shaped like ``ids``: 0 unknown id, 1 void, 2 + k the k-th segment."""
         if len(segments) > np.iinfo(np.uint16).max - _FIRST:
             raise InputError(f"{name}: {len(segments)} segments, more than this can hold (65533)")
         if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_ID:
@@ -179,30 +181,43 @@ class Matcher:
             table[numbers] = 0
 
 
-def joint_histogram(rows: np.ndarray, columns: np.ndarray, n: int, m: int) -> np.ndarray:
-    """Count pixels by (row label, column label).
+def joint_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return runs of pixels, in reading order, in which two pictures are constant.
+
+    Pictures of segments have some ten thousand runs where they have millions of pixels.
 
     Args:
-        rows: integer (H, W), values 0 to n - 1.
-        columns: integer (H, W), values 0 to m - 1.
+        first, second: arrays of one shape.
+
+    Returns:
+        Index of each run's first pixel in the flattened picture, and its length, int64 (runs,).
+    """
+    first, second = first.ravel(), second.ravel()
+    change = np.ones(len(first), bool)
+    np.not_equal(first[1:], first[:-1], out=change[1:])
+    change[1:] |= second[1:] != second[:-1]
+    starts = np.flatnonzero(change)
+    return starts, np.diff(starts, append=len(first))
+
+
+def joint_histogram(
+    rows: np.ndarray, columns: np.ndarray, n: int, m: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Count by (row label, column label).
+
+    Args:
+        rows: integers, values 0 to n - 1.
+        columns: integers of the same shape, values 0 to m - 1.
+        weights: how many pixels each stands for; None: one.
 
     Returns:
         int64 (n, m).
     """
-    rows, columns = rows.ravel(), columns.ravel()
-    if n * m > _DENSE_CELLS:
-        cells, counts = np.unique(rows.astype(np.int64) * m + columns, return_counts=True)
-        result = np.zeros(n * m, np.int64)
-        result[cells] = counts
-        return result.reshape(n, m)
-    result = np.zeros(n * m, np.int64)
-    # Blocks that stay in the cache, and no temporary as large as the picture.
-    for start in range(0, len(rows), _BLOCK):
-        joint = rows[start : start + _BLOCK].astype(np.int64)
-        joint *= m
-        joint += columns[start : start + _BLOCK]
-        result += np.bincount(joint, minlength=n * m)
-    return result.reshape(n, m)
+    joint = rows.astype(np.int64).ravel()
+    joint *= m
+    joint += columns.ravel()
+    # Sums of pixel counts are exact in float64.
+    return np.bincount(joint, weights, minlength=n * m).astype(np.int64).reshape(n, m)
 
 
 def _refuse_unknown(counts: np.ndarray, labels: np.ndarray, ids: np.ndarray, name: str) -> None:

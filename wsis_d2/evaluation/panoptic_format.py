@@ -212,10 +212,11 @@ def semantic_map(
     ids: np.ndarray, segments: list[dict[str, Any]], classes: Classes, ignore: int = 255
 ) -> np.ndarray:
     """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
-    numbers, inverse = np.unique(ids, return_inverse=True)
-    class_of = {segment["id"]: classes.index[segment["category_id"]] for segment in segments}
-    table = np.array([class_of.get(int(number), ignore) for number in numbers], np.uint8)
-    return table[inverse.reshape(ids.shape)]
+    table = np.full(int(ids.max(initial=0)) + 1, ignore, np.uint8)
+    for segment in segments:
+        if segment["id"] < len(table):
+            table[segment["id"]] = classes.index[segment["category_id"]]
+    return table.take(ids)
 
 
 def write_panoptic_png(path: Path, ids: np.ndarray) -> None:

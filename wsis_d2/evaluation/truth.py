@@ -28,6 +28,7 @@ class PanopticTruth:
         self._file: PanopticFile | None = None
         self._matcher: Matcher | None = None
         self._last: tuple[Any, str, ImageMatch, np.ndarray, list[dict[str, Any]]] | None = None
+        self._last_truth: tuple[str, np.ndarray] | None = None
 
     @property
     def file(self) -> PanopticFile:
@@ -82,16 +83,22 @@ class PanopticTruth:
             output["panoptic_seg"], self.classes, self.metadata.get("label_divisor", 1000)
         )
         match = self._matcher(
-            self.file.ids(key), self.file.segments(key), ids, segments,
+            self.ids(key), self.file.segments(key), ids, segments,
             key=self.file.position[key], gt_name=str(self.file.png(key)),
             pred_name=f"the model's panoptic_seg of {record.get('file_name')}",
         )  # fmt: skip
         self._last = (panoptic, key, match, ids, segments)
         return match, ids, segments
 
+    def ids(self, key: str) -> np.ndarray:
+        """Return the truth's segment ids of an image; the last image's are kept."""
+        if self._last_truth is None or self._last_truth[0] != key:
+            self._last_truth = (key, self.file.ids(key))
+        return self._last_truth[1]
+
     def semantic(self, key: str) -> np.ndarray:
         """Return the truth as a uint8 map of unified ids (H, W), 255 = void."""
-        return semantic_map(self.file.ids(key), self.file.segments(key), self.classes)
+        return semantic_map(self.ids(key), self.file.segments(key), self.classes)
 
 
 def panoptic_prediction(
@@ -112,7 +119,7 @@ def panoptic_prediction(
     """
     picture, segments = panoptic_seg
     picture = _numpy(picture)
-    numbers, inverse = np.unique(picture, return_inverse=True)
+    numbers = np.unique(picture)
     void = 0
     if segments is None:
         segments = [
@@ -131,7 +138,7 @@ def panoptic_prediction(
             raise InputError(
                 f"the model's panoptic_seg has id {number}, which no segments_info lists"
             )
-    return new_ids[inverse.reshape(picture.shape)], result
+    return new_ids[np.searchsorted(numbers, picture)], result
 
 
 def _file_segment(segment: Mapping[str, Any], number: int, classes: Classes) -> dict[str, Any]:
