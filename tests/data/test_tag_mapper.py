@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from wsis_d2.data.mappers import TagMapper
+from wsis_d2.utils.errors import InputError
 
 
 @pytest.fixture
@@ -83,3 +84,13 @@ def test_augmentation_keeps_crop_and_tags_together(record):
     sample = mapper(scale_range=(2.0, 2.0), flip=True, color_jitter=0.2)(record)
     assert sample["image"].shape == (3, 40, 30)
     assert sample["tags"].shape == (5,)
+
+
+def test_a_full_record_tells_its_tags_by_its_segments_and_silence_is_an_error(record):
+    del record["crop_tags"], record["image_tags"]
+    with pytest.raises(InputError, match="a.png: no image_tags"):
+        mapper()(record)
+    full = {**record, "supervision": "full", "segments_info": [{"id": 1, "category_id": 2}]}
+    assert mapper(is_train=False)(full)["tags"].tolist() == [1, 1, 1, 0, 0]
+    with pytest.raises(InputError, match="no image_tags"):
+        mapper()({**full, "supervision": "weak"})

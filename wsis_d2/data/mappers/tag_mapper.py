@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.utils.errors import InputError
 
 UNKNOWN = -1.0
 """The target of a class of which nobody knows whether it is there."""
@@ -100,14 +101,14 @@ class TagMapper:
         whole = (0, 0, record["width"], record["height"])
         if not self.is_train:
             sample["image"] = _to_tensor(image)
-            sample["tags"] = self.target(record, whole, record.get("image_tags"))
+            sample["tags"] = self.target(record, whole, image_tags(record))
             if crops:
                 sample["crops"] = [window for window, _ in crops]
                 sample["crop_targets"] = torch.stack(
                     [self.target(record, window, tags) for window, tags in crops]
                 )
             return sample
-        window, tags = whole, record.get("image_tags")
+        window, tags = whole, image_tags(record)
         if crops:
             # Detectron2's loader seeds NumPy's global generator in each worker.
             window, tags = crops[int(np.random.randint(len(crops)))]  # noqa: NPY002
@@ -139,6 +140,22 @@ class TagMapper:
                     target[class_id] = UNKNOWN
         target[list(tags or ())] = 1.0
         return target
+
+
+def image_tags(record: Mapping) -> list[int]:
+    """Return the classes of an image: its tags, or those of a full record's segments.
+
+    Raises:
+        InputError: the record tells neither.
+    """
+    if record.get("image_tags") is not None:
+        return list(record["image_tags"])
+    if record.get("supervision") == "full" and "segments_info" in record:
+        return sorted({int(segment["category_id"]) for segment in record["segments_info"]})
+    raise InputError(
+        f"{record['file_name']}: no image_tags, which the tag classifier learns from; add them to "
+        "the annotation file"
+    )
 
 
 def crop_windows(record: Mapping) -> list[tuple[tuple[int, int, int, int], list[int]]]:
