@@ -2,12 +2,18 @@
 """VOC 2012 and SBD: the lists' rule, boxes, void, quirks of the .mat files, resuming, checking."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 from official_trees import (
+    REPOSITORY,
     assert_round_trip,
     make_voc,
     panoptic_pairs,
@@ -259,3 +265,46 @@ def test_without_sbd(tree):
     with pytest.raises(InputError, match="benchmark_RELEASE.*missing; unpack SBD.*--no-sbd"):
         prepare(tree)
     assert not (prepare(tree, "--no-sbd") / "weak_trainaug.json").exists()
+
+
+def test_command_ends_with_one_line_and_status_2(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "datasets" / "prepare_voc.py"), "--root"]
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: ") and "unpack VOC 2012" in last
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
+    make_voc(tmp_path)
+    voc_root = tmp_path / "VOCdevkit" / "VOC2012"
+    names = [f"2009_{k:06d}" for k in range(1500)]
+    for name in names:
+        for part, suffix in (
+            ("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("SegmentationObject", "png"),
+        ):  # fmt: skip
+            (voc_root / part / f"{name}.{suffix}").symlink_to(
+                voc_root / part / f"2007_000001.{suffix}"
+            )
+    with open(voc_root / "ImageSets" / "Segmentation" / "train.txt", "a") as file:
+        file.write("\n".join(names) + "\n")
+    folder = prepare(tmp_path)
+    wanted = derived_bytes(folder)
+    command = [sys.executable, str(REPOSITORY / "datasets" / "prepare_voc.py"), "--root"]
+    command += [str(tmp_path), "--allow-partial", "--workers", "2"]
+    journal = folder / ".journal_panoptic.jsonl"
+    shutil.rmtree(folder)
+    done = [0]
+    for goal in (1, 300, 700, 1100):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (
+            not journal.exists() or journal.read_bytes().count(b"\n") < goal + 1
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done.append(journal.read_bytes().count(b"\n") - 1)
+        assert not (folder / "weak_train.json").exists()
+    assert done == sorted(done) and done[-1] >= 1100
+    prepare(tmp_path, "--workers", 2)
+    assert derived_bytes(folder) == wanted
