@@ -36,7 +36,11 @@ Evaluate a trained model, or without the CRF:
     tools/train_net.py --config-file output/run/config.yaml --eval-only \\
         MODEL.WEIGHTS output/run/model_final.pth
     tools/train_net.py --config-file output/run/config.yaml --eval-only \\
-        MODEL.WEIGHTS output/run/model_final.pth MODEL.INSTANCE_HEAD.NAME BoxMergeHead
+        MODEL.WEIGHTS output/run/model_final.pth MODEL.INSTANCE_HEAD.NAME BoxMergeHead \\
+        OUTPUT_DIR output/run_without_crf RUN_NAME without_crf RUN_VARIANT no_crf_head
+
+On two GPUs, or two processes where there is none:
+    tools/train_net.py --config-file F --num-gpus 2
 """
 
 

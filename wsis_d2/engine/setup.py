@@ -103,7 +103,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_cfg(args.config_file or None, args.opts)
     cfg.freeze()
+    kept = None
+    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if getattr(args, "eval_only", False) and os.path.exists(config):
+        # An evaluation with other options must not rewrite what the run was trained with.
+        with open(config) as file:
+            kept = file.read()
     default_setup(cfg, args)
+    if kept is not None and comm.is_main_process():
+        with open(config, "w") as file:
+            file.write(kept)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsis_d2")
     if comm.is_main_process():
         write_metadata(cfg)
