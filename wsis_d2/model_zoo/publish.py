@@ -28,14 +28,19 @@ def strip_checkpoint(checkpoint: Any, path: str | Path, half: bool) -> dict[str,
     """Return a checkpoint's parameters alone, in the order of their names.
 
     Args:
-        checkpoint: as read; optimiser, schedule, random state and iteration are dropped.
+        checkpoint: as read; optimiser, schedule, random state and iteration are dropped, and the
+            auxiliary classifier.
         path: for messages.
         half: store floating point numbers in 16 bits; loading brings them back to 32.
 
     Raises:
         InputError: no parameters, or a number that is not finite (in 16 bits, either).
     """
-    state = {k: v.detach().contiguous() for k, v in sorted(model_state(checkpoint, path).items())}
+    state = {
+        k: v.detach().contiguous()
+        for k, v in sorted(model_state(checkpoint, path).items())
+        if not k.startswith("semantic.head.aux_")
+    }
     if half:
         for name, value in state.items():
             if value.is_floating_point():
@@ -131,6 +136,8 @@ def publish(
     metadata = _read_metadata(run / "metadata.json")
     if not cfg.MODEL.WSIS.THING_IDS and metadata["thing_ids"]:
         cfg.MODEL.WSIS.THING_IDS = [int(i) for i in metadata["thing_ids"]]
+    # The auxiliary classifier serves training alone.
+    cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.0
     state = strip_checkpoint(read_checkpoint(source), source, half)
     metrics, meta = _read_metrics(results, run / "results.json", run_name)
     recipes = [_read_recipe(store) for store in stores]

@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Export a trained panoptic network with torch.export, the CRF inside, for images of any size.
+
+The program takes an image and detections (boxes, scores, classes) and gives one label a pixel.
+Before it is written, its output is compared with the model's on two other image sizes.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.errors import InputError
+
+EPILOG = """examples:
+  tools/export_model.py --model output/run --output model.pt2
+  tools/export_model.py --model Sample-Panoptic/tiny_instance --output tiny.pt2
+
+Load it elsewhere: tools/load_exported.py is a whole example that needs torch and the compiled
+operators alone, neither wsis_d2 nor Detectron2; copy it and that library.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR|ID", help="run folder or zoo id")
+    parser.add_argument("--output", required=True, type=Path, metavar="M.pt2")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    if args.output.suffix != ".pt2":
+        raise InputError(f"--output {args.output}: expected a name that ends in .pt2")
+
+    import torch
+
+    from wsis_d2.utils.checkpoint import trust_checkpoints
+    from wsis_d2.utils.export import compare_with_eager, export_model
+    from wsis_d2.utils.predictor import PanopticPredictor
+
+    if args.trust:
+        trust_checkpoints()
+    predictor = PanopticPredictor(args.model, args.device)
+    program = export_model(predictor.model)
+    differences = compare_with_eager(program, predictor.model)
+    for size, difference in differences.items():
+        print(f"{size}: largest difference of label scores {difference:.2e}")
+    facts = {
+        "classes": predictor.classes,
+        "stuff_ids": list(predictor.model.stuff_ids),
+        "format": predictor.cfg.INPUT.FORMAT,
+        "inputs": "image (3, H, W) float32 0..255; boxes (D, 4) XYXY; scores (D,); classes (D,)",
+        "outputs": "label (H, W) in [0, L): detections, then stuff_ids; scores; probabilities",
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.output.with_name(f".{args.output.stem}.{os.getpid()}.pt2")
+    try:
+        torch.export.save(program, temporary, extra_files={"wsis_d2.json": json.dumps(facts)})
+        os.replace(temporary, args.output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    from wsis_d2 import _C
+
+    print(f"operators: {_C.__file__}")
+    print(f"wrote {args.output}, {args.output.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    main_with_errors(main)
