@@ -18,10 +18,11 @@ from wsis_d2.engine.trainer import load_weights
 from wsis_d2.utils.errors import InputError
 
 SEMANTIC = ("MODEL.WSIS.STAGE", "semantic")
-# Without the compiled operator's rounding or batch statistics, so that sums may be compared.
+# Without batch statistics and dropout, so that one process and two may be compared.
 PLAIN = (
     "MODEL.SEMANTIC.RESNETS.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "",
-    "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS", 32,
+    "SOLVER.OPTIMIZER", "SGD", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0,
+    "MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS", 32,
     "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 32,
 )  # fmt: skip
 
@@ -61,7 +62,7 @@ def losses_of(folder) -> list[float]:
 def test_a_resumed_run_ends_like_an_uninterrupted_one(data, tmp_path, stage):
     options = [
         "MODEL.WSIS.STAGE", stage, "SOLVER.CHECKPOINT_PERIOD", 2, "INPUT.SCALE_RANGE", [1.0, 1.3],
-        "MODEL.INSTANCE_HEAD.ITERATIONS", 0, "MODEL.WSIS.TRAIN_BOXES", "gt_jitter",
+        "MODEL.INSTANCE_HEAD.ITERATIONS", 2, "MODEL.WSIS.TRAIN_BOXES", "gt_jitter",
         "DATASETS.TRAIN", "('tiny_weak', 'tiny_full')", "DATALOADER.FULL_FRACTION", 0.5,
     ]  # fmt: skip
     whole = train(tiny_cfg(tmp_path / "whole", *options))
@@ -127,7 +128,7 @@ def _worker(folder: str, data_folder, options: list, world: int) -> None:
 def test_two_processes_train_like_one_with_the_same_batch(data, tmp_path, stage):
     options = [
         "MODEL.WSIS.STAGE", stage, *PLAIN, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3,
-        "MODEL.WSIS.TRAIN_BOXES", "gt", "MODEL.INSTANCE_HEAD.ITERATIONS", 0,
+        "MODEL.WSIS.TRAIN_BOXES", "gt", "MODEL.INSTANCE_HEAD.ITERATIONS", 2,
     ]  # fmt: skip
     for world in (1, 2):
         folder = tmp_path / str(world)
@@ -180,13 +181,15 @@ def test_poly_schedule_follows_its_formula(data, tmp_path):
         scheduler.step()
 
 
-def test_full_model_clipping_bounds_the_norm_of_all_gradients(data, tmp_path):
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_full_model_clipping_bounds_the_norm_of_all_gradients(data, tmp_path, kind):
     cfg = tiny_cfg(
-        tmp_path, *SEMANTIC, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
+        tmp_path, *SEMANTIC, "SOLVER.OPTIMIZER", kind, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5,
     )  # fmt: skip
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, getattr(torch.optim, kind))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

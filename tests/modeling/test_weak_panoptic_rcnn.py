@@ -255,3 +255,21 @@ def test_one_image_and_a_norm_that_learns_is_refused_by_name(data, tmp_path):
     cfg, model = model_of(tmp_path, "semantic")
     with pytest.raises(InputError, match="SOLVER.IMS_PER_BATCH"):
         losses_of(model, batch_of(cfg, 1))
+
+
+def test_an_image_larger_than_a_tile_is_explained_whole(data, tmp_path):
+    """Tiles, scales and the mirror image meet before the CRF, which sees the full image."""
+    _, model = model_of(
+        tmp_path, "instance_piecewise", "MODEL.SEMANTIC.INFERENCE.MODE", "tiles",
+        "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", 65, "MODEL.SEMANTIC.INFERENCE.SCALES", [0.5, 1.0],
+        "MODEL.SEMANTIC.INFERENCE.FLIP", True, "MODEL.WSIS.DETECTION_SCORE_THRESH", 0.0,
+    )  # fmt: skip
+    seen = []
+    forward = model.instance.forward
+    model.instance.forward = lambda q, image, labels: (
+        seen.append((q.shape[-2:], image.shape[-2:])) or forward(q, image, labels)
+    )
+    output = model.eval()([{"image": torch.randint(0, 256, (3, 100, 151), dtype=torch.uint8)}])[0]
+    assert seen == [((100, 151), (100, 151))]
+    assert output["panoptic_seg"][0].shape == (100, 151)
+    assert torch.allclose(output["sem_seg"].sum(0), torch.ones(100, 151), atol=1e-4)
