@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from wsis_d2.layers import native_crf
-from wsis_d2.layers._extension import require_extension
 from wsis_d2.layers.exact_crf import exact_mean_field
 from wsis_d2.utils.errors import InputError
 
@@ -63,7 +62,7 @@ def check_positive(name: str, value: float) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name}: expected a positive number, found {value!r}.") from None
-    if not (math.isfinite(number) and number > 0):
+    if not 0 < number < math.inf:
         raise InputError(f"{name}: expected a finite number above 0, found {number}.")
     return number
 
@@ -85,7 +84,7 @@ def _weight(name: str, value, scores: torch.Tensor, dtype: torch.dtype) -> torch
         if value.device != scores.device and value.device.type != "cpu":
             raise InputError(f"{name}: it is on {value.device}, scores are on {scores.device}.")
         return value.reshape(()).to(device=scores.device, dtype=dtype)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
         raise InputError(f"{name}: expected a finite number or a tensor, found {value!r}.")
     return torch.tensor(float(value), dtype=dtype, device=scores.device)
 
@@ -181,7 +180,7 @@ def mean_field(
             scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
             normalization,
         )  # fmt: skip
-    require_extension(scores.device)
+    native_crf.ensure_operators(scores.device)
     return native_crf.mean_field(
         scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
         normalization, spatial == "exact", recompute,

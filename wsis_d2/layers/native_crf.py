@@ -72,6 +72,7 @@ def _mean_field_context(ctx, inputs, output):
     scores, header, records, index, w_b, w_s, *options = inputs
     ctx.options = options
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
     # The scores are needed only where marginals are computed again.
     ctx.save_for_backward(output[1], scores, header, records, index, w_b, w_s)
 
@@ -80,8 +81,6 @@ def _mean_field_backward(ctx, grad, grad_saved):
     none = (None,) * 4
     if grad is None:
         return None, None, None, None, None, None, *none
-    if grad_saved is not None:
-        raise InputError("wsis_d2::mean_field: its second output has no gradient.")
     saved, *rest = ctx.saved_tensors
     result, grad_b, grad_s = torch.ops.wsis_d2.mean_field_backward(grad, saved, *rest, *ctx.options)
     return result, None, None, None, grad_b, grad_s, *none
@@ -114,14 +113,17 @@ def build_lattice(
     dtype: torch.dtype = torch.float32,
 ):
     """The permutohedral lattice of ``image`` (3, H, W): header, records, index."""
-    _ensure(image.device)
+    ensure_operators(image.device)
     image = image.detach().to(dtype)
     return torch.ops.wsis_d2.build_lattice(
         image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization]
     )
 
 
-def _ensure(device) -> None:
+def ensure_operators(device) -> None:
+    """Load and register the operators, or raise an ExtensionError that says what is missing."""
+    if torch.compiler.is_compiling():
+        return  # looked up when this module was imported; reading files cannot be traced
     require_extension(device)
     _register()
 
@@ -233,7 +235,7 @@ def spatial_filter(
     sigma = check_positive("sigma", sigma)
     check_choice("spatial", spatial, SPATIAL)
     _checked_normalization(normalization)
-    _ensure(values.device)
+    ensure_operators(values.device)
     return torch.ops.wsis_d2.spatial_filter(
         values, sigma, spatial == "exact", _NORMALIZATIONS[normalization], transpose
     )

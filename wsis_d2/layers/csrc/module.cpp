@@ -7,6 +7,6 @@ static PyModuleDef module = {
     nullptr,               nullptr, nullptr, nullptr,
 };
 
-PyMODINIT_FUNC __attribute__((visibility("default"))) PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   return PyModule_Create(&module);
 }

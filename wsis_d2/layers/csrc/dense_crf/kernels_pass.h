@@ -7,11 +7,19 @@ template <typename T>
 struct BlockScratch {
   T* values;             // [padded / 8 chunks][kBlock][width]
   T sum[kBlock];         // softmax's denominator, or <q, gradient>
+  alignas(64) T partial[kBlock][8];  // the same before its eight parts are added
   T bilateral[kBlock];   // factors of splatting
   T spatial[kBlock];
   explicit BlockScratch(int64_t padded)
       : values(static_cast<T*>(std::aligned_alloc(64, padded * kBlock * sizeof(T)))) {
     if (values == nullptr) throw std::bad_alloc();
+  }
+  void clear(int64_t count) { std::memset(partial, 0, count * sizeof(partial[0])); }
+  void add_up(int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* v = partial[i];
+      sum[i] = ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+    }
   }
   ~BlockScratch() { std::free(values); }
   BlockScratch(const BlockScratch&) = delete;
@@ -21,14 +29,25 @@ struct BlockScratch {
 // Where one tile's pixels are, on the image and on the grid.
 template <typename T>
 struct TilePlace {
-  int64_t x0, y0;
-  const Tap<T>* tx;
+  int64_t x0, y0, columns, rows;
+  const Tap<T>* tx;  // of the tile's first column and row
   const Tap<T>* ty;
+  T* messages;       // [chunk][y][x][label]: the spatial kernel's; nullptr: none
 };
+
+// Groups ahead whose rows are fetched: they lie anywhere in the lattice.
+constexpr int64_t kGroupsAhead = 3;
+
+template <typename T, int BLOCKS>
+WSIS_INLINE void prefetch_row(const T* row) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < 8 * BLOCKS; i += kLine) __builtin_prefetch(row + i, 1);
+  __builtin_prefetch(row + 8 * BLOCKS - 1, 1);
+}
 
 // Messages of pixels [p0, groups[g1].begin) in `groups` [g0, g1), one chunk, then by mode:
 // kForward: 2^(logit + message) -> values, sums; kMessage: values; kBackward: see pass_band.
-template <typename T, int BLOCKS, Mode MODE, bool BILATERAL, bool FINE>
+template <typename T, int BLOCKS, Mode MODE, bool BILATERAL>
 void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int64_t g0,
                  int64_t g1, int64_t p0, int64_t p1, T* values, T* sum, bool exponent,
                  double* weight_grads) {
@@ -36,9 +55,8 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
   constexpr int kWidth = R::kWidth;
   const Lattice<T>& lattice = *pass.lattice;
   const T* vertices = BILATERAL ? pass.values + lattice.rows() * chunk.offset : nullptr;
-  const bool spatial = pass.plan != nullptr;
-  const int64_t grid_x = spatial ? pass.plan->grid_x : 0;
-  const T* grid = spatial ? pass.grid + grid_x * pass.plan->grid_y * chunk.offset : nullptr;
+  const T* spatial =
+      tile.messages != nullptr ? tile.messages + kTile * kTile * chunk.offset : nullptr;
   const T* logits =
       MODE == Mode::kForward ? pass.logits + lattice.pixels * chunk.offset : nullptr;
   const T* q = MODE == Mode::kBackward ? pass.q + lattice.pixels * chunk.offset : nullptr;
@@ -47,12 +65,15 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
     const Group& group = lattice.groups[g];
     R corner[kVertices];
     if constexpr (BILATERAL) {
+      const Group& ahead = lattice.groups[std::min(g + kGroupsAhead, lattice.groups_count)];
+      for (int i = 0; i < kVertices; ++i) {
+        prefetch_row<T, BLOCKS>(vertices + static_cast<int64_t>(ahead.slice[i]) * kWidth);
+      }
       for (int i = 0; i < kVertices; ++i) {
         corner[i] = R::load(vertices + static_cast<int64_t>(group.slice[i]) * kWidth);
       }
     }
-    const int64_t begin = std::max<int64_t>(group.begin, p0);
-    const int64_t end = std::min<int64_t>(lattice.groups[g + 1].begin, p1);
+    const int64_t begin = group.begin, end = lattice.groups[g + 1].begin;
     for (int64_t p = begin; p < end; ++p) {
       const Record<T>& record = lattice.records[p];
       R message = R::zero();
@@ -67,39 +88,28 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
         grad_bilateral.add(product);
         message.scale(pass.weight_bilateral);
       }
-      if (spatial) {
-        const Tap<T>& x = tile.tx[record.code & (kTile - 1)];
-        const Tap<T>& y = tile.ty[record.code / kTile];
-        const T* cell = grid + (y.index * grid_x + x.index) * kWidth;
-        R near = message;
-        if constexpr (MODE == Mode::kBackward) near = R::zero();
-        near.fma(R::load(cell), y.read0 * x.read0);
-        if constexpr (!FINE) {
-          near.fma(R::load(cell + kWidth), y.read0 * x.read1);
-          const T* below = cell + grid_x * kWidth;
-          near.fma(R::load(below), y.read1 * x.read0);
-          near.fma(R::load(below + kWidth), y.read1 * x.read1);
-        }
+      if (spatial != nullptr) {
+        R near = R::load(spatial + record.code * kWidth);
         if constexpr (MODE == Mode::kBackward) {
           R product = near;
           product.multiply(R::load(q + p * kWidth));
           grad_spatial.add(product);
           message.fma(near, pass.weight_spatial);
         } else {
-          message = near;
+          message.add(near);
         }
       }
       if constexpr (MODE == Mode::kForward) {
         message.add(R::load(logits + p * kWidth));
         if (exponent) {
           message.exp2();
-          sum[p - p0] += message.sum();
+          message.add_partial(sum + (p - p0) * 8);
         }
       }
       if constexpr (MODE == Mode::kBackward) {
         R product = message;
         product.multiply(R::load(q + p * kWidth));
-        sum[p - p0] += product.sum();
+        product.add_partial(sum + (p - p0) * 8);
       }
       message.store(values + (p - p0) * kWidth);
     }
@@ -110,27 +120,22 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
   }
 }
 
-// Add values * factors to the vertices and to the band's strip, one chunk.
-template <typename T, int BLOCKS, bool BILATERAL, bool FINE>
-void splat_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int band,
-                 int64_t g0, int64_t g1, int64_t p0, int64_t p1, const T* values,
+// Add values * factors to the vertices, and lay them out for down_tile; one chunk.
+template <typename T, int BLOCKS, bool BILATERAL>
+void splat_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int64_t g0, int64_t g1, int64_t p0, int64_t p1, const T* values,
                  const T* bilateral, const T* spatial) {
   using R = Row<T, BLOCKS>;
   constexpr int kWidth = R::kWidth;
   const Lattice<T>& lattice = *pass.lattice;
   T* vertices = BILATERAL ? pass.sums + lattice.rows() * chunk.offset : nullptr;
-  const int64_t grid_x = pass.plan ? pass.plan->grid_x : 0;
-  T* strip = nullptr;
-  if (pass.plan) {
-    const SpatialPlan<T>& plan = *pass.plan;
-    strip = pass.strips + plan.strip_total * grid_x * chunk.offset +
-            (plan.strip_begin[band] - plan.strip_row[band]) * grid_x * kWidth;
-  }
-  for (int64_t g = g0; g < g1; ++g) {
-    const Group& group = lattice.groups[g];
-    const int64_t begin = std::max<int64_t>(group.begin, p0);
-    const int64_t end = std::min<int64_t>(lattice.groups[g + 1].begin, p1);
-    if constexpr (BILATERAL) {
+  if constexpr (BILATERAL) {
+    for (int64_t g = g0; g < g1; ++g) {
+      const Group& group = lattice.groups[g];
+      const int64_t begin = group.begin, end = lattice.groups[g + 1].begin;
+      const Group& ahead = lattice.groups[std::min(g + kGroupsAhead, lattice.groups_count)];
+      for (int i = 0; i < kVertices; ++i) {
+        prefetch_row<T, BLOCKS>(vertices + static_cast<int64_t>(ahead.splat[i]) * kWidth);
+      }
       R corner[kVertices];
       for (int i = 0; i < kVertices; ++i) {
         corner[i] = R::load(vertices + static_cast<int64_t>(group.splat[i]) * kWidth);
@@ -145,33 +150,105 @@ void splat_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
         corner[i].store(vertices + static_cast<int64_t>(group.splat[i]) * kWidth);
       }
     }
-    if (strip != nullptr) {
-      for (int64_t p = begin; p < end; ++p) {
-        const int32_t code = lattice.records[p].code;
-        const Tap<T>& x = tile.tx[code & (kTile - 1)];
-        const Tap<T>& y = tile.ty[code / kTile];
-        const R value = R::load(values + (p - p0) * kWidth);
-        T* cell = strip + (y.index * grid_x + x.index) * kWidth;
-        const T upper = y.write0 * spatial[p - p0];
-        if constexpr (FINE) {
-          R sum = R::zero();
-          sum.fma(value, upper * x.write0);
-          sum.store(cell);  // a cell a pixel
-        } else {
-          const T lower = y.write1 * spatial[p - p0];
-          T* below = cell + grid_x * kWidth;
-          R a = R::load(cell), b = R::load(cell + kWidth);
-          R c = R::load(below), d = R::load(below + kWidth);
-          a.fma(value, upper * x.write0);
-          b.fma(value, upper * x.write1);
-          c.fma(value, lower * x.write0);
-          d.fma(value, lower * x.write1);
-          a.store(cell);
-          b.store(cell + kWidth);
-          c.store(below);
-          d.store(below + kWidth);
-        }
+  }
+  if (tile.messages == nullptr) return;
+  // The pixel's message is spent: its place takes the value, for down_tile.
+  T* raster = tile.messages + kTile * kTile * chunk.offset;
+  for (int64_t p = p0; p < p1; ++p) {
+    R value = R::load(values + (p - p0) * kWidth);
+    value.scale(spatial[p - p0]);
+    value.store(raster + lattice.records[p].code * kWidth);
+  }
+}
+
+// Messages of the spatial kernel for one tile, row by row: the grid, interpolated.
+template <typename T, int BLOCKS>
+void up_tile(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile) {
+  using R = Row<T, BLOCKS>;
+  constexpr int kWidth = R::kWidth;
+  const SpatialPlan<T>& plan = *pass.plan;
+  const T* grid = pass.grid + plan.grid_x * plan.grid_y * chunk.offset;
+  T* raster = tile.messages + kTile * kTile * chunk.offset;
+  const int64_t first = tile.tx[0].index;
+  const int64_t cells = tile.tx[tile.columns - 1].index + 2 - first;
+  alignas(64) T line[(kTile + 2) * kWidth];
+  for (int64_t y = 0; y < tile.rows; ++y) {
+    const Tap<T>& tap = tile.ty[y];
+    const T* upper = grid + (tap.index * plan.grid_x + first) * kWidth;
+    const T* lower = upper + plan.grid_x * kWidth;
+    T* to = raster + y * kTile * kWidth;
+    if (plan.stride == 1) {
+      for (int64_t x = 0; x < tile.columns; ++x) {
+        R sum = R::load(upper + x * kWidth);
+        sum.scale(tap.read0 * tile.tx[x].read0);
+        sum.store(to + x * kWidth);
       }
+      continue;
+    }
+    for (int64_t c = 0; c < cells; ++c) {
+      R sum = R::load(upper + c * kWidth);
+      sum.scale(tap.read0);
+      sum.fma(R::load(lower + c * kWidth), tap.read1);
+      sum.store(line + c * kWidth);
+    }
+    for (int64_t x = 0; x < tile.columns; ++x) {
+      const T* cell = line + (tile.tx[x].index - first) * kWidth;
+      R sum = R::load(cell);
+      sum.scale(tile.tx[x].read0);
+      sum.fma(R::load(cell + kWidth), tile.tx[x].read1);
+      sum.store(to + x * kWidth);
+    }
+  }
+}
+
+// The transpose: a tile's values are added to the band's strip.
+template <typename T, int BLOCKS>
+void down_tile(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int band) {
+  using R = Row<T, BLOCKS>;
+  constexpr int kWidth = R::kWidth;
+  const SpatialPlan<T>& plan = *pass.plan;
+  const int64_t first = tile.tx[0].index;
+  T* strip = pass.strips + plan.strip_total * plan.grid_x * chunk.offset +
+             ((plan.strip_begin[band] - plan.strip_row[band]) * plan.grid_x + first) * kWidth;
+  const T* raster = tile.messages + kTile * kTile * chunk.offset;
+  alignas(64) T line[(kTile + 2) * kWidth];
+  for (int64_t y = 0; y < tile.rows; ++y) {
+    const Tap<T>& tap = tile.ty[y];
+    T* upper = strip + tap.index * plan.grid_x * kWidth;
+    const T* from = raster + y * kTile * kWidth;
+    if (plan.stride == 1) {
+      for (int64_t x = 0; x < tile.columns; ++x) {
+        R sum = R::load(from + x * kWidth);
+        sum.scale(tap.write0 * tile.tx[x].write0);
+        sum.store(upper + x * kWidth);  // a cell a pixel
+      }
+      continue;
+    }
+    // Pixels come with rising cells: two sums at a time stay in registers.
+    R here = R::zero(), next = R::zero();
+    int64_t cell = 0;
+    for (int64_t x = 0; x < tile.columns; ++x) {
+      const int64_t index = tile.tx[x].index - first;
+      if (index != cell) {
+        here.store(line + cell * kWidth);
+        here = next;
+        next = R::zero();
+        cell = index;
+      }
+      const R value = R::load(from + x * kWidth);
+      here.fma(value, tile.tx[x].write0);
+      next.fma(value, tile.tx[x].write1);
+    }
+    here.store(line + cell * kWidth);
+    next.store(line + (cell + 1) * kWidth);
+    T* lower = upper + plan.grid_x * kWidth;
+    for (int64_t c = 0; c < cell + 2; ++c) {
+      const R sum = R::load(line + c * kWidth);
+      R above = R::load(upper + c * kWidth), below = R::load(lower + c * kWidth);
+      above.fma(sum, tap.write0);
+      below.fma(sum, tap.write1);
+      above.store(upper + c * kWidth);
+      below.store(lower + c * kWidth);
     }
   }
 }
@@ -191,28 +268,21 @@ template <typename T, Mode MODE>
 void slice_chunk(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int64_t g0,
                  int64_t g1, int64_t p0, int64_t p1, T* values, T* sum, bool exponent,
                  double* weight_grads) {
-  const bool fine = pass.plan == nullptr || pass.plan->stride == 1;
   with_blocks(chunk.blocks, [&](auto blocks) {
-    auto call = pass.bilateral
-                    ? (fine ? slice_block<T, blocks.value, MODE, true, true>
-                            : slice_block<T, blocks.value, MODE, true, false>)
-                    : (fine ? slice_block<T, blocks.value, MODE, false, true>
-                            : slice_block<T, blocks.value, MODE, false, false>);
+    auto call = pass.bilateral ? slice_block<T, blocks.value, MODE, true>
+                               : slice_block<T, blocks.value, MODE, false>;
     call(pass, chunk, tile, g0, g1, p0, p1, values, sum, exponent, weight_grads);
   });
 }
 
 template <typename T>
-void splat_chunk(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int band,
-                 int64_t g0, int64_t g1, int64_t p0, int64_t p1, const T* values,
+void splat_chunk(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile, int64_t g0,
+                 int64_t g1, int64_t p0, int64_t p1, const T* values,
                  const T* bilateral, const T* spatial) {
-  const bool fine = pass.plan == nullptr || pass.plan->stride == 1;
   with_blocks(chunk.blocks, [&](auto blocks) {
-    auto call = pass.bilateral ? (fine ? splat_block<T, blocks.value, true, true>
-                                       : splat_block<T, blocks.value, true, false>)
-                               : (fine ? splat_block<T, blocks.value, false, true>
-                                       : splat_block<T, blocks.value, false, false>);
-    call(pass, chunk, tile, band, g0, g1, p0, p1, values, bilateral, spatial);
+    auto call = pass.bilateral ? splat_block<T, blocks.value, true>
+                               : splat_block<T, blocks.value, false>;
+    call(pass, chunk, tile, g0, g1, p0, p1, values, bilateral, spatial);
   });
 }
 
@@ -245,13 +315,13 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
                    int64_t p0, int64_t p1, BlockScratch<T>& scratch) {
   const int64_t count = p1 - p0;
   const Lattice<T>& lattice = *pass.lattice;
-  for (int64_t i = 0; i < count; ++i) scratch.sum[i] = 0;
+  scratch.clear(count);
   auto fill = [&](bool exponent) {
     for (const Chunk& chunk : pass.chunks) {
       T* values = scratch.values + kBlock * chunk.offset;
       if (pass.mode == Mode::kForward) {
-        slice_chunk<T, Mode::kForward>(pass, chunk, tile, g0, g1, p0, p1, values, scratch.sum,
-                                       exponent, nullptr);
+        slice_chunk<T, Mode::kForward>(pass, chunk, tile, g0, g1, p0, p1, values,
+                                       scratch.partial[0], exponent, nullptr);
         continue;
       }
       const T* logits = pass.logits + lattice.pixels * chunk.offset + p0 * chunk.width();
@@ -260,7 +330,7 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
           auto row = Row<T, blocks.value>::load(logits + i * chunk.width());
           if (exponent) {
             row.exp2();
-            scratch.sum[i] += row.sum();
+            row.add_partial(scratch.partial[i]);
           }
           row.store(values + i * chunk.width());
         }
@@ -268,6 +338,7 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
     }
   };
   fill(true);
+  scratch.add_up(count);
   // The logits' maximum is 0, so without messages sums lie in [1, L]. Far from that (weights of
   // dozens), take out the maximum.
   bool odd = false;
@@ -305,12 +376,13 @@ void backward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, i
                     int64_t p0, int64_t p1, BlockScratch<T>& scratch, double* weight_grads) {
   const int64_t count = p1 - p0;
   const int64_t pixels = pass.lattice->pixels;
-  for (int64_t i = 0; i < count; ++i) scratch.sum[i] = 0;
+  scratch.clear(count);
   for (const Chunk& chunk : pass.chunks) {
     slice_chunk<T, Mode::kBackward>(pass, chunk, tile, g0, g1, p0, p1,
-                                    scratch.values + kBlock * chunk.offset, scratch.sum, false,
+                                    scratch.values + kBlock * chunk.offset, scratch.partial[0], false,
                                     weight_grads);
   }
+  scratch.add_up(count);
   for (const Chunk& chunk : pass.chunks) {
     const int64_t width = chunk.width();
     T* values = scratch.values + kBlock * chunk.offset;
@@ -334,25 +406,27 @@ void backward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, i
   }
 }
 
-// Copy `block` rows of one chunk between record order and label-major image tile.
+// One chunk of a tile, [y][x][label], to the (L, H, W) output.
 template <typename T>
-void write_tile(const Pass<T>& pass, const Chunk& chunk, int64_t x0, int64_t y0, const T* raster) {
+void write_tile(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& tile,
+                const T* raster) {
   const Lattice<T>& lattice = *pass.lattice;
-  const int64_t rows = std::min<int64_t>(kTile, lattice.height - y0);
-  const int64_t columns = std::min<int64_t>(kTile, lattice.width - x0);
   const int64_t width = chunk.width();
-  for (int64_t l = 0; l < chunk.labels; ++l) {
-    for (int64_t y = 0; y < rows; ++y) {
-      const int64_t at = (chunk.first + l) * lattice.pixels + (y0 + y) * lattice.width + x0;
-      const T* from = raster + y * kTile * width + l;
+  alignas(64) T lines[32 * kTile];  // [label][x]
+  for (int64_t y = 0; y < tile.rows; ++y) {
+    for (int64_t x = 0; x < tile.columns; ++x) {
+      const T* from = raster + (y * kTile + x) * width;
+      for (int64_t l = 0; l < chunk.labels; ++l) lines[l * kTile + x] = from[l];
+    }
+    for (int64_t l = 0; l < chunk.labels; ++l) {
+      const int64_t at = (chunk.first + l) * lattice.pixels + (tile.y0 + y) * lattice.width + tile.x0;
+      const T* line = lines + l * kTile;
       T* to = pass.output + at;
       if (pass.scores != nullptr) {
         const T* scores = pass.scores + at;
-        for (int64_t x = 0; x < columns; ++x) {
-          to[x] = scores[x] + from[x * width] * pass.output_scale;
-        }
+        for (int64_t x = 0; x < tile.columns; ++x) to[x] = scores[x] + line[x] * pass.output_scale;
       } else {
-        for (int64_t x = 0; x < columns; ++x) to[x] = from[x * width] * pass.output_scale;
+        for (int64_t x = 0; x < tile.columns; ++x) to[x] = line[x] * pass.output_scale;
       }
     }
   }
@@ -364,7 +438,9 @@ void for_tiles(const Pass<T>& pass, int band, F&& body) {
   const Lattice<T>& lattice = *pass.lattice;
   for (int64_t ty = lattice.band_rows[band]; ty < lattice.band_rows[band + 1]; ++ty) {
     for (int64_t tx = 0; tx < lattice.tiles_x; ++tx) {
-      TilePlace<T> place{tx * kTile, ty * kTile, nullptr, nullptr};
+      const int64_t x0 = tx * kTile, y0 = ty * kTile;
+      TilePlace<T> place{x0, y0, std::min<int64_t>(kTile, lattice.width - x0),
+                         std::min<int64_t>(kTile, lattice.height - y0), nullptr, nullptr, nullptr};
       if (pass.plan != nullptr) {
         place.tx = pass.plan->x.data() + place.x0;
         place.ty = pass.plan->y.data() + place.y0;
@@ -377,10 +453,18 @@ void for_tiles(const Pass<T>& pass, int band, F&& body) {
 template <typename T>
 void pass_band(const Pass<T>& pass, int band) {
   const Lattice<T>& lattice = *pass.lattice;
+  const bool spatial = pass.plan != nullptr;
+  BlockScratch<T> messages(spatial ? kTile * kTile / kBlock * pass.padded : 8);
   if (pass.mode == Mode::kMessage) {
     BlockScratch<T> raster(kTile * kTile / kBlock * 32);
     BlockScratch<T> scratch(32);
-    for_tiles(pass, band, [&](int64_t tile, const TilePlace<T>& place) {
+    for_tiles(pass, band, [&](int64_t tile, TilePlace<T> place) {
+      if (spatial) {
+        place.messages = messages.values;
+        for (const Chunk& chunk : pass.chunks) {
+          with_blocks(chunk.blocks, [&](auto b) { up_tile<T, b.value>(pass, chunk, place); });
+        }
+      }
       const int64_t first = lattice.tile_groups[tile], last = lattice.tile_groups[tile + 1];
       for (const Chunk& chunk : pass.chunks) {
         for (int64_t g = first; g < last; ++g) {
@@ -392,14 +476,20 @@ void pass_band(const Pass<T>& pass, int band) {
                         scratch.values + (p - p0) * chunk.width(), chunk.width() * sizeof(T));
           }
         }
-        write_tile(pass, chunk, place.x0, place.y0, raster.values);
+        write_tile(pass, chunk, place, raster.values);
       }
     });
     return;
   }
   BlockScratch<T> scratch(pass.padded);
   double weight_grads[2] = {0, 0};
-  for_tiles(pass, band, [&](int64_t tile, const TilePlace<T>& place) {
+  for_tiles(pass, band, [&](int64_t tile, TilePlace<T> place) {
+    if (spatial) place.messages = messages.values;
+    if (spatial && (pass.mode == Mode::kForward || pass.mode == Mode::kBackward)) {
+      for (const Chunk& chunk : pass.chunks) {
+        with_blocks(chunk.blocks, [&](auto b) { up_tile<T, b.value>(pass, chunk, place); });
+      }
+    }
     const int64_t last = lattice.tile_groups[tile + 1];
     for (int64_t g0 = lattice.tile_groups[tile]; g0 < last;) {
       const int64_t p0 = lattice.groups[g0].begin;
@@ -427,11 +517,16 @@ void pass_band(const Pass<T>& pass, int band) {
         for (const Chunk& chunk : pass.chunks) {
           const T* rows = values + stride * chunk.offset;
           if (pass.mode == Mode::kRaw) rows += p0 * chunk.width();
-          splat_chunk(pass, chunk, place, band, g0, g1, p0, p1, rows, scratch.bilateral,
+          splat_chunk(pass, chunk, place, g0, g1, p0, p1, rows, scratch.bilateral,
                       scratch.spatial);
         }
       }
       g0 = g1;
+    }
+    if (pass.strips != nullptr) {
+      for (const Chunk& chunk : pass.chunks) {
+        with_blocks(chunk.blocks, [&](auto b) { down_tile<T, b.value>(pass, chunk, place, band); });
+      }
     }
   });
   if (pass.weight_grads != nullptr) {

@@ -2,53 +2,50 @@
 // Reading and writing images, the lattice's blur and the spatial FIR filter. See pass.h; included by
 // kernels_*.cpp only, after kernels_pass.h.
 
+// Labels-first image rows become labels-last pixels by way of one tile row of all labels, which fits
+// the first cache.
 template <typename T>
 bool read_band(const Pass<T>& pass, const T* scores, bool softmax, int band) {
   const Lattice<T>& lattice = *pass.lattice;
-  BlockScratch<T> raster(kTile * kTile / kBlock * 32);
-  T highest[kTile * kTile];
+  BlockScratch<T> scratch(pass.padded);  // kBlock >= kTile
+  T* lines = scratch.values;             // [label][x]
+  const int64_t labels = pass.chunks.back().first + pass.chunks.back().labels;
+  const T factor = softmax ? T(1.4426950408889634) : T(1);  // log2 e
+  const T empty = softmax ? T(-1e30) : T(0);
+  int32_t place_of[kTile * kTile];
   bool finite = true;
   for_tiles(pass, band, [&](int64_t tile, const TilePlace<T>& place) {
-    const int64_t rows = std::min<int64_t>(kTile, lattice.height - place.y0);
-    const int64_t columns = std::min<int64_t>(kTile, lattice.width - place.x0);
-    const int64_t labels = pass.chunks.back().first + pass.chunks.back().labels;
-    for (T& h : highest) h = softmax ? -std::numeric_limits<T>::infinity() : T(0);
-    for (int64_t l = 0; l < labels; ++l) {
-      for (int64_t y = 0; y < rows; ++y) {
-        const T* from =
-            scores + l * lattice.pixels + (place.y0 + y) * lattice.width + place.x0;
-        T* high = highest + y * kTile;
-        T odd = 0;
-        for (int64_t x = 0; x < columns; ++x) odd += from[x] - from[x];  // NaN if one is not finite
-        if (softmax) {
-          for (int64_t x = 0; x < columns; ++x) high[x] = high[x] < from[x] ? from[x] : high[x];
-        }
-        finite &= odd == T(0);
-      }
-    }
+    const int64_t rows = place.rows, columns = place.columns;
     const int64_t first = lattice.groups[lattice.tile_groups[tile]].begin;
     const int64_t last = lattice.groups[lattice.tile_groups[tile + 1]].begin;
-    const T factor = softmax ? T(1.4426950408889634) : T(1);  // log2 e
-    for (const Chunk& chunk : pass.chunks) {
-      const int64_t width = chunk.width();
-      for (int64_t l = chunk.labels; l < width; ++l) {
-        for (int64_t i = 0; i < kTile * kTile; ++i) {
-          raster.values[i * width + l] = softmax ? T(-1e30) : T(0);
+    for (int64_t p = first; p < last; ++p) {
+      place_of[lattice.records[p].code] = static_cast<int32_t>(p);
+    }
+    for (int64_t y = 0; y < rows; ++y) {
+      T highest[kTile], odd[kTile] = {};
+      for (T& h : highest) h = softmax ? -std::numeric_limits<T>::infinity() : T(0);
+      for (int64_t l = 0; l < labels; ++l) {
+        const T* from = scores + l * lattice.pixels + (place.y0 + y) * lattice.width + place.x0;
+        T* line = lines + l * kTile;
+        for (int64_t x = 0; x < columns; ++x) {
+          const T value = from[x];
+          line[x] = value;
+          odd[x] += value - value;  // NaN where the value is not finite
+          if (softmax) highest[x] = highest[x] < value ? value : highest[x];
         }
       }
-      for (int64_t l = 0; l < chunk.labels; ++l) {
-        for (int64_t y = 0; y < rows; ++y) {
-          const T* from = scores + (chunk.first + l) * lattice.pixels +
-                          (place.y0 + y) * lattice.width + place.x0;
-          T* to = raster.values + y * kTile * width + l;
-          const T* high = highest + y * kTile;
-          for (int64_t x = 0; x < columns; ++x) to[x * width] = (from[x] - high[x]) * factor;
+      for (int64_t x = 0; x < columns; ++x) finite &= odd[x] == T(0);
+      for (const Chunk& chunk : pass.chunks) {
+        T* logits = pass.logits + lattice.pixels * chunk.offset;
+        const T* from = lines + chunk.first * kTile;
+        const int64_t width = chunk.width();
+        for (int64_t x = 0; x < columns; ++x) {
+          T* to = logits + place_of[y * kTile + x] * width;
+          for (int64_t l = 0; l < chunk.labels; ++l) {
+            to[l] = (from[l * kTile + x] - highest[x]) * factor;
+          }
+          for (int64_t l = chunk.labels; l < width; ++l) to[l] = empty;
         }
-      }
-      T* logits = pass.logits + lattice.pixels * chunk.offset;
-      for (int64_t p = first; p < last; ++p) {
-        std::memcpy(logits + p * width, raster.values + lattice.records[p].code * width,
-                    width * sizeof(T));
       }
     }
   });
@@ -69,7 +66,7 @@ void write_band(const Pass<T>& pass, const T* values, int band) {
         std::memcpy(raster.values + lattice.records[p].code * width, from + p * width,
                     width * sizeof(T));
       }
-      write_tile(pass, chunk, place.x0, place.y0, raster.values);
+      write_tile(pass, chunk, place, raster.values);
     }
   });
 }
@@ -113,7 +110,8 @@ void blur_rows(const Lattice<T>& lattice, T* sums, int blocks, int axis, int64_t
         id = last ? ~code : code;
         if (i + kAhead < end) {
           const int32_t ahead = chain[i + kAhead];
-          __builtin_prefetch(sums + static_cast<int64_t>(ahead < 0 ? ~ahead : ahead) * R::kWidth, 1);
+          prefetch_row<T, constant.value>(
+              sums + static_cast<int64_t>(ahead < 0 ? ~ahead : ahead) * R::kWidth);
         }
         T* next_place = sums + static_cast<int64_t>(id) * R::kWidth;
         const R next = R::load(next_place);

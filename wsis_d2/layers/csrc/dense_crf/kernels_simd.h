@@ -57,7 +57,7 @@ struct Row {
   static constexpr int kFull = kWidth / kLanes;
   static constexpr bool kRest = kWidth % kLanes != 0;  // 8 left over beside 16-lane registers
   Vector<T, kLanes> full[kFull ? kFull : 1];
-  Vector<T, 8> rest;
+  std::conditional_t<kRest, Vector<T, 8>, char> rest;
 
   WSIS_INLINE static Row zero() {
     Row r;
@@ -100,41 +100,47 @@ struct Row {
     for (int i = 0; i < kFull; ++i) full[i] = exp2_vector<kLanes>(full[i]);
     if constexpr (kRest) rest = exp2_vector<8>(rest);
   }
-  WSIS_INLINE T sum() const {
-    if constexpr (kFull == 0) {
-      return sum_vector<8>(rest);
-    } else {
-      Vector<T, kLanes> total = full[0];
-      for (int i = 1; i < kFull; ++i) total += full[i];
-      if constexpr (kRest) {
-        Vector<T, 8> half = rest;
-        half += low_half<kLanes>(total) + high_half<kLanes>(total);
-        return sum_vector<8>(half);
+  // Adds the row's sum in eight parts: adding those up pixel by pixel would cost more than the rest.
+  WSIS_INLINE void add_partial(T* to) const {
+    if constexpr (kRest) add_vector(to, rest);
+    if constexpr (kFull > 0) {
+      Vector<T, kLanes> sum = full[0];
+      for (int i = 1; i < kFull; ++i) sum += full[i];
+      if constexpr (kLanes == 16) {
+        add_vector(to, half<0>(sum) + half<8>(sum));
       } else {
-        return sum_vector<kLanes>(total);
+        add_vector(to, sum);
       }
     }
   }
+  WSIS_INLINE T sum() const {
+    T v[8] = {};
+    add_partial(v);
+    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+  }
 
  private:
-  template <int N>
-  WSIS_INLINE static Vector<T, N / 2> low_half(Vector<T, N> v) {
-    Vector<T, N / 2> h;
-    __builtin_memcpy(&h, &v, sizeof(h));
-    return h;
+  template <typename V>
+  WSIS_INLINE static void add_vector(T* to, V v) {
+    V sum;
+    __builtin_memcpy(&sum, to, sizeof(V));
+    sum += v;
+    __builtin_memcpy(to, &sum, sizeof(V));
   }
-  template <int N>
-  WSIS_INLINE static Vector<T, N / 2> high_half(Vector<T, N> v) {
-    Vector<T, N / 2> h;
-    __builtin_memcpy(&h, reinterpret_cast<const char*>(&v) + sizeof(h), sizeof(h));
+  template <int FIRST>
+  WSIS_INLINE static Vector<T, 8> half(Vector<T, 16> v) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define WSIS_HAS_SHUFFLE
+#endif
+#endif
+#if defined(WSIS_HAS_SHUFFLE)
+    return __builtin_shufflevector(v, v, FIRST, FIRST + 1, FIRST + 2, FIRST + 3, FIRST + 4,
+                                   FIRST + 5, FIRST + 6, FIRST + 7);
+#else
+    Vector<T, 8> h;
+    __builtin_memcpy(&h, reinterpret_cast<const char*>(&v) + FIRST * sizeof(T), sizeof(h));
     return h;
-  }
-  template <int N>
-  WSIS_INLINE static T sum_vector(Vector<T, N> v) {
-    if constexpr (N > 2) {
-      return sum_vector<N / 2>(low_half<N>(v) + high_half<N>(v));
-    } else {
-      return v[0] + v[1];
-    }
+#endif
   }
 };

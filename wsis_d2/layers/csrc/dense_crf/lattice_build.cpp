@@ -84,6 +84,7 @@ struct Band {
   KeyTable table{4096};
   std::vector<LocalGroup> groups;
   std::vector<int32_t> tile_groups;  // first group of each tile, counted within the band
+  std::vector<LocalGroup> of_tile;   // scratch
   std::vector<int32_t> home, row;    // by vertex of the band: where to read, where to add
 };
 
@@ -159,38 +160,44 @@ struct Builder {
         }
       }
     }
-    // Counting sort of the pixels by simplex.
-    int32_t place[kTile * kTile + 1] = {};
-    for (int32_t i = 0; i < n; ++i) ++place[member[i] + 1];
-    for (int32_t s = 0; s < table.count; ++s) place[s + 1] += place[s];
-    band.tile_groups.push_back(static_cast<int32_t>(band.groups.size()));
-    std::vector<size_t>& slots = slots_of_thread();
-    slots.resize(table.count * kVertices);
-    std::vector<uint64_t>& keys = keys_of_thread();
-    keys.resize(table.count * kVertices);
+    // Counting sort of the simplices by their pixel count, so that loops over a group's pixels
+    // rarely change their length (their mispredicted ends cost more than the arithmetic).
+    int32_t held[kTile * kTile] = {}, place[kTile * kTile], sorted[kTile * kTile];
+    int32_t of_size[kBlock + 2] = {};
+    for (int32_t i = 0; i < n; ++i) ++held[member[i]];
+    for (int32_t s = 0; s < table.count; ++s) ++of_size[std::min(held[s], kBlock) + 1];
+    for (int i = 1; i <= kBlock + 1; ++i) of_size[i] += of_size[i - 1];
+    for (int32_t s = 0; s < table.count; ++s) sorted[of_size[std::min(held[s], kBlock)]++] = s;
+    uint64_t keys[kVertices];
+    constexpr int32_t kAhead = 4;
+    // Vertices are numbered as the simplices were met, for locality.
+    std::vector<LocalGroup>& found_groups = band.of_tile;
+    found_groups.resize(table.count);
+    for (int32_t s = 0; s < std::min(kAhead, table.count); ++s) prefetch(band, table, s);
     for (int32_t s = 0; s < table.count; ++s) {
-      vertex_keys(layout, table.keys[s], table.orders[s], &keys[s * kVertices]);
-      for (int k = 0; k < kVertices; ++k) band.table.prefetch(band.table.slot(keys[s * kVertices + k]));
+      if (s + kAhead < table.count) prefetch(band, table, s + kAhead);
+      vertex_keys(layout, table.keys[s], table.orders[s], keys);
+      for (int k = 0; k < kVertices; ++k) found_groups[s].vertex[k] = band.table.insert(keys[k]);
     }
-    for (int32_t s = 0; s < table.count; ++s) {
-      LocalGroup group;
-      for (int k = 0; k < kVertices; ++k) group.vertex[k] = band.table.insert(keys[s * kVertices + k]);
-      for (int32_t first = place[s]; first < place[s + 1]; first += kBlock) {
-        group.begin = static_cast<int32_t>(begin + first);
-        band.groups.push_back(group);
+    band.tile_groups.push_back(static_cast<int32_t>(band.groups.size()));
+    int32_t at = 0;
+    for (int32_t i = 0; i < table.count; ++i) {
+      const int32_t s = sorted[i];
+      place[s] = at;
+      for (int32_t first = 0; first < held[s]; first += kBlock) {
+        found_groups[s].begin = static_cast<int32_t>(begin + at + first);
+        band.groups.push_back(found_groups[s]);
       }
+      at += held[s];
     }
     for (int32_t i = 0; i < n; ++i) records[begin + place[member[i]]++] = found[i];
   }
 
  private:
-  static std::vector<size_t>& slots_of_thread() {
-    static thread_local std::vector<size_t> v;
-    return v;
-  }
-  static std::vector<uint64_t>& keys_of_thread() {
-    static thread_local std::vector<uint64_t> v;
-    return v;
+  void prefetch(const Band& band, const TileTable& table, int32_t s) const {
+    uint64_t keys[kVertices];
+    vertex_keys(layout, table.keys[s], table.orders[s], keys);
+    for (int k = 0; k < kVertices; ++k) band.table.prefetch(band.table.slot(keys[k]));
   }
 };
 

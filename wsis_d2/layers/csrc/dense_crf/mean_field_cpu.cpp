@@ -9,8 +9,7 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// Forward passes from iteration `begin` to `end`; q of every `save_every`-th goes to `saved`, or of
-// all where save_every is 1. With `start` (marginals) the passes go on from there instead.
+// How forward passes scale what they splat.
 template <typename T>
 struct Forward {
   Engine<T>& engine;
@@ -28,9 +27,6 @@ struct Forward {
   }
 };
 
-int norm_of(const Lattice<float>& l) { return l.normalization; }
-int norm_of(const Lattice<double>& l) { return l.normalization; }
-
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const Lattice<T>& lattice,
                                            double weight_bilateral, double weight_spatial,
@@ -38,11 +34,12 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const La
   const at::Tensor scores = scores_in.contiguous();
   const int64_t labels = scores.size(0), padded = padded_labels(labels);
   at::Tensor output = at::empty_like(scores);
+  advise_huge_pages(output.data_ptr(), output.nbytes());
   const int64_t kept = options.saved_count();
   at::Tensor saved = at::empty({kept, lattice.pixels * padded}, scores.options());
   if (saved.numel() > 0) advise_huge_pages(saved.data_ptr(), saved.nbytes());
   const SpatialPlan<T> plan =
-      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, norm_of(lattice), false);
+      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, false);
   Engine<T> engine(lattice, weight_spatial != 0 ? &plan : nullptr, weight_bilateral != 0, labels);
   Buffer logits(engine.pixel_bytes());
   Forward<T> step{engine, weight_bilateral, weight_spatial, logits.as<T>()};
@@ -77,9 +74,10 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
   const at::Tensor grad = grad_in.contiguous();
   const int64_t labels = grad.size(0), size = lattice.pixels * padded_labels(labels);
   at::Tensor result = at::empty_like(grad);
+  advise_huge_pages(result.data_ptr(), result.nbytes());
   std::vector<double> weight_grads(2 * lattice.bands, 0.0);
   const SpatialPlan<T> plan =
-      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, norm_of(lattice), true);
+      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, true);
   Engine<T> engine(lattice, &plan, true, labels);
   Buffer incoming(engine.pixel_bytes());
   Pass<T>& pass = engine.pass();
@@ -97,7 +95,7 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
   const int64_t every = options.save_every;
   Buffer again;
   const SpatialPlan<T> forward_plan =
-      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, norm_of(lattice), false);
+      plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, false);
   Buffer logits;
   if (every > 1) {
     again = Buffer((every - 1) * size * sizeof(T));

@@ -37,7 +37,8 @@ void check_normalization(int64_t value) {
 
 void check_belongs(const at::Tensor& t, const at::Tensor& header, const char* name) {
   TORCH_CHECK_VALUE(header.dim() == 1 && header.size(0) == kHeaderSize && header.is_cpu() &&
-                        header.scalar_type() == at::kLong && header.is_contiguous(),
+                        header.scalar_type() == at::kLong && header.is_contiguous() &&
+                        header.const_data_ptr<int64_t>()[kSlotMagic] == kMagic,
                     "header: not that of wsis_d2::build_lattice.");
   const int64_t* slot = header.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(t.size(1) == slot[kSlotHeight] && t.size(2) == slot[kSlotWidth], name,
