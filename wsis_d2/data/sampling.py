@@ -103,7 +103,7 @@ class SeededDataset(Dataset):
         seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # The CPU's alone, as it is restored.
         try:
             return self.mapper(self.records[index])
         finally:
