@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import detection_utils
 from detectron2.modeling import build_model
@@ -62,7 +63,11 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
                 "trained with: --config-file CLASSIFIER.yaml"
             )
         wanted = cfg.CAM.clone()
-        cfg.merge_from_file(str(beside))
+        try:
+            cfg.merge_from_file(str(beside), allow_unsafe=False)
+        except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+            text = " ".join(str(error.args[0] if error.args else error).split())
+            raise InputError(f"{beside}: is no config of this version ({text})") from None
         if wanted != _default_cam():
             cfg.CAM = wanted
         if cfg.MODEL.META_ARCHITECTURE != "TagClassifier":
