@@ -13,6 +13,8 @@ from load_tool import ROOT, load_tool
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
+CATEGORIES = [{"id": 5, "name": "disc", "isthing": 1}, {"id": 6, "name": "ground", "isthing": 0}]
+
 
 @pytest.fixture
 def own(tmp_path):
@@ -27,8 +29,7 @@ def own(tmp_path):
         images.append({"id": k, "file_name": f"{k}.png", "height": 48, "width": 64})
         box = [18 + k, 12, 25, 25]
         annotations.append({"id": k, "image_id": k, "category_id": 5, "bbox": box})
-    content = {"images": images, "annotations": annotations,
-               "categories": [{"id": 5, "name": "disc", "isthing": 1}]}  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (tmp_path / "a.json").write_text(json.dumps(content))
     return tmp_path
 
@@ -105,12 +106,11 @@ def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
     annotations = []
     y, x = np.mgrid[:48, :64]
     for k in range(3):
-        disc = ((x - 30 - k) ** 2 + (y - 24) ** 2 < 144).astype(np.uint8)
-        Image.fromarray(np.stack([disc, 0 * disc, 0 * disc], axis=-1)).save(own / f"truth/{k}.png")
-        annotations.append({"image_id": k, "file_name": f"{k}.png",
-                            "segments_info": [{"id": 1, "category_id": 5}]})  # fmt: skip
-    content = {"images": [], "annotations": annotations,
-               "categories": [{"id": 5, "name": "disc", "isthing": 1}]}  # fmt: skip
+        ids = np.where((x - 30 - k) ** 2 + (y - 24) ** 2 < 144, 1, 2).astype(np.uint8)
+        Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1)).save(own / f"truth/{k}.png")
+        segments = [{"id": 1, "category_id": 5}, {"id": 2, "category_id": 6}]
+        annotations.append({"image_id": k, "file_name": f"{k}.png", "segments_info": segments})
+    content = {"images": [], "annotations": annotations, "categories": CATEGORIES}
     (own / "truth.json").write_text(json.dumps(content))
     for masks in ("grabcut", "box"):
         call(own, "--masks", masks, output=masks)
