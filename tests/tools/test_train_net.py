@@ -52,6 +52,14 @@ def test_bad_input_ends_with_one_clear_line(data, tmp_path, capsys, argv, messag
     assert len(lines) == 1 and message in lines[0]
 
 
+def test_a_config_runs_no_code(tmp_path, capsys):
+    marker = tmp_path / "ran"
+    hostile = tmp_path / "hostile.yaml"
+    hostile.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{marker}"]\n')
+    assert status("--config-file", hostile) == 2
+    assert not marker.exists() and "hostile.yaml" in capsys.readouterr().err
+
+
 def test_a_run_trains_evaluates_and_stands_alone(data, tmp_path):
     """Train, then evaluate from the output folder alone with another head."""
     out = tmp_path / "out"

@@ -7,6 +7,7 @@ import logging
 import os
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
@@ -35,10 +36,12 @@ def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> C
     add_wsis_config(cfg)
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)  # A config runs no code.
         cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError, AttributeError) as error:
-        message = str(error.args[0] if error.args else error)
+    except (KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        if isinstance(error, yaml.YAMLError):
+            message = " ".join(str(error).split())
         where = f"{config_file} {' '.join(map(str, opts or []))}".strip()
         raise InputError(f"config {where}: {message}") from error
     register_own_datasets(cfg)
