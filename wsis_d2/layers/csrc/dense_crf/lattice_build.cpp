@@ -136,7 +136,8 @@ struct Builder {
     const int64_t rows = std::min<int64_t>(kTile, height - y0);
     const int64_t columns = std::min<int64_t>(kTile, width - x0);
     table.clear();
-    SimplexBatch<T> batch;
+    constexpr int kLanes = 16;
+    SimplexBatch<T, kLanes> batch;
     int32_t n = 0;
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; x += kLanes) {
@@ -301,14 +302,10 @@ Neighbours find_chain(const KeyTable& table, uint64_t step) {
 }
 
 template <typename T>
-void check_features(const at::Tensor& image, double sigma_xy, double sigma_rgb,
-                    KeyLayout& layout) {
+KeyLayout layout_of(const at::Tensor& image, double sigma_xy, double sigma_rgb) {
   const T* data = image.const_data_ptr<T>();
   const int64_t pixels = image.size(1) * image.size(2);
-  double low[kFeatures], high[kFeatures];
-  low[0] = low[1] = 0;
-  high[0] = (image.size(2) - 1) / sigma_xy;
-  high[1] = (image.size(1) - 1) / sigma_xy;
+  double low[3], high[3];
   for (int c = 0; c < 3; ++c) {
     T least = std::numeric_limits<T>::infinity(), most = -least, odd = 0;
     for (int64_t i = 0; i < pixels; ++i) {
@@ -318,15 +315,10 @@ void check_features(const at::Tensor& image, double sigma_xy, double sigma_rgb,
       odd += v - v;
     }
     TORCH_CHECK_VALUE(odd == T(0), "image: it holds NaN or infinity; all values must be finite.");
-    low[2 + c] = least / sigma_rgb;
-    high[2 + c] = most / sigma_rgb;
+    low[c] = least;
+    high[c] = most;
   }
-  TORCH_CHECK_VALUE(
-      fit_layout(low, high, layout),
-      "bilateral_xy, bilateral_rgb: ", sigma_xy, " and ", sigma_rgb, " are too small for a ",
-      image.size(1), " x ", image.size(2), " image with colours in [", low[2] * sigma_rgb, ", ",
-      high[2] * sigma_rgb, "]: lattice coordinates would overflow their 64-bit keys; use larger "
-      "bandwidths.");
+  return checked_layout(image.size(1), image.size(2), low, high, sigma_xy, sigma_rgb);
 }
 
 template <typename T>
@@ -341,10 +333,8 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
   builder.tiles_y = (builder.height + kTile - 1) / kTile;
   builder.inverse_xy = static_cast<T>(1.0 / sigma_xy);
   builder.inverse_rgb = static_cast<T>(1.0 / sigma_rgb);
-  TORCH_CHECK_VALUE(builder.pixels < (int64_t(1) << 31) / 2 - kTile,
-                    "image: ", builder.height, " x ", builder.width,
-                    " pixels overflow 32-bit indices; at most 2^30 are allowed.");
-  check_features<T>(image, sigma_xy, sigma_rgb, builder.layout);
+  check_pixel_count(builder.height, builder.width);
+  builder.layout = layout_of<T>(image, sigma_xy, sigma_rgb);
   double scale[kFeatures];
   embedding_scales(scale);
   for (int i = 0; i < kFeatures; ++i) builder.scale[i] = static_cast<T>(scale[i]);
@@ -496,6 +486,31 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
 }
 
 }  // namespace
+
+void check_pixel_count(int64_t height, int64_t width) {
+  TORCH_CHECK_VALUE(height <= (int64_t(1) << 28) && width <= (int64_t(1) << 28) &&
+                        height * width <= (int64_t(1) << 28),
+                    "image: ", height, " x ", width,
+                    " pixels overflow 32-bit indices of their vertices; at most 2^28 are allowed.");
+}
+
+KeyLayout checked_layout(int64_t height, int64_t width, const double* low, const double* high,
+                         double sigma_xy, double sigma_rgb) {
+  double least[kFeatures] = {}, most[kFeatures];
+  most[0] = (width - 1) / sigma_xy;
+  most[1] = (height - 1) / sigma_xy;
+  for (int c = 0; c < 3; ++c) {
+    least[2 + c] = low[c] / sigma_rgb;
+    most[2 + c] = high[c] / sigma_rgb;
+  }
+  KeyLayout layout;
+  TORCH_CHECK_VALUE(
+      fit_layout(least, most, layout), "bilateral_xy, bilateral_rgb: ", sigma_xy, " and ",
+      sigma_rgb, " are too small for a ", height, " x ", width,
+      " image of these colours: lattice coordinates would overflow their 64-bit keys; use larger "
+      "bandwidths.");
+  return layout;
+}
 
 std::vector<int32_t> band_rows(int64_t height, int64_t width) {
   const int64_t tiles = (height + kTile - 1) / kTile;

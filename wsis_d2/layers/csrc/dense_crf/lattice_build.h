@@ -5,8 +5,10 @@
 #include <ATen/ATen.h>
 
 #include <tuple>
+#include <vector>
 
 #include "dense_crf/lattice.h"
+#include "dense_crf/simplex.h"
 
 namespace wsis_d2 {
 namespace crf {
@@ -21,6 +23,13 @@ LatticeTensors build_lattice_cpu(const at::Tensor& image, double sigma_xy, doubl
 template <typename T>
 Lattice<T> view_lattice(const at::Tensor& header, const at::Tensor& records,
                         const at::Tensor& index);
+
+// Raises ValueError where 32-bit indices do not suffice.
+void check_pixel_count(int64_t height, int64_t width);
+
+// The key layout for colours in [low[c], high[c]]; raises ValueError where 64 bits do not suffice.
+KeyLayout checked_layout(int64_t height, int64_t width, const double* low, const double* high,
+                         double sigma_xy, double sigma_rgb);
 
 // Bands of tile rows: about 48 000 pixels each, whatever the number of threads.
 std::vector<int32_t> band_rows(int64_t height, int64_t width);

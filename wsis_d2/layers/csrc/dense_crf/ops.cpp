@@ -3,8 +3,7 @@
 // autograd registrations are in wsis_d2/layers/native_crf.py.
 #include <torch/library.h>
 
-#include <cmath>
-
+#include "dense_crf/checks.h"
 #include "dense_crf/kernels_name.h"
 #include "dense_crf/mean_field.h"
 #include "dense_crf/workspace.h"
@@ -13,61 +12,9 @@ namespace wsis_d2 {
 namespace crf {
 namespace {
 
-void check_floating(const at::Tensor& t, const char* name) {
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble, name,
-                   ": expected float32 or float64, found ", t.scalar_type(), ".");
-}
-
-void check_volume(const at::Tensor& t, const char* name) {
-  check_floating(t, name);
-  TORCH_CHECK_VALUE(t.dim() == 3, name, ": expected shape (L, H, W), found ", t.sizes(), ".");
-  TORCH_CHECK_VALUE(t.numel() > 0, name, ": it is empty, shape ", t.sizes(), ".");
-}
-
-void check_positive(double value, const char* name) {
-  TORCH_CHECK_VALUE(std::isfinite(value) && value > 0, name,
-                    ": expected a finite number above 0, found ", value, ".");
-}
-
-void check_normalization(int64_t value) {
-  TORCH_CHECK_VALUE(value >= kNone && value <= kSymmetric,
-                    "normalization: expected 0 (none), 1 (after) or 2 (symmetric), found ", value,
-                    ".");
-}
-
-void check_belongs(const at::Tensor& t, const at::Tensor& header, const char* name) {
-  TORCH_CHECK_VALUE(header.dim() == 1 && header.size(0) == kHeaderSize && header.is_cpu() &&
-                        header.scalar_type() == at::kLong && header.is_contiguous() &&
-                        header.const_data_ptr<int64_t>()[kSlotMagic] == kMagic,
-                    "header: not that of wsis_d2::build_lattice.");
-  const int64_t* slot = header.const_data_ptr<int64_t>();
-  TORCH_CHECK_VALUE(t.size(1) == slot[kSlotHeight] && t.size(2) == slot[kSlotWidth], name,
-                    ": its size ", t.size(1), " x ", t.size(2), " is not the lattice's, ",
-                    slot[kSlotHeight], " x ", slot[kSlotWidth], ".");
-}
-
-void check_weight(const at::Tensor& weight, const char* name) {
-  TORCH_CHECK_VALUE(weight.numel() == 1, name, ": expected one number, found shape ",
-                    weight.sizes(), ".");
-  TORCH_CHECK_VALUE(std::isfinite(weight.item<double>()), name, ": it is not finite.");
-}
-
-MeanFieldOptions make_options(double gaussian_xy, bool exact_spatial, int64_t iterations,
-                              int64_t save_every) {
-  check_positive(gaussian_xy, "gaussian_xy");
-  TORCH_CHECK_VALUE(iterations >= 0, "iterations: expected at least 0, found ", iterations, ".");
-  TORCH_CHECK_VALUE(save_every >= 0, "save_every: expected at least 0, found ", save_every, ".");
-  return {gaussian_xy, exact_spatial, iterations, save_every};
-}
-
 LatticeTensors build_lattice_op(const at::Tensor& image, double sigma_xy, double sigma_rgb,
                                 int64_t normalization) {
-  check_volume(image, "image");
-  TORCH_CHECK_VALUE(image.size(0) == 3, "image: expected shape (3, H, W), found ", image.sizes(),
-                    ".");
-  check_positive(sigma_xy, "bilateral_xy");
-  check_positive(sigma_rgb, "bilateral_rgb");
-  check_normalization(normalization);
+  check_lattice_arguments(image, sigma_xy, sigma_rgb, normalization);
   return build_lattice_cpu(image, sigma_xy, sigma_rgb, normalization);
 }
 
@@ -77,8 +24,8 @@ std::tuple<at::Tensor, at::Tensor> mean_field_op(
     double gaussian_xy, bool exact_spatial, int64_t iterations, int64_t save_every) {
   check_volume(scores, "scores");
   check_belongs(scores, header, "scores");
-  check_weight(weight_bilateral, "bilateral_weight");
-  check_weight(weight_spatial, "gaussian_weight");
+  checked_weight(weight_bilateral, "bilateral_weight");
+  checked_weight(weight_spatial, "gaussian_weight");
   return mean_field_cpu(scores, header, records, index, weight_bilateral, weight_spatial,
                         make_options(gaussian_xy, exact_spatial, iterations, save_every));
 }
@@ -91,12 +38,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
   check_volume(grad, "grad");
   check_belongs(grad, header, "grad");
   const MeanFieldOptions options = make_options(gaussian_xy, exact_spatial, iterations, save_every);
-  TORCH_CHECK_VALUE(iterations == 0 || save_every > 0,
-                    "save_every: 0 keeps nothing for the backward pass.");
-  TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == options.saved_count() &&
-                        saved.size(1) == grad.size(1) * grad.size(2) * ((grad.size(0) + 7) / 8 * 8) &&
-                        saved.scalar_type() == grad.scalar_type() && saved.is_contiguous(),
-                    "saved: it is not what wsis_d2::mean_field kept, shape ", saved.sizes(), ".");
+  check_saved(saved, grad, options);
   if (iterations == 0) {
     return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
   }

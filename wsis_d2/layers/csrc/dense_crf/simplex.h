@@ -8,6 +8,12 @@
 
 #include "dense_crf/lattice.h"
 
+#if defined(__CUDACC__)
+#define WSIS_HOST_DEVICE __host__ __device__
+#else
+#define WSIS_HOST_DEVICE
+#endif
+
 namespace wsis_d2 {
 namespace crf {
 
@@ -65,17 +71,15 @@ inline bool fit_layout(const double* low, const double* high, KeyLayout& layout)
   return true;
 }
 
-constexpr int kLanes = 16;
-
-// Simplices of up to 16 pixels at once (plain loops over lanes; compilers vectorise them).
-template <typename T>
+// Simplices of kLanes pixels at once (plain loops over lanes; compilers vectorise them).
+template <typename T, int kLanes>
 struct SimplexBatch {
   T feature[kFeatures][kLanes];
   uint64_t key[kLanes];       // the vertex of remainder 0
   uint32_t order[kLanes];     // rank of coordinate i in bits [3 i, 3 i + 3)
   T weight[kVertices][kLanes];
 
-  void find(const KeyLayout& layout, const T* scale) {
+  WSIS_HOST_DEVICE void find(const KeyLayout& layout, const T* scale) {
     T elevated[kVertices][kLanes], rest[kVertices][kLanes];
     int32_t base[kVertices][kLanes], rank[kVertices][kLanes], sum[kLanes];
     T running[kLanes];
@@ -156,7 +160,7 @@ struct SimplexBatch {
 
 // Keys of a simplex's six vertices: vertex k has the coordinates base + k, less 6 where the rank is
 // above 5 - k.
-inline void vertex_keys(const KeyLayout& layout, uint64_t base, uint32_t order, uint64_t* keys) {
+WSIS_HOST_DEVICE inline void vertex_keys(const KeyLayout& layout, uint64_t base, uint32_t order, uint64_t* keys) {
   uint64_t by_rank[kVertices] = {};
   for (int i = 0; i < kVertices; ++i) by_rank[(order >> (3 * i)) & 7] = layout.six[i];
   keys[0] = base;
