@@ -84,7 +84,7 @@ def add_weak_labels_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
     # Contour detector of "mcg": "learned" (shipped weights), "gradient" (none), or "structured" (a
     # structured-forest model of one's own; needs OpenCV's contrib build).
-    cfg.WEAK_LABELS.PROPOSALS.CONTOURS = "learned"
+    cfg.WEAK_LABELS.PROPOSALS.CONTOURS = "gradient"
     # File of other weights for it; "" = the shipped ones.
     cfg.WEAK_LABELS.PROPOSALS.CONTOUR_WEIGHTS = ""
     # Which proposal a box takes: "bbox_area", "bbox" (literal) or "mask_vs_box".

@@ -92,7 +92,7 @@ class MCGSource(ProposalSource):
     preset_name: str = "default"
     max_side: int = 1024
     size_damping: float = 0.002
-    contours: str = "learned"
+    contours: str = "gradient"
     weights: str = ""
     cache: str = ""
 
