@@ -278,7 +278,15 @@ def relabel(
 
 
 # Keys that may differ between a run that was stopped and the one that continues it.
-_FREE_KEYS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "ITERATIVE.WORKERS", "VIS_PERIOD")
+# (WEAK_LABELS and CAM made the labels of round 0, which are known by their hash.)
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "DATALOADER.NUM_WORKERS",
+    "ITERATIVE.WORKERS",
+    "VIS_PERIOD",
+    "WEAK_LABELS",
+    "CAM",
+)
 # Keys that hold paths; what they lead to is known by its hash.
 _PATH_KEYS = (
     "DATASETS.OWN",
