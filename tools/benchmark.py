@@ -31,8 +31,8 @@ EPILOG = """examples:
       DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
 
   # training step and inference on a GPU
-  tools/benchmark.py --tasks train inference MODEL.DEVICE cuda \\
-      --config-file configs/Sample-Panoptic/semantic_full.yaml
+  tools/benchmark.py --tasks train inference \\
+      --config-file configs/Sample-Panoptic/semantic_full.yaml MODEL.DEVICE cuda
 """
 
 

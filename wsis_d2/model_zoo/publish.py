@@ -74,7 +74,7 @@ def self_contained_config(config_file: str | Path) -> CfgNode:
     cfg = get_cfg()
     add_wsis_config(cfg)
     try:
-        cfg.merge_from_file(str(config_file))
+        cfg.merge_from_file(str(config_file), allow_unsafe=False)
     except Exception as error:  # yacs and yaml raise many kinds
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{config_file}: is no config of wsis_d2 ({text})") from None

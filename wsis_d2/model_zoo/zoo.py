@@ -107,7 +107,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
 
     cfg = get_cfg()
     add_wsis_config(cfg)
-    cfg.merge_from_file(str(_fetch(config_path, "config")))
+    cfg.merge_from_file(str(_fetch(config_path, "config")), allow_unsafe=False)
     _fetch(config_path, "metadata")  # small, and then it is there off line too
     cfg.MODEL.WEIGHTS = SCHEME + model_name(config_path)
     return cfg
