@@ -62,6 +62,18 @@ def cuda_obstacle() -> str | None:
     return None
 
 
+def cuda_library_dirs() -> list[str]:
+    """Where the CUDA runtime's library lies, which need not be below the folder of nvcc's link."""
+    nvcc = Path(CUDA_HOME) / "bin" / "nvcc"
+    text = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", text, re.M)
+    roots = [Path(top.group(1).strip())] if top else []
+    folders = [
+        root / name for root in roots for name in ("lib64", "lib", "targets/x86_64-linux/lib")
+    ]
+    return [str(f.resolve()) for f in folders if (f / "libcudart.so").exists()]
+
+
 def with_cuda() -> bool:
     wish = os.environ.get("FORCE_CUDA", "")
     if wish == "0":
@@ -89,11 +101,12 @@ def get_extensions() -> list:
         compile_args["cxx"].append("-fopenmp")
     macros = []
     extension = CppExtension
-    architectures = None
+    architectures, library_dirs = None, []
     if cuda_sources and with_cuda():
         extension = CUDAExtension
         sources += cuda_sources
         macros.append(("WITH_CUDA", None))
+        library_dirs = cuda_library_dirs()
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "of the visible GPU")
@@ -118,6 +131,7 @@ def get_extensions() -> list:
             sources,
             include_dirs=[str(ROOT / "wsis_d2" / "layers" / "csrc")],
             define_macros=macros,
+            library_dirs=library_dirs,
             extra_compile_args=compile_args,
         )
     ]
