@@ -48,7 +48,7 @@ def test_ten_kills_change_no_byte_of_the_labels(tmp_path):
     began = time.monotonic()
     log = tmp_path / "whole.log"
     assert start(config, tmp_path / "whole", log).wait(timeout=900) == 0, log.read_text()[-3000:]
-    seconds = time.monotonic() - began
+    pace = Pace(time.monotonic() - began)
     expected = label_bytes(tmp_path / "whole")
     assert len(expected) >= ROUNDS * (3 * 6 + 2)
     generator = random.Random(0)
@@ -57,14 +57,14 @@ def test_ten_kills_change_no_byte_of_the_labels(tmp_path):
     while len(stages) < KILLS:  # a run that ends early is followed by another
         run += 1
         killed = tmp_path / f"killed_{run}"
-        finish_under_kills(config, killed, seconds, generator, stages)
+        finish_under_kills(config, killed, pace, generator, stages)
         found = label_bytes(killed)
         assert found.keys() == expected.keys()
         assert [path for path in expected if found[path] != expected[path]] == [], stages
 
 
 def finish_under_kills(
-    config: Path, run: Path, seconds: float, generator: random.Random, stages: list[str]
+    config: Path, run: Path, pace: "Pace", generator: random.Random, stages: list[str]
 ) -> None:
     """Start a run again and again, killing it until there are enough kills; return at its end."""
     while True:
@@ -72,10 +72,13 @@ def finish_under_kills(
         before = {n: checkpoint_iteration(run / f"round_0{n}") for n in range(1, ROUNDS + 1)}
         log = run.with_suffix(".log")
         process = start(config, run, log, "--resume")
-        # Starting Python takes a good part of a short run: kill after it.
-        limit = seconds * generator.uniform(0.3, 0.8) if len(stages) < KILLS else 900
+        limit = 900.0
+        if len(stages) < KILLS:
+            wait_for_work(process, log)  # starting Python takes a good part of a short run
+            limit = pace.seconds * generator.random()
         try:
             status = process.wait(timeout=limit)
+            pace.seconds *= 0.8  # too fast for us: the machine has become less busy
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -90,6 +93,19 @@ def finish_under_kills(
             return
         after = read_state(run) or {"round": 1, "stage": "start"}
         stages.append(f"{after['round']}:{after['stage']}")
+
+
+class Pace:
+    """About how long a run works, in seconds; adapted as a busy machine's speed changes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+def wait_for_work(process: subprocess.Popen, log: Path) -> None:
+    """Wait until a run says which stage it is at, or has ended."""
+    while process.poll() is None and b"engine.iterative]: round" not in log.read_bytes():
+        time.sleep(0.05)
 
 
 def read_state(run: Path) -> dict | None:
