@@ -83,20 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _config(args: argparse.Namespace):
-    from detectron2.config import get_cfg
-
-    from wsis_d2.config import add_wsis_config
+    from wsis_d2.config import read_config
     from wsis_d2.data.datasets.custom import register_own_datasets
 
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except (KeyError, ValueError, AssertionError) as error:
-        text = error.args[0] if error.args else error
-        raise InputError(f"config: {text} (keys are in wsis_d2/config.py)") from None
+    cfg = read_config(args.config_file, args.opts)
     register_own_datasets(cfg)
     return cfg
 

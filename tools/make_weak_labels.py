@@ -160,21 +160,11 @@ def _positive(text: str) -> int:
     return value
 
 
-def read_config(args: SimpleNamespace):
+def config_of(args: SimpleNamespace):
     """Return the config: defaults, ``--config-file``, KEY VALUE pairs, then ``--masks``."""
-    from detectron2.config import get_cfg
+    from wsis_d2.config import read_config
 
-    from wsis_d2.config import add_wsis_config
-
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except (KeyError, ValueError, AssertionError) as error:
-        text = error.args[0] if error.args else error
-        raise InputError(f"config: {text} (keys are in wsis_d2/config.py)") from None
+    cfg = read_config(args.config_file, args.opts)
     if getattr(args, "masks", None):
         cfg.WEAK_LABELS.MASKS = args.masks
     return cfg
@@ -220,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S",
         stream=sys.stderr, force=True,
     )  # fmt: skip
-    cfg = read_config(args)
+    cfg = config_of(args)
     return SUBCOMMANDS[args.command](args, cfg, load_data(args, cfg))
 
 

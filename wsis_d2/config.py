@@ -1,7 +1,44 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Every config key of wsis_d2, one comment each."""
 
+from collections.abc import Sequence
+
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from wsis_d2.utils.errors import InputError
+
+
+def read_config(config_file: str | None = None, opts: Sequence[str] | None = None) -> CN:
+    """Return Detectron2's and our defaults, changed by a file and by overrides.
+
+    Args:
+        config_file: a YAML file, read without running code from it; None takes the defaults.
+        opts: alternating keys and values.
+
+    Raises:
+        InputError: an unreadable file, an unknown key or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(list(opts or []))
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:
+        text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
+        where = f"{config_file or ''} {' '.join(map(str, opts or []))}".strip()
+        message = " ".join(str(text).split())
+        raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
+    return cfg
 
 
 def add_wsis_config(cfg: CN) -> None:

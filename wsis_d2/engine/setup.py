@@ -7,8 +7,7 @@ import logging
 import os
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -16,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
-from wsis_d2.config import add_wsis_config
+from wsis_d2.config import read_config
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.utils.errors import InputError
 
@@ -32,18 +31,7 @@ def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> C
         InputError: an unknown key, a value of the wrong type, an unreadable file, or classes that
             contradict the datasets'.
     """
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file, allow_unsafe=False)  # A config runs no code.
-        cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
-        if isinstance(error, yaml.YAMLError):
-            message = " ".join(str(error).split())
-        where = f"{config_file} {' '.join(map(str, opts or []))}".strip()
-        raise InputError(f"config {where}: {message}") from error
+    cfg = read_config(config_file, opts)
     register_own_datasets(cfg)
     complete_config(cfg)
     return cfg
