@@ -69,6 +69,7 @@ def _merge(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         boxes=args.boxes,
         tags=args.tags,
         outside_boxes=data.outside_boxes,
+        has_boxes=data.has_boxes,
         **_common(args),
     )
 
@@ -83,6 +84,7 @@ def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         args.output,
         classifier=args.classifier,
         outside_boxes=data.outside_boxes,
+        has_boxes=data.has_boxes,
         **_common(args),
     )
 
@@ -171,7 +173,7 @@ def config_of(args: SimpleNamespace):
 
 
 def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
-    """Return ``records``, ``categories`` and ``outside_boxes`` of what the arguments name."""
+    """Return records, categories, outside_boxes and has_boxes of what the arguments name."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from wsis_d2.data.datasets.custom import register_own_datasets
@@ -184,7 +186,9 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
     if args.annotations:
         own = read_weak_file(args.annotations, args.images)
         categories = [dict(c) for c in own.classes.categories]
-        return SimpleNamespace(records=own.records, categories=categories, outside_boxes="ignore")
+        return SimpleNamespace(
+            records=own.records, categories=categories, outside_boxes="ignore", has_boxes=True
+        )
     register_own_datasets(cfg)
     name = args.dataset
     if name not in DatasetCatalog.list():
@@ -200,6 +204,7 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
         records=records,
         categories=[dict(c) for c in metadata.categories],
         outside_boxes=metadata.get("outside_boxes", "ignore"),
+        has_boxes=metadata.get("has_boxes", True),
     )
 
 

@@ -144,7 +144,7 @@ def read_label_png(path: Path) -> np.ndarray:
             return np.array(image, np.uint8)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as PNG ({error})") from None
 
 

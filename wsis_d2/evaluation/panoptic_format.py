@@ -199,7 +199,7 @@ def read_panoptic_png(path: Path) -> np.ndarray:
             raw = image.tobytes("raw", "RGBX")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read as PNG ({error})") from None

@@ -46,7 +46,7 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
                     "PNG of class ids; this may be a picture for people, not the labels"
                 )
             return np.array(image)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read ({error}); unpack or download it again") from None
 
 

@@ -382,7 +382,7 @@ class LabelStore:
         try:
             with Image.open(path) as image:
                 return np.array(image)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); remake it: delete status/{path.stem}.json in "
                 f"the store and run the command that made it again: {_COMMAND}"

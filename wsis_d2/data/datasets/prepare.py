@@ -100,7 +100,7 @@ def read_labels(path: str | Path, what: str) -> np.ndarray:
             labels = np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"{path}: missing ({what})") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read ({what}: {error}); download it again") from None
     if labels.ndim != 2:
         raise InputError(
@@ -117,7 +117,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise InputError(f"{path}: image missing; unpack the official archive again") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error}); download it again") from None
 
 

@@ -42,7 +42,6 @@ template <typename T, int BLOCKS>
 WSIS_INLINE void prefetch_row(const T* row) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t i = 0; i < 8 * BLOCKS; i += kLine) __builtin_prefetch(row + i, 1);
-  __builtin_prefetch(row + 8 * BLOCKS - 1, 1);
 }
 
 // Messages of pixels [p0, groups[g1].begin) in `groups` [g0, g1), one chunk, then by mode:

@@ -30,6 +30,7 @@ template <int N>
 WSIS_INLINE Vector<float, N> exp2_vector(Vector<float, N> x) {
   using V = Vector<float, N>;
   using I = Vector<int32_t, N>;
+  using U = Vector<uint32_t, N>;
   const I normal = x >= -126.0f;
   const I high = x > 127.0f;
   x = high ? (V{} + 127.0f) : x;
@@ -40,8 +41,8 @@ WSIS_INLINE Vector<float, N> exp2_vector(Vector<float, N> x) {
   p = p * f + 2.4022120e-1f;
   p = p * f + 6.9314694e-1f;
   p = p * f + 1.0000001f;
-  const I bits = (I)p + ((I)shifted << 23);
-  return (V)(bits & normal);
+  const U bits = (U)p + ((U)shifted << 23);  // wraps: the upper bits of `shifted` fall out
+  return (V)(bits & (U)normal);
 }
 template <int N>
 WSIS_INLINE Vector<double, N> exp2_vector(Vector<double, N> x) {
