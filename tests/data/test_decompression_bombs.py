@@ -1,0 +1,31 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A PNG of a few bytes that claims to be enormous is refused by every reader of labels."""
+
+import struct
+import zlib
+
+import pytest
+
+from wsis_d2.data.datasets.prepare import image_size
+from wsis_d2.evaluation.panoptic_format import read_panoptic_png
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_rgb
+from wsis_d2.weak_labels.released import read_label_png
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
+@pytest.mark.parametrize("reader", [read_panoptic_png, read_label_png, image_size, read_rgb])
+def test_a_bomb_is_one_named_error(tmp_path, reader):
+    colour = 0 if reader is read_label_png else 2
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, colour, 0, 0, 0)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )  # fmt: skip
+    with pytest.raises(InputError, match="bomb.png"):
+        reader(bomb)
