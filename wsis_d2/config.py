@@ -326,6 +326,9 @@ def add_eval_config(cfg: CN) -> None:
     cfg.TEST.SCORE_MODE = "score"
     # AP of thing instances: "coco", "cityscapes" or "none".
     cfg.TEST.INSTANCE_AP = "coco"
+    # Parts replaced by the truth, to see what limits a model: some of "boxes" (detections) and
+    # "semantics" (class probabilities). Needs a RUN_VARIANT other than "main".
+    cfg.TEST.TRUE_PARTS = []
     # Write panoptic_pred.json, panoptic_pred/ and semantic_pred/ into the evaluation's folder.
     cfg.TEST.WRITE_PREDICTIONS = True
 

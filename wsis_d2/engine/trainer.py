@@ -209,7 +209,8 @@ class WSISTrainer(TrainerBase):
             loader = build_test_loader(cfg, name)
             folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name, folder)
-            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            tested = with_true_parts(cfg, model, name)
+            results[name] = inference_on_dataset(tested, loader, evaluator) or {}
             if not comm.is_main_process():
                 continue
             logger.info("Results on %s:", name)
@@ -239,6 +240,24 @@ class WSISTrainer(TrainerBase):
         if len(cfg.DATASETS.TEST) > 1:
             name = f"{name}/{dataset}"
         write_results_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), name, results, meta)
+
+
+def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
+    """Return the model as TEST.TRUE_PARTS has it evaluated: itself where that is empty.
+
+    Raises:
+        InputError: parts that cannot be replaced, or a run that would pass for the main one.
+    """
+    if not cfg.TEST.TRUE_PARTS:
+        return model
+    from wsis_d2.evaluation.true_parts import TruePartsModel
+
+    if cfg.RUN_VARIANT == "main":
+        raise InputError(
+            f"TEST.TRUE_PARTS is {list(cfg.TEST.TRUE_PARTS)}: such a run is not the model's own "
+            "result; give it a name, e.g. RUN_VARIANT true_boxes"
+        )
+    return TruePartsModel(model, dataset_name, cfg.TEST.TRUE_PARTS)
 
 
 def load_weights(cfg: CfgNode, model: nn.Module) -> None:

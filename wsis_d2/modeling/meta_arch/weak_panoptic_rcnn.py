@@ -262,25 +262,36 @@ class WeakPanopticRCNN(nn.Module):
 
     @torch.no_grad()
     def _predict(self, record: dict) -> dict:
-        image = record["image"].to(self.device)
-        size = (
-            int(record.get("height", image.shape[-2])),
-            int(record.get("width", image.shape[-1])),
-        )
+        image, size = self.input_of(record)
         if self.stage == "detector":
             return {"instances": self._unified(self.detector.detect(image, size))}
+        probabilities = self.class_probabilities(image, size)
+        if self.stage == "semantic":
+            return {"sem_seg": probabilities}
+        labels = self.instance_labels(image, size)
+        return {"sem_seg": probabilities, **self.merge(probabilities, image, labels)}
+
+    def input_of(self, record: dict) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Return a record's image on the model's device and the size (H, W) of its output."""
+        image = record["image"].to(self.device)
+        height, width = image.shape[-2:]
+        return image, (int(record.get("height", height)), int(record.get("width", width)))
+
+    def class_probabilities(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Return the semantic subnetwork's Q of an image, resized to (C, *size)."""
         probabilities = self.semantic.probabilities(image)
         if size != tuple(image.shape[-2:]):
             probabilities = F.interpolate(
                 probabilities[None], size=size, mode="bilinear", align_corners=False
             )[0]
-        if self.stage == "semantic":
-            return {"sem_seg": probabilities}
+        return probabilities
+
+    def instance_labels(self, image: torch.Tensor, size: tuple[int, int]) -> InstanceLabels:
+        """Return the labels that an image's pixels choose from, boxes in the output's size."""
         found = self._unified(self.detector.detect(image, size))
-        labels = make_labels(
+        return make_labels(
             found.pred_boxes.tensor, found.scores, found.pred_classes, self.stuff_ids, size
         )
-        return {"sem_seg": probabilities, **self.merge(probabilities, image, labels)}
 
     def merge(
         self, probabilities: torch.Tensor, image: torch.Tensor, labels: InstanceLabels
