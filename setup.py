@@ -178,6 +178,7 @@ setup(
         "ray": ["ray"],
         "crf": ["pydensecrf2"],
         "cityscapes": ["cityscapesscripts>=2.2"],
+        "fast": ["kornia-rs>=0.2"],
         "dev": ["pytest", "ruff"],
     },
     ext_modules=get_extensions(),

@@ -16,7 +16,7 @@ from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import PanopticFile, semantic_map
+from wsis_d2.evaluation.panoptic_format import PanopticFile, picture_ids, semantic_map
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
 from wsis_d2.utils.errors import InputError
@@ -103,19 +103,20 @@ class _Worker:
     def __call__(self, keys: Sequence[str]) -> _Sums:
         sums = _Sums(self.truth, self.options)
         for key in keys:
-            self._add(sums, key)
+            self.add(sums, key)
         return sums
 
-    def _add(self, sums: _Sums, key: str) -> None:
+    def add(self, sums: _Sums, key: str) -> None:
+        """Add one image to ``sums``."""
         truth, prediction = self.truth, self.prediction
-        gt_ids, gt_segments = truth.ids(key), truth.segments(key)
+        gt_picture, gt_segments = truth.picture(key), truth.segments(key)
         if key in prediction.annotations:
-            pred_ids, pred_segments = prediction.ids(key), prediction.segments(key)
+            pred_picture, pred_segments = prediction.picture(key), prediction.segments(key)
             name = str(prediction.png(key))
         else:
-            pred_ids, pred_segments, name = np.zeros_like(gt_ids), [], f"image_id {key}"
+            pred_picture, pred_segments, name = np.zeros_like(gt_picture), [], f"image_id {key}"
         match = self.matcher(
-            gt_ids, gt_segments, pred_ids, pred_segments,
+            gt_picture, gt_segments, pred_picture, pred_segments,
             key=truth.position[key], gt_name=str(truth.png(key)), pred_name=name,
         )  # fmt: skip
         sums.quality.update(match)
@@ -126,9 +127,8 @@ class _Worker:
         if sums.semantic is not None:
             png = PurePosixPath(truth.annotations[key]["file_name"]).with_suffix(".png")
             path = self.options.semantic_folder / png
-            sums.semantic.update_maps(
-                semantic_map(gt_ids, gt_segments, truth.classes), read_label_png(path), str(path)
-            )
+            labels = semantic_map(picture_ids(gt_picture), gt_segments, truth.classes)
+            sums.semantic.update_maps(labels, read_label_png(path), str(path))
 
 
 def read_label_png(path: Path) -> np.ndarray:
@@ -201,7 +201,7 @@ def evaluate_files(
     if workers == 1:
         worker = _Worker(truth, prediction, options)
         for key in progress(keys, desc="evaluating"):
-            total.merge(worker([key]))
+            worker.add(total, key)
         return total.results()
     # Forked workers share the parsed JSON; the pool ends with the block, whatever happens.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.evaluation.panoptic_format import MAX_ID, VOID_ID, Classes
+from wsis_d2.evaluation.panoptic_format import MAX_ID, VOID_ID, Classes, picture_ids
 from wsis_d2.utils.errors import InputError
 
 SCORE_MODES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
@@ -109,7 +109,8 @@ class Matcher:
         """Match one image.
 
         Args:
-            gt_ids, pred_ids: integer (H, W), 0 = void, every other id stands in the segments.
+            gt_ids, pred_ids: integer (H, W), or uint8 (H, W, 3) as a PNG holds them; 0 = void,
+                every other id stands in the segments.
             gt_segments, pred_segments: dicts with ``id``, ``category_id`` (of the file),
                 optionally ``iscrowd``, ``score`` and ``scores``.
             key: position of the image in the truth.
@@ -120,13 +121,13 @@ class Matcher:
             InputError: sizes differ, a pixel's id has no segment, a predicted segment has no
                 pixel, a score is not finite.
         """
-        if gt_ids.shape != pred_ids.shape:
+        if gt_ids.shape[:2] != pred_ids.shape[:2]:
             raise InputError(
                 f"{pred_name}: {_size(pred_ids)} (height x width), expected"
                 f" {_size(gt_ids)} as in {gt_name}"
             )
         starts, lengths = joint_runs(gt_ids, pred_ids)
-        gt_runs, pred_runs = gt_ids.ravel()[starts], pred_ids.ravel()[starts]
+        gt_runs, pred_runs = _ids_at(gt_ids, starts), _ids_at(pred_ids, starts)
         rows = self._relabel(gt_runs, gt_segments, gt_name)
         columns = self._relabel(pred_runs, pred_segments, pred_name)
         joint = joint_histogram(
@@ -187,17 +188,28 @@ def joint_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
     Pictures of segments have some ten thousand runs where they have millions of pixels.
 
     Args:
-        first, second: arrays of one shape.
+        first, second: (H, W) or (H, W, 3), of one height and width.
 
     Returns:
         Index of each run's first pixel in the flattened picture, and its length, int64 (runs,).
     """
-    first, second = first.ravel(), second.ravel()
-    change = np.ones(len(first), bool)
-    np.not_equal(first[1:], first[:-1], out=change[1:])
-    change[1:] |= second[1:] != second[:-1]
+    count = math.prod(first.shape[:2])
+    change = np.zeros(count, bool)
+    change[:1] = True
+    for picture in (first, second):
+        channels = picture.size // count if count else 1
+        values = picture.ravel()
+        differs = np.flatnonzero(values[channels:] != values[:-channels])
+        change[differs // channels + 1] = True
     starts = np.flatnonzero(change)
-    return starts, np.diff(starts, append=len(first))
+    return starts, np.diff(starts, append=count)
+
+
+def _ids_at(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the ids of a picture at places of the flattened one."""
+    if picture.ndim == 2:
+        return picture.ravel()[places]
+    return picture_ids(picture.reshape(-1, 3)[places])
 
 
 def joint_histogram(
@@ -230,7 +242,7 @@ def _refuse_unknown(counts: np.ndarray, labels: np.ndarray, ids: np.ndarray, nam
 
 
 def _size(array: np.ndarray) -> str:
-    return " x ".join(str(length) for length in array.shape)
+    return " x ".join(str(length) for length in array.shape[:2])
 
 
 def _scores(

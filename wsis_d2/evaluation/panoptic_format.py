@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """COCO panoptic files (JSON + RGB PNG): read with every check, written whole or not at all."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write
+
+try:
+    # Optional: reads label pictures seven times faster than Pillow.
+    from kornia_rs import io as fast_png
+except ImportError:
+    fast_png = None
 
 MAX_ID = 256**3 - 1
 VOID_ID = 0
@@ -154,6 +161,10 @@ class PanopticFile:
         """Return the PNG of an image."""
         return self.folder / self.annotations[key]["file_name"]
 
+    def picture(self, key: str) -> np.ndarray:
+        """Return the PNG of an image as it is, uint8 (H, W, 3)."""
+        return read_picture(self.png(key))
+
     def ids(self, key: str) -> np.ndarray:
         """Return the segment ids of an image, int32 (H, W), 0 = void."""
         return read_panoptic_png(self.png(key))
@@ -180,11 +191,11 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
-def read_panoptic_png(path: Path) -> np.ndarray:
-    """Return segment ids R + 256 G + 65536 B of an RGB PNG.
+def read_picture(path: Path) -> np.ndarray:
+    """Read an RGB PNG.
 
     Returns:
-        int32 (H, W), 0 to 2^24 - 1.
+        uint8 (H, W, 3).
 
     Raises:
         InputError: not there, truncated, or not RGB.
@@ -195,17 +206,35 @@ def read_panoptic_png(path: Path) -> np.ndarray:
                 raise InputError(
                     f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
                 )
-            width, height = image.size
-            raw = image.tobytes("raw", "RGBX")
+            if fast_png is not None:
+                # It refuses every file that Pillow refuses; what it refuses, Pillow explains.
+                with contextlib.suppress(Exception):
+                    return np.asarray(fast_png.read_image_png_u8(str(path), "rgb"))
+            return np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read as PNG ({error})") from None
-    # Four bytes a pixel, the fourth is padding: one masked view instead of three channel sums.
-    ids = np.frombuffer(raw, "<i4").reshape(height, width)
-    return (ids & np.int32(0xFFFFFF)).astype(np.int32, copy=False)
+
+
+def read_panoptic_png(path: Path) -> np.ndarray:
+    """Return segment ids R + 256 G + 65536 B of an RGB PNG (see :func:`read_picture`).
+
+    Returns:
+        int32 (H, W), 0 to 2^24 - 1.
+    """
+    return picture_ids(read_picture(path))
+
+
+def picture_ids(picture: np.ndarray) -> np.ndarray:
+    """Return the segment ids, int32 (...), of colours, uint8 (..., 3)."""
+    ids = picture[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids <<= 8
+        ids |= picture[..., channel]
+    return ids
 
 
 def semantic_map(
