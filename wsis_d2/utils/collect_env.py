@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 _PACKAGES = (
     "numpy", "scipy", "opencv-python-headless", "pillow", "higra", "numba", "fvcore", "iopath",
-    "pycocotools", "panopticapi-lite", "pydensecrf2", "cityscapesscripts", "h5py", "kornia-rs", "ray",
+    "pycocotools", "panopticapi-lite", "pydensecrf2", "cityscapesscripts", "h5py", "kornia-rs",
+    "ray",
 )  # fmt: skip
 
 
