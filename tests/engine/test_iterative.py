@@ -3,6 +3,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from wsis_d2.data.datasets.custom import unregister
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.engine import iterative as module
 from wsis_d2.engine.iterative import mend_last_checkpoint, train_iterative
+from wsis_d2.engine.round_plot import format_rounds, plot_rounds
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -176,6 +178,24 @@ def test_the_hook_makes_the_same_labels_when_resumed(prepared, monkeypatch):
         assert label_bytes(prepared[0] / output) == expected
         for key, value in whole._plain_model.state_dict().items():
             assert torch.equal(value, trainer._plain_model.state_dict()[key]), key
+
+
+def test_the_figures_by_round_as_table_and_plot(tmp_path):
+    history = [
+        {"round": 0, "labels": {"streets": {"mIoU": 50.25, "PQ": 41.0}}},
+        {"round": 1, "sem_seg": {"mIoU": 60.0, "mIoU_th": 42.4, "mIoU_st": 70.0}},
+    ]
+    header, _, before, after = format_rounds(history).splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "round", "IoU all", "IoU things", "IoU stuff", "PQ all", "PQ things", "PQ stuff",
+        "labels IoU", "labels PQ",
+    ]  # fmt: skip
+    assert before.replace("|", " ").split() == ["0", *["-"] * 6, "50.2", "41.0"]
+    assert after.replace("|", " ").split() == ["1", "60.0", "42.4", "70.0", *["-"] * 5]
+    plot_rounds(history, tmp_path / "rounds.png")
+    plot_rounds([], tmp_path / "empty.png")
+    drawn, empty = (cv2.imread(str(tmp_path / n)) for n in ("rounds.png", "empty.png"))
+    assert drawn.shape == empty.shape and (drawn != empty).any()
 
 
 @pytest.mark.parametrize("content", ["", "model_0000009.pth"])

@@ -32,6 +32,7 @@ from wsis_d2.engine.relabel import (
     relabel,
     weak_datasets,
 )
+from wsis_d2.engine.round_plot import format_rounds, plot_rounds
 from wsis_d2.engine.trainer import WSISTrainer, load_weights
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write
@@ -126,10 +127,11 @@ class IterativeRun:
                 self.state.update(round=number + 1, stage=STAGES[0])
             self._write_state()
         logger.info(
-            "%d rounds are done: %s and %s",
+            "%d rounds are done: %s and %s\n%s",
             self.rounds,
             self.folder / "rounds.json",
             self.folder / "rounds.png",
+            format_rounds(self._history()),
         )
         return self.state["history"]
 
@@ -214,13 +216,15 @@ class IterativeRun:
     def _entry(self, number: int) -> dict:
         return self.state["history"].setdefault(str(number), {})
 
+    def _history(self) -> list[dict]:
+        """The figures of each round, in order."""
+        return sorted(
+            ({"round": int(number), **entry} for number, entry in self.state["history"].items()),
+            key=lambda entry: entry["round"],
+        )
+
     def _report(self) -> None:
-        history = [
-            {"round": int(number), **entry}
-            for number, entry in sorted(
-                self.state["history"].items(), key=lambda item: int(item[0])
-            )
-        ]
+        history = self._history()
         content = {"schema": SCHEMA, "datasets": self.names, "rounds": history}
         with atomic_write(self.folder / "rounds.json") as file:
             file.write(json.dumps(content, indent=1).encode())
@@ -315,42 +319,6 @@ def mend_last_checkpoint(folder: str | os.PathLike) -> None:
         return
     with atomic_write(tag) as file:
         file.write(saved[-1].name.encode())
-
-
-def plot_rounds(history: list[dict], path: Path) -> None:
-    """Draw IoU and PQ by round, of the models and of the labels (the paper's figure 6)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    series: dict[str, list[tuple[int, float]]] = {}
-    for entry in history:
-        for task, key, title in (
-            ("sem_seg", "mIoU", "model, IoU"),
-            ("panoptic_seg", "PQ", "model, PQ"),
-        ):
-            value = entry.get(task, {}).get(key)
-            if value is not None:
-                series.setdefault(title, []).append((entry["round"], value))
-        for name, quality in entry.get("labels", {}).items():
-            for key in ("mIoU", "PQ"):
-                if quality.get(key) is not None:
-                    title = f"labels of {name}, {'IoU' if key == 'mIoU' else key}"
-                    series.setdefault(title, []).append((entry["round"], quality[key]))
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for title, points in series.items():
-        style = "o--" if title.startswith("labels") else "o-"
-        axes.plot(*zip(*points, strict=True), style, label=title)
-    axes.set_xlabel("round")
-    axes.set_ylabel("percent")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    if series:
-        axes.legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
-    pyplot.close(figure)
 
 
 def train_iterative(
