@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Boxes to labels: agreement, overlap, and every case that fails."""
 
+import functools
+
 import numpy as np
 import pytest
 from test_grabcut import disc_image, iou
@@ -12,6 +14,7 @@ from wsis_d2.weak_labels.box_masks import (
     make_box_labels,
     thing_boxes,
 )
+from wsis_d2.weak_labels.proposals import MCGSource
 from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
 
 BOX = BoxLabelOptions(masks="box")
@@ -106,6 +109,8 @@ def failing_case(name):
     image, disc = disc_image()
     nothing = np.zeros_like(disc)
     nothing[0, 0] = True
+    corner = np.zeros_like(disc)
+    corner[30:34, 50:54] = True
     return {
         "tiny": (image, ThingBox(1, 70, 50, 73, 90), one_proposal(disc), "boxes_tiny"),
         "whole": (image, ThingBox(1, 0, 0, 160, 120), one_proposal(disc), "boxes_whole_image"),
@@ -120,6 +125,9 @@ def failing_case(name):
         "proposal": (
             image, ThingBox(1, 50, 30, 111, 91), one_proposal(nothing), "boxes_proposal_empty",
         ),
+        "agreement": (
+            image, ThingBox(1, 50, 30, 111, 91), one_proposal(corner), "boxes_no_agreement",
+        ),
         "pixel": (
             image[:1, :1], ThingBox(1, 0, 0, 1, 1), one_proposal(np.ones((1, 1), bool)),
             "boxes_whole_image",
@@ -127,7 +135,9 @@ def failing_case(name):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["tiny", "whole", "uniform", "grabcut", "proposal", "pixel"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "whole", "uniform", "grabcut", "proposal", "agreement", "pixel"]
+)
 def test_failed_boxes_are_ignored_counted_or_fall_back(name):
     image, box, proposals, counter = failing_case(name)
     labels = make_box_labels(image, [box], proposals, BoxLabelOptions())
@@ -152,6 +162,19 @@ def test_too_little_agreement_counts_as_failed():
     options = BoxLabelOptions(min_agreement=0.2)
     labels = make_box_labels(image, [box], one_proposal(speck), options)
     assert (labels.semantic == 255).all() and labels.counters["boxes_failed"] == 1
+
+
+def test_tiny_and_giant_images_are_counted():
+    tiny = make_box_labels(image_of(7, 40), [ThingBox(1, 0, 0, 5, 5)], None, BOX)
+    assert tiny.counters["images_tiny"] == 1 and tiny.counters["images_scaled_down"] == 0
+    image, disc = disc_image()
+    box, options = ThingBox(1, 50, 30, 111, 91), BoxLabelOptions(masks="mcg")
+    for side, scaled_down in ((80, 1), (0, 0)):
+        source = functools.partial(MCGSource(max_side=side), image, {})
+        labels = make_box_labels(image, [box], source, options)
+        assert labels.counters["images_scaled_down"] == scaled_down
+        assert labels.counters["images_tiny"] == 0
+        assert iou(labels.semantic == 1, disc) > 0.9
 
 
 def test_border_boxes_are_counted():

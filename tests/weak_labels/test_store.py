@@ -14,7 +14,8 @@ from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
-from wsis_d2.weak_labels.store import LabelStore, annotation_digest
+from wsis_d2.weak_labels.recipe import annotation_digest
+from wsis_d2.weak_labels.store import LabelStore
 
 CATEGORIES = [
     {"id": 7, "name": "dog", "isthing": 1},

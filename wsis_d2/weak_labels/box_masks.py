@@ -22,6 +22,8 @@ from wsis_d2.weak_labels.store import IGNORE, INSTANCE_IGNORE
 MASKS = ("agreement", "grabcut", "mcg", "box")
 FALLBACKS = ("none", "mcg", "ellipse")
 OVERLAPS = ("smaller", "ignore")
+#: An image with a shorter side, in pixels, is counted: hardly anything can be told apart in it.
+TINY_IMAGE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +190,8 @@ def make_box_labels(
         semantic[~in_a_box] = outside
         segments.append({"id": len(segments) + 1, "category_id": int(outside)})
         instance[~in_a_box] = segments[-1]["id"]
+    counters["images_tiny"] = int(min(height, width) < TINY_IMAGE)
+    counters["images_scaled_down"] = int(maker.scaled_down)
     counters["pixels"] = height * width
     counters["pixels_in_boxes"] = int(in_a_box.sum())
     counters["pixels_thing"] = int((semantic[in_a_box] != IGNORE).sum())
@@ -196,8 +200,18 @@ def make_box_labels(
 
 
 def new_counters() -> dict:
-    """Return the counters of one image, all zero, so that a summary always names each."""
+    """Return the counters of one image, all zero, so that a summary always names each.
+
+    Of ``boxes`` (distinct, no groups), ``boxes_border`` touch the image's border and
+    ``boxes_uniform`` hold one colour, which fails nothing by itself. ``boxes_failed`` are those
+    without a mask: ``boxes_tiny``, ``boxes_whole_image``, and those where GrabCut or the proposals
+    found nothing, or the two did not agree (``boxes_no_agreement``: both found something).
+    A fallback saves some of them; ``boxes_ignored`` are left. ``images_scaled_down`` were too
+    large for proposals at full size.
+    """
     names = (
+        "images_tiny",
+        "images_scaled_down",
         "boxes",
         "boxes_group",
         "boxes_duplicate",
@@ -207,6 +221,7 @@ def new_counters() -> dict:
         "boxes_uniform",
         "boxes_grabcut_empty",
         "boxes_proposal_empty",
+        "boxes_no_agreement",
         "boxes_failed",
         "boxes_fallback_mcg",
         "boxes_fallback_ellipse",
@@ -248,6 +263,8 @@ def box_mask(
             counters["boxes_proposal_empty"] += 1
         if mask.any() and mask.mean() >= options.min_agreement:
             return mask
+        found = [part.any() for part in (parts.grabcut, parts.proposal) if part is not None]
+        counters["boxes_no_agreement"] += len(found) == 2 and all(found)
     counters["boxes_failed"] += 1
     mask = _fallback(box, proposals, options, parts)
     if mask is not None and mask.any():
@@ -356,6 +373,14 @@ class _Lazy:
         if callable(self._proposals):
             self._proposals = self._proposals()
         return self._proposals
+
+    @property
+    def scaled_down(self) -> bool:
+        """Whether proposals were made at a lower resolution than the image's."""
+        made = self._proposals
+        if made is None or callable(made):
+            return False
+        return made.working_size[0] < made.image_size[0]
 
 
 def read_image(record: Mapping) -> np.ndarray:

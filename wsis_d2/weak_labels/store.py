@@ -13,14 +13,11 @@ image counts as done when its status file is there, so the next run continues af
 may write different images of one store at the same time.
 """
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import urllib.parse
-from collections.abc import Iterable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,44 +25,20 @@ from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
+from wsis_d2.weak_labels.recipe import (
+    annotation_digest,
+    as_json,
+    installed_versions,
+    plain_value,
+    recipe_differences,
+    recipe_hash,
+)
 
 SCHEMA = 1
 IGNORE = 255
 INSTANCE_IGNORE = -1
 _PARTS = ("panoptic", "semantic", "status")
-_VERSIONED = ("wsis_d2", "numpy", "opencv-python-headless", "higra", "numba", "torch")
 _COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
-
-
-def recipe_hash(recipe: Mapping, categories: Iterable[Mapping]) -> str:
-    """Return the SHA-256 (hex) of what the labels depend on: the recipe and the classes."""
-    classes = [[c["id"], c["name"], int(c.get("isthing", 1))] for c in categories]
-    text = json.dumps({"recipe": recipe, "classes": classes}, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def annotation_digest(record: Mapping) -> str:
-    """Return a short hash of a weak record's annotation: size, boxes, classes, tags.
-
-    Where the image lies on disk does not count, so a moved dataset keeps its labels.
-    """
-    boxes = [
-        [float(v) for v in a["bbox"]]
-        + [int(a.get("bbox_mode", 0)), int(a["category_id"]), int(a.get("iscrowd", 0))]
-        for a in record.get("annotations", [])
-    ]
-    crops = [
-        [[float(v) for v in c["box"]], sorted(int(t) for t in c["tags"])]
-        for c in record.get("crop_tags") or []
-    ]
-    parts = [
-        int(record["height"]),
-        int(record["width"]),
-        boxes,
-        sorted(int(t) for t in record.get("image_tags") or []),
-        crops,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 class LabelStore:
@@ -100,7 +73,7 @@ class LabelStore:
                 files but no store.
         """
         path = Path(path)
-        recipe, categories = _as_json(recipe, categories)
+        recipe, categories = as_json(recipe, categories)
         wanted = cls.check_recipe(path, recipe, categories, force)
         if force and (path / "manifest.json").exists():
             # The manifest goes last: while it is there, the folder is known as a store.
@@ -116,7 +89,7 @@ class LabelStore:
             "recipe": recipe,
             "recipe_hash": wanted,
             "categories": categories,
-            "versions": _versions(),
+            "versions": installed_versions(),
         }
         store = cls(path, manifest, writable=True)
         store._write_json("manifest.json", manifest)
@@ -132,7 +105,7 @@ class LabelStore:
             InputError: as :meth:`create`.
         """
         path = Path(path)
-        recipe, categories = _as_json(recipe, categories)
+        recipe, categories = as_json(recipe, categories)
         wanted = recipe_hash(recipe, categories)
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path}: is a file, a folder was expected")
@@ -144,7 +117,7 @@ class LabelStore:
         if (path / "manifest.json").exists():
             held = _read_manifest(path)
             if held["recipe_hash"] != wanted and not force:
-                changed = ", ".join(_differences(held, recipe, categories)) or "unknown"
+                changed = ", ".join(recipe_differences(held, recipe, categories)) or "unknown"
                 raise InputError(
                     f"{path}: holds labels of recipe {held['recipe_hash'][:12]}, asked for was "
                     f"recipe {wanted[:12]} (different: {changed}); name another --output, or add "
@@ -394,7 +367,7 @@ class LabelStore:
 
     def _write_json(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name, self.path / ".tmp") as file:
-            file.write(json.dumps(value, default=_plain).encode())
+            file.write(json.dumps(value, default=plain_value).encode())
 
 
 def image_key(image_id: int | str) -> str:
@@ -467,55 +440,5 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
-def _as_json(recipe: Mapping, categories: list[dict]) -> tuple[dict, list[dict]]:
-    """Return both as they will come back from a file; the categories by ascending id."""
-    recipe = json.loads(json.dumps(recipe, default=_plain))
-    categories = json.loads(json.dumps(categories, default=_plain))
-    return recipe, sorted(categories, key=lambda c: c["id"])
-
-
-def _differences(held: dict, recipe: dict, categories: list[dict]) -> list[str]:
-    """Name the keys in which a stored recipe and a wanted one differ."""
-    before, after = _flat(held["recipe"]), _flat(recipe)
-    keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    listed = [f"{k}: {before.get(k)!r} there, {after.get(k)!r} asked for" for k in keys]
-    if recipe_hash({}, held["categories"]) != recipe_hash({}, categories):
-        listed.append("the classes")
-    return listed
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict:
-    out = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            out.update(_flat(item, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = item
-    return out
-
-
-def _versions() -> dict:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def _has_files(path: Path) -> bool:
     return any(p.name != ".tmp" for p in path.iterdir())
-
-
-def _plain(value):
-    """Turn NumPy numbers, tuples, sets and paths into JSON values."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"no JSON value: {value!r}")

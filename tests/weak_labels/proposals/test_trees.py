@@ -164,6 +164,22 @@ def test_grouping_finds_every_connected_set_of_every_cut(seed):
     assert len(set(rows)) == len(rows)  # no set of nodes twice
 
 
+def test_fewer_superpixels_still_touch_as_the_graph_says():
+    image = scene()[0]
+    contours = gradient_contours(image)
+    found = build_hierarchies(
+        [contours], image.astype(np.float32), region_trees=True, size_damping=0, max_superpixels=25
+    )
+    labels = found.superpixels
+    assert len(np.unique(labels)) == labels.max() + 1 == 25
+    sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
+    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in sides])
+    touching = {tuple(sorted(p)) for p in pairs.tolist() if p[0] != p[1]}
+    assert {tuple(sorted(p)) for p in np.stack(found.edges, axis=1).tolist()} == touching
+    for label in range(25):
+        assert cv2.connectedComponents((labels == label).astype(np.uint8), connectivity=4)[0] == 2
+
+
 def test_caps_bound_each_kind():
     image = scene()[0]
     contours = gradient_contours(image)

@@ -15,10 +15,16 @@ from wsis_d2.utils.errors import InputError
 #: Caps of singles, pairs, triples and 4-tuples for each tree. "scg" has one scale; "mcg" names
 #: the trees multi-scale, scale 0.5, scale 1, scale 2 (published working points, in that order).
 PRESETS = {
-    "scg": {"scales": (1.0,), "region_trees": False, "caps": ((700, 4000, 6000, 3000),)},
+    "scg": {
+        "scales": (1.0,),
+        "region_trees": False,
+        "max_superpixels": 8000,
+        "caps": ((700, 4000, 6000, 3000),),
+    },
     "mcg": {
         "scales": (0.5, 1.0, 2.0),
         "region_trees": False,
+        "max_superpixels": 8000,
         "caps": (
             (90, 2000, 300, 300),
             (500, 3000, 10000, 4000),
@@ -29,6 +35,7 @@ PRESETS = {
     "default": {
         "scales": (0.5, 1.0),
         "region_trees": True,
+        "max_superpixels": 8000,
         "caps": ((500, 2500, 5000, 3000),),
     },
 }

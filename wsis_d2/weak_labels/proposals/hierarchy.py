@@ -8,11 +8,14 @@ Ward's rule on colour and by contour plus colour contrast, stand in for spectral
 """
 
 import dataclasses
+import functools
 import zipfile
 from pathlib import Path
 
+import cv2
 import higra as hg
 import numpy as np
+from scipy import sparse
 
 from wsis_d2.weak_labels.atomic import atomic_write
 
@@ -38,50 +41,46 @@ def build_hierarchies(
     *,
     region_trees: bool,
     size_damping: float,
+    max_superpixels: int = 0,
 ) -> Hierarchies:
     """Build every tree of an image.
 
     Args:
-        contours: contour strength of each scale, (h, w) float32, brought to one size; the last
-            one is the finest.
-        features: (h, w, C) float32, colour (and texture) in which regions are compared.
+        contours: contour strength of each scale, (h_k, w_k) float32, coarse to fine; the
+            superpixels are those of the last one.
+        features: (h, w, C) float32, colour in which regions are compared, as large as the last
+            contour map.
         region_trees: add the two region trees.
         size_damping: boundaries of regions smaller than this share of the image count less, by the
             square root of their size over it; 0 = off.
+        max_superpixels: the weakest boundaries go until no more superpixels are left; 0 = all
+            stay.
 
     Returns:
         The trees: for two or more scales, first all scales together, then one a scale, then the
         region trees.
     """
-    shape = contours[0].shape
-    graph = hg.get_4_adjacency_graph(shape)
-    maps = [_ucm(graph, contour, shape) for contour in contours]
-    superpixels = maps[-1][0]
+    maps = [_ucm(contour) for contour in contours]
+    shape = contours[-1].shape
+    superpixels, rag, lengths, strength = _finest(contours[-1], maps[-1], max_superpixels)
     count = int(superpixels.max()) + 1
     if count == 1:
         return Hierarchies(superpixels, (np.empty(0, int),) * 2, [(np.zeros(1, np.int32),) * 2])
-    rag = hg.make_region_adjacency_graph_from_labelisation(graph, superpixels)
     sources, targets = rag.edge_list()
-    areas = np.bincount(superpixels.ravel(), minlength=count).astype(np.float64)
+    flat = superpixels.ravel()
+    areas = np.bincount(flat, minlength=count).astype(np.float64)
     saliencies = [_saliency(m, superpixels, sources, targets, count) for m in maps]
-    weights = hg.weight_graph(graph, contours[-1].astype(np.float64), hg.WeightFunction.mean)
-    strength = hg.rag_accumulate_on_edges(rag, hg.Accumulators.mean, edge_weights=weights)
-    lengths = hg.rag_accumulate_on_edges(
-        rag, hg.Accumulators.sum, edge_weights=np.ones(graph.num_edges())
-    )
     trees = []
     if len(maps) > 1:
         mean = np.mean(saliencies, axis=0)
         trees.append(hg.binary_partition_tree_average_linkage(rag, mean, lengths))
     trees += [hg.bpt_canonical(rag, s) for s in saliencies]
+    limit = size_damping * shape[0] * shape[1]
     if size_damping > 0:
-        limit = size_damping * superpixels.size
         trees = [_damp(rag, *t, areas, limit, sources, targets) for t in trees]
     if region_trees:
-        means = np.stack(
-            [np.bincount(superpixels.ravel(), f.ravel(), count) / areas for f in _planes(features)],
-            axis=1,
-        )
+        planes = np.moveaxis(features, 2, 0)
+        means = np.stack([np.bincount(flat, f.ravel(), count) / areas for f in planes], axis=1)
         trees.append(hg.binary_partition_tree_ward_linkage(rag, means, areas))
         contrast = np.linalg.norm(means[sources] - means[targets], axis=1)
         both = strength / max(strength.mean(), 1e-9) + contrast / max(contrast.mean(), 1e-9)
@@ -118,15 +117,42 @@ def _ranked(tree, altitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tree.parents().astype(np.int32), ranks.reshape(-1).astype(np.int32)
 
 
-def _ucm(graph, contour: np.ndarray, shape: tuple[int, int]) -> tuple:
-    """Return superpixels, tree and altitudes of one contour map."""
+#: Grids of pixels by shape: the images of a data set share a few.
+_grid = functools.lru_cache(maxsize=4)(hg.get_4_adjacency_graph)
+
+
+def _ucm(contour: np.ndarray) -> tuple:
+    """Return superpixels, tree and altitudes of one contour map; one pixel has no tree."""
+    if contour.size == 1:
+        return np.zeros(contour.shape, np.int32), None, None
+    graph = _grid(contour.shape)
     weights = hg.weight_graph(graph, contour.astype(np.float64), hg.WeightFunction.mean)
-    if shape[0] * shape[1] == 1:
-        return np.zeros(shape, np.int32), None, None
-    tree, altitudes = hg.mean_pb_hierarchy(graph, weights, shape)
-    rag = tree.leaf_graph
-    labels = hg.CptRegionAdjacencyGraph.construct(rag)["vertex_map"]
-    return np.asarray(labels, np.int32).reshape(shape), tree, altitudes
+    tree, altitudes = hg.mean_pb_hierarchy(graph, weights, contour.shape)
+    labels = hg.CptRegionAdjacencyGraph.construct(tree.leaf_graph)["vertex_map"]
+    return np.asarray(labels, np.int32).reshape(contour.shape), tree, altitudes
+
+
+def _finest(contour: np.ndarray, ucm: tuple, limit: int) -> tuple:
+    """Return the superpixels, their adjacency graph, and its edges' lengths and mean strengths."""
+    labels, tree, altitudes = ucm
+    if tree is None or tree.num_leaves() == 1:
+        return labels, None, None, None
+    rag, graph = tree.leaf_graph, _grid(contour.shape)
+    weights = hg.weight_graph(graph, contour.astype(np.float64), hg.WeightFunction.mean)
+    total = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=weights)
+    lengths = hg.rag_accumulate_on_edges(
+        rag, hg.Accumulators.sum, edge_weights=np.ones(graph.num_edges())
+    )
+    count = tree.num_leaves()
+    if limit and count > limit:
+        threshold = np.sort(altitudes[count:])[count - limit - 1]
+        cut = hg.labelisation_horizontal_cut_from_threshold(tree, altitudes, threshold)
+        rag = hg.make_region_adjacency_graph_from_labelisation(rag, cut)
+        cut = np.asarray(hg.CptRegionAdjacencyGraph.construct(rag)["vertex_map"], np.int32)
+        total = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=total)
+        lengths = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=lengths)
+        labels = cut[labels]
+    return labels, rag, lengths, total / lengths
 
 
 def _saliency(ucm: tuple, superpixels, sources, targets, count: int) -> np.ndarray:
@@ -134,12 +160,24 @@ def _saliency(ucm: tuple, superpixels, sources, targets, count: int) -> np.ndarr
     labels, tree, altitudes = ucm
     if tree is None or tree.num_leaves() == 1:
         return np.zeros(len(sources))
-    if labels is superpixels:
-        return altitudes[tree.lowest_common_ancestor(sources, targets)]
-    own = hg.project_fine_to_coarse_labelisation(
-        superpixels.ravel(), labels.ravel(), count, int(labels.max()) + 1
-    ).astype(np.int64)
+    height, width = superpixels.shape
+    if labels.shape != superpixels.shape:
+        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    own = _majority(superpixels.ravel(), labels.ravel(), count, tree.num_leaves())
     return altitudes[tree.lowest_common_ancestor(own[sources], own[targets])]
+
+
+def _majority(fine: np.ndarray, coarse: np.ndarray, count: int, coarse_count: int) -> np.ndarray:
+    """Return the coarse label that most pixels of each fine one have (the lowest of equals)."""
+    shared = sparse.csr_matrix(
+        (np.ones(fine.size, np.int32), (fine, coarse)), shape=(count, coarse_count)
+    )
+    shared.sum_duplicates()
+    starts = shared.indptr[:-1]
+    most = np.maximum.reduceat(shared.data, starts)
+    is_most = shared.data == np.repeat(most, np.diff(shared.indptr))
+    places = np.where(is_most, shared.indices, coarse_count)
+    return np.minimum.reduceat(places, starts).astype(np.int64)
 
 
 def _damp(rag, tree, altitudes, areas, limit: float, sources, targets) -> tuple:
@@ -150,7 +188,3 @@ def _damp(rag, tree, altitudes, areas, limit: float, sources, targets) -> tuple:
     factor[: tree.num_leaves()] = 1.0
     merged = (altitudes * factor)[tree.lowest_common_ancestor(sources, targets)]
     return hg.bpt_canonical(rag, merged)
-
-
-def _planes(features: np.ndarray):
-    return (features[..., k] for k in range(features.shape[2]))

@@ -25,6 +25,11 @@ class ProposalSet(abc.ABC):
     def __len__(self) -> int:
         return len(self.areas)
 
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """(H, W) at which the proposals were made; less than ``image_size`` for giant images."""
+        return self.image_size
+
     @abc.abstractmethod
     def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
         """Return how many pixels of each proposal lie in a box, (N,) float64."""
@@ -71,6 +76,11 @@ class TreeProposals(ProposalSet):
         high = np.where(used[..., None], picked[..., 2:], 0).max(axis=1)
         self.boxes = np.concatenate([low * self._scale, high * self._scale], axis=1)
         self.areas = self._sum(self._leaf_areas) * self._scale.prod()
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """See :class:`ProposalSet`."""
+        return self.superpixels.shape
 
     def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
         """See :class:`ProposalSet`."""

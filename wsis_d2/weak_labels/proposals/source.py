@@ -26,6 +26,9 @@ from wsis_d2.weak_labels.proposals.hierarchy import (
 )
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
 
+#: Raised whenever the same options give other hierarchies: older caches and labels do not count.
+_ALGORITHM = 2
+
 
 class NamedRegistry(Registry):
     """A registry whose entries have names of their own, as they stand in configs."""
@@ -117,7 +120,8 @@ class MCGSource(ProposalSource):
         """See :class:`ProposalSource`; weights count by what they are, not where they lie."""
         recipe = super().recipe()
         del recipe["cache"]
-        return {**recipe, "weights": make_contours(self.contours, self.weights).digest}
+        weights = make_contours(self.contours, self.weights).digest
+        return {**recipe, "weights": weights, "algorithm": _ALGORITHM}
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`; ``record`` is not used."""
@@ -140,25 +144,22 @@ class MCGSource(ProposalSource):
         return hashlib.sha256(recipe.encode() + image.tobytes()).hexdigest()[:32]
 
     def _hierarchies(self, image: np.ndarray, chosen: dict) -> Hierarchies:
-        contours = sorted(
-            (self._contours(image, scale) for scale in chosen["scales"]), key=lambda c: c[0]
-        )
         return build_hierarchies(
-            [c for _, c in contours],
+            [self._contours(image, scale) for scale in sorted(chosen["scales"])],
             to_lab(image),
             region_trees=chosen["region_trees"],
             size_damping=self.size_damping,
+            max_superpixels=chosen["max_superpixels"],
         )
 
-    def _contours(self, image: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+    def _contours(self, image: np.ndarray, scale: float) -> np.ndarray:
+        """Return the contours seen at a scale; superpixels are never finer than the image."""
         size = image.shape[1], image.shape[0]
         scaled = tuple(max(1, round(s * scale)) for s in size)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         resized = image if scaled == size else cv2.resize(image, scaled, interpolation=how)
         contours = make_contours(self.contours, self.weights)(resized)
-        if scaled != size:
-            contours = cv2.resize(contours, size, interpolation=cv2.INTER_LINEAR)
-        return scale, contours
+        return contours if scale < 1 else cv2.resize(contours, size, interpolation=cv2.INTER_AREA)
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
