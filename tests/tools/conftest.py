@@ -47,8 +47,8 @@ def tiny(tmp_path_factory):
     for key in truth:
         write_panoptic_png(folder / truth.png(key).name, np.roll(truth.ids(key), 4, axis=1))
     annotations = [
-        {**a, "segments_info": [{**s, "score": 0.5} for s in a["segments_info"]]}
-        for a in truth.annotations.values()
+        {**a, "segments_info": [{**s, "score": 0.5} for s in truth.segments(key)]}
+        for key, a in truth.annotations.items()
     ]
     content = {"annotations": annotations, "categories": truth.categories, "images": truth.images}
     write_json(folder.with_suffix(".json"), content)

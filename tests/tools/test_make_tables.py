@@ -16,6 +16,7 @@ import make_tables  # noqa: E402
 
 from wsis_d2.evaluation import make_meta, write_results_json  # noqa: E402
 from wsis_d2.evaluation.paper_tables import paper_tables  # noqa: E402
+from wsis_d2.evaluation.run_tables import recipe_of  # noqa: E402
 from wsis_d2.utils.cli import main_with_errors  # noqa: E402
 
 VOC, CITY = "voc_2012_val_panoptic_full", "cityscapes_fine_panoptic_val_full"
@@ -113,19 +114,45 @@ def test_runs_fill_their_cells(tmp_path) -> None:
         assert len({x.count("|") for x in block.splitlines()}) == 1
 
 
-def test_figure_6_joins_recipes_and_iterative_rounds(tmp_path) -> None:
-    for number, iou in ((0, 50.0), (2, 60.0)):
-        write_run(tmp_path / "a" / f"semantic_R_101_weak_round_{number}", CITY,
-                  sem_seg={"mIoU": iou})  # fmt: skip
-    # Round 4 of tools/train_iterative.py trains on the labels of round 3.
-    write_run(tmp_path / "b" / "round_04", CITY, "round_4", panoptic_seg={"PQ_st": 40.0})
-    points = run(tmp_path / "tables", tmp_path / "a", tmp_path / "b")["figure_6"]
-    found = {(p["panel"][:8], p["line"], p["round"]): float(p["mean"]) for p in points}
-    assert found == {
-        ("Semantic", "all", "0"): 50.0,
-        ("Semantic", "all", "2"): 60.0,
-        ("Instance", "stuff", "3"): 40.0,
+def test_rounds_are_found_in_the_folders_that_their_recipes_name(tmp_path) -> None:
+    """Single rounds and tools/train_iterative.py share the folders round_01 to round_06."""
+    out = tmp_path / "city"
+    for number, iou in ((1, 50.0), (3, 60.0), (6, 63.0)):
+        write_run(out / "semantic_R_101_weak" / f"round_{number:02d}", CITY, f"round_{number}",
+                  sem_seg={"mIoU": iou, "mIoU_th": iou + 1})  # fmt: skip
+    write_run(out / "semantic_R_101_weak_seed2" / "round_06", CITY, "round_6",
+              sem_seg={"mIoU": 65.0}, panoptic_seg={"PQ_st": 40.0})  # fmt: skip
+    # Another network's rounds are no second seed of these.
+    write_run(out / "semantic_R_18_weak" / "round_01", CITY, "round_1", sem_seg={"mIoU": 1.0})
+    # The panoptic run has a value too; the semantic subnetwork's own is what the paper reports.
+    write_run(out / "panoptic_R_101_weak", CITY, sem_seg={"mIoU": 2.0})
+    tables = run(tmp_path / "tables", out)
+    found = {
+        (p["panel"][:8], p["line"], p["round"]): (float(p["mean"]), p["runs"])
+        for p in tables["figure_6"]
     }
+    assert found == {
+        ("Semantic", "all", "0"): (50.0, "1"),
+        ("Semantic", "all", "2"): (60.0, "1"),
+        ("Semantic", "all", "5"): (64.0, "2"),
+        ("Semantic", "things", "0"): (51.0, "1"),
+        ("Semantic", "things", "2"): (61.0, "1"),
+        ("Semantic", "things", "5"): (64.0, "1"),
+        ("Instance", "stuff", "5"): (40.0, "1"),
+    }
+    assert row(tables["table_4"], "Ours, overall")["weak mean"] == "64.0000"
+
+
+def test_every_recipe_of_a_table_is_some_configs_output() -> None:
+    outputs = set()
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        folder = re.search(r"^OUTPUT_DIR: \"\./(output/(?:voc|cityscapes)/.+)\"$",
+                           path.read_text(), re.M)  # fmt: skip
+        if folder:
+            outputs.add(recipe_of(Path(folder[1])))
+    cells = [cell for table in paper_tables() for _, cells in table.rows for cell in cells]
+    named = {recipe for cell in cells for recipe in cell.recipes}
+    assert len(named) > 10 and named <= outputs
 
 
 def test_a_path_may_be_given_its_recipe(tmp_path) -> None:

@@ -19,24 +19,39 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 _MAX_DETECTIONS = 100
 _AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 _MIN_REGION = 100
+_MAX_CHUNKS = 64
 
 
 @dataclass
 class _Ranked:
-    """Scores and verdicts of one class and area range, collected over images."""
+    """Scores and verdicts of one class and area range, collected over images.
+
+    ``chunks`` holds, of some images each, scores (P,), image keys (P,), right (P, thresholds) and
+    ignored (P, thresholds).
+    """
 
     gt_count: int = 0
-    scores: list[np.ndarray] = field(default_factory=list)
-    keys: list[np.ndarray] = field(default_factory=list)
-    right: list[np.ndarray] = field(default_factory=list)
-    ignored: list[np.ndarray] = field(default_factory=list)
+    chunks: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     missed: np.ndarray = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
 
+    def add(self, scores: np.ndarray, key: int, right: np.ndarray, ignored: np.ndarray) -> None:
+        """Add one image; many small arrays would take more than what they hold."""
+        self.chunks.append((scores, np.full(len(scores), key), right, ignored))
+        if len(self.chunks) >= _MAX_CHUNKS:
+            self.chunks = [self.joined()]
+
     def merge(self, other: "_Ranked") -> None:
+        """Add what another process collected."""
         self.gt_count += other.gt_count
         self.missed = self.missed + other.missed
-        for name in ("scores", "keys", "right", "ignored"):
-            getattr(self, name).extend(getattr(other, name))
+        self.chunks += other.chunks
+
+    def joined(self) -> tuple[np.ndarray, ...]:
+        """Return all images' scores, keys, right and ignored."""
+        if not self.chunks:
+            empty = np.zeros((0, len(THRESHOLDS)), bool)
+            return np.zeros(0), np.zeros(0, np.int64), empty, empty
+        return tuple(np.concatenate(parts) for parts in zip(*self.chunks, strict=True))
 
 
 class InstanceAP:
@@ -153,19 +168,13 @@ def _add_coco(
             else:
                 ignored[column, position] = outside[column]
     part.gt_count += int((~ignored_gt).sum())
-    part.scores.append(scores)
-    part.keys.append(np.full(len(scores), match.key))
-    part.right.append(right)
-    part.ignored.append(ignored)
+    part.add(scores, match.key, right, ignored)
 
 
-def _joined(part: _Ranked) -> tuple[np.ndarray, ...]:
-    if not part.scores:
-        empty = np.zeros((0, len(THRESHOLDS)), bool)
-        return np.zeros(0), empty, empty
-    scores, keys = np.concatenate(part.scores), np.concatenate(part.keys)
+def _ranked(part: _Ranked) -> tuple[np.ndarray, ...]:
+    """Return scores, right and ignored by descending score."""
+    scores, keys, right, ignored = part.joined()
     order = np.lexsort((keys, -scores))
-    right, ignored = np.concatenate(part.right), np.concatenate(part.ignored)
     return scores[order], right[order], ignored[order]
 
 
@@ -173,7 +182,7 @@ def _integrate_coco(part: _Ranked) -> np.ndarray:
     result = np.full(len(THRESHOLDS), np.nan)
     if part.gt_count == 0:
         return result
-    _, right, ignored = _joined(part)
+    _, right, ignored = _ranked(part)
     for column in range(len(THRESHOLDS)):
         tp = np.cumsum(right[:, column] & ~ignored[:, column])
         fp = np.cumsum(~right[:, column] & ~ignored[:, column])
@@ -210,17 +219,14 @@ def _add_cityscapes(
         ignored[:, position] = ~hit.any(0) & (over.any(0) | (share > threshold))
         part.missed[position] += int((valid & ~hit.any(1)).sum())
     part.gt_count += int(valid.sum())
-    part.scores.append(scores)
-    part.keys.append(np.full(count, match.key))
-    part.right.append(right)
-    part.ignored.append(ignored)
+    part.add(scores, match.key, right, ignored)
 
 
 def _integrate_cityscapes(part: _Ranked) -> np.ndarray:
     result = np.full(len(THRESHOLDS), np.nan)
     if part.gt_count == 0:
         return result
-    scores, right, ignored = _joined(part)
+    scores, right, ignored = _ranked(part)
     for column in range(len(THRESHOLDS)):
         keep = ~ignored[:, column]
         result[column] = _step_integral(scores[keep], right[keep, column], int(part.missed[column]))

@@ -18,7 +18,7 @@ from wsis_d2.weak_labels.atomic import atomic_write
 
 _SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
 _ROUND = re.compile(r"^semantic_(.+)_weak_round_(\d+)$")
-_ITERATIVE = re.compile(r"^round_(\d+)$")
+_ROUND_FOLDER = re.compile(r"^round_(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Run:
 
     Attributes:
         name: its name there.
-        recipe: name of its folder without a seed at the end, e.g. ``panoptic_R_101_weak``.
+        recipe: see :func:`recipe_of`.
         family: ``voc``, ``cityscapes`` or "" by the evaluated set.
         numbers: ``{task: {metric: percent}}``.
         meta: its ``meta``.
@@ -95,15 +95,27 @@ def _run(name: str, run: Mapping[str, Any], recipe: str | None, file: Path) -> R
     if recipe is None:
         config = PurePath(str(meta.get("config") or ""))
         if config.name == "config.yaml":
-            recipe = config.parent.name
+            recipe = recipe_of(config.parent)
         elif config.suffix in (".yaml", ".yml"):
-            recipe = config.stem
+            recipe = recipe_of(config.with_suffix(""))
         else:
-            recipe = file.resolve().parent.name
+            recipe = recipe_of(file.resolve().parent)
     dataset = str(meta.get("dataset", ""))
     family = next((f for f in (VOC, CITYSCAPES) if dataset.startswith(f)), "")
     numbers = {task: values for task, values in run.items() if task != "meta"}
-    return Run(name, _SEED.sub("", recipe), family, numbers, meta)
+    return Run(name, recipe, family, numbers, meta)
+
+
+def recipe_of(folder: PurePath) -> str:
+    """Return which recipe's run a folder is: its name without a seed at the end.
+
+    ``output/voc/panoptic_R_101_weak_seed2`` is of ``panoptic_R_101_weak``; a round's folder is of
+    the paper's round, ``semantic_R_101_weak/round_01`` of ``semantic_R_101_weak_round_0``.
+    """
+    number = _ROUND_FOLDER.match(folder.name)
+    if number:
+        return f"{_SEED.sub('', folder.parent.name)}_round_{int(number[1]) - 1}"
+    return _SEED.sub("", folder.name)
 
 
 def average(runs: Iterable[Run], task: str, metric: str) -> Value | None:
@@ -254,20 +266,15 @@ def figure_6(runs: Sequence[Run], backbone: str = "R_101") -> list[RoundPoint]:
     """Return figure 6's points.
 
     Args:
-        runs: runs on Cityscapes: recipes ``semantic_<backbone>_weak_round_K`` (trained on the
-            labels of round K) and the rounds of tools/train_iterative.py (its round N trains on
-            the labels of round N - 1).
+        runs: those of the recipes ``semantic_<backbone>_weak_round_K`` on Cityscapes count, of
+            single rounds or of tools/train_iterative.py.
         backbone: whose recipes count.
     """
     by_round: dict[int, list[Run]] = {}
     for run in runs:
-        recipe, iterative = _ROUND.match(run.recipe), _ITERATIVE.match(run.name)
-        if run.family != CITYSCAPES:
-            continue
-        if iterative:
-            by_round.setdefault(int(iterative[1]) - 1, []).append(run)
-        elif recipe and recipe[1] == backbone:
-            by_round.setdefault(int(recipe[2]), []).append(run)
+        found = _ROUND.match(run.recipe)
+        if found and found[1] == backbone and run.family == CITYSCAPES:
+            by_round.setdefault(int(found[2]), []).append(run)
     points = []
     for panel, lines in FIGURE_6:
         for line, task, metric, _ in lines:
