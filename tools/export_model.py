@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Export a trained panoptic network with torch.export, the CRF inside, for images of any size.
+"""Export a trained panoptic network with torch.export, for images of any size.
 
-The program takes an image and detections (boxes, scores, classes) and gives one label a pixel.
-Before it is written, its output is compared with the model's on two other image sizes.
+Detector, semantic subnetwork and CRF are inside: the program takes an image and gives one label a
+pixel. Before it is written, its output is compared with the model's on three other image sizes.
+The program of a model that does not resize its input refuses images of at most 64 x 64 pixels.
 """
 
 import argparse
@@ -20,8 +21,11 @@ EPILOG = """examples:
   tools/export_model.py --model output/run --output model.pt2
   tools/export_model.py --model Sample-Panoptic/tiny_instance --output tiny.pt2
 
-Load it elsewhere: tools/load_exported.py is a whole example that needs torch and the compiled
-operators alone, neither wsis_d2 nor Detectron2; copy it and that library.
+  # boxes come from another detector: they are inputs of the program
+  tools/export_model.py --model output/run --detections given --output joins.pt2
+
+Load it elsewhere: tools/load_exported.py is a whole example that needs torch, torchvision and the
+compiled operators, neither wsis_d2 nor Detectron2; copy it and that library.
 """
 
 
@@ -32,6 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, metavar="DIR|ID", help="run folder or zoo id")
     parser.add_argument("--output", required=True, type=Path, metavar="M.pt2")
+    parser.add_argument(
+        "--detections", choices=("inside", "given"), default="inside",
+        help="the detector is part of the program, or its boxes are inputs (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
     return parser
@@ -47,22 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from wsis_d2.utils.checkpoint import trust_checkpoints
-    from wsis_d2.utils.export import compare_with_eager, export_model
+    from wsis_d2.utils.export import OUTPUTS, compare_with_eager, export_model
     from wsis_d2.utils.predictor import PanopticPredictor
 
     if args.trust:
         trust_checkpoints()
     predictor = PanopticPredictor(args.model, args.device)
-    program = export_model(predictor.model)
-    differences = compare_with_eager(program, predictor.model)
-    for size, difference in differences.items():
-        print(f"{size}: largest difference of label scores {difference:.2e}")
+    inside = args.detections == "inside"
+    program = export_model(predictor.model, inside)
+    differences = compare_with_eager(program, predictor.model, inside)
+    for picture, difference in differences.items():
+        print(f"{picture}: largest difference of scores to the model's {difference:.2e}")
     facts = {
         "classes": predictor.classes,
         "stuff_ids": list(predictor.model.stuff_ids),
         "format": predictor.cfg.INPUT.FORMAT,
-        "inputs": "image (3, H, W) float32 0..255; boxes (D, 4) XYXY; scores (D,); classes (D,)",
-        "outputs": "label (H, W) in [0, L): detections, then stuff_ids; scores; probabilities",
+        "detections": args.detections,
+        "inputs": "image (3, H, W) float32 0..255"
+        + ("" if inside else "; boxes (D, 4) XYXY; scores (D,); classes (D,)"),
+        "outputs": OUTPUTS,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(f".{args.output.stem}.{os.getpid()}.pt2")

@@ -31,12 +31,13 @@ def assign_labels(
     best = scores.argmax(dim=0)
     if min_thing_area <= 0 and min_stuff_area <= 0:
         return best
-    area = torch.bincount(best.flatten(), minlength=len(labels))
+    # No step depends on how many labels are kept, so that torch.export can take this.
+    flat = best.flatten()
+    area = torch.zeros_like(labels.classes).scatter_add(0, flat, torch.ones_like(flat))
     least = torch.where(labels.is_thing, min_thing_area, min_stuff_area)
-    kept = torch.nonzero(area >= least.clamp(min=1)).flatten()
-    if len(kept) in (0, len(labels)):
-        return best
-    return kept[scores[kept].argmax(dim=0)]
+    kept = area >= least.clamp(min=1)
+    dropped = ~kept & kept.any()
+    return scores.masked_fill(dropped[:, None, None], -torch.inf).argmax(dim=0)
 
 
 def panoptic_result(

@@ -28,7 +28,8 @@ class InstanceLabels:
     @property
     def is_thing(self) -> torch.Tensor:
         """(L,) bool."""
-        return torch.arange(len(self), device=self.classes.device) < self.num_things
+        count = self.classes.shape[0]  # len() would fix the number in an exported program
+        return torch.arange(count, device=self.classes.device) < self.num_things
 
 
 def make_labels(
@@ -50,12 +51,13 @@ def make_labels(
     height, width = image_size
     device = boxes.device
     stuff = torch.tensor(stuff_ids, dtype=torch.int64, device=device)
-    whole = torch.tensor([0.0, 0.0, width, height], device=device).repeat(len(stuff), 1)
+    ones = torch.ones(len(stuff), device=device)
+    whole = torch.stack([0 * ones, 0 * ones, width * ones, height * ones], dim=1)
     return InstanceLabels(
         classes=torch.cat([classes.to(torch.int64), stuff]),
-        scores=torch.cat([scores.float(), torch.ones(len(stuff), device=device)]),
+        scores=torch.cat([scores.float(), ones]),
         boxes=torch.cat([boxes.float().reshape(-1, 4), whole]),
-        num_things=len(boxes),
+        num_things=boxes.shape[0],
     )
 
 
