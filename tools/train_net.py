@@ -13,7 +13,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
 from wsis_d2.engine import WSISTrainer, launch, load_weights, setup
-from wsis_d2.utils.checkpoint import trust_checkpoints
+from wsis_d2.utils.checkpoint import check_complete, trust_checkpoints
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
@@ -55,6 +55,8 @@ def evaluate(cfg) -> None:
         cfg.freeze()
     if not cfg.DATASETS.TEST:
         raise InputError("--eval-only: DATASETS.TEST is empty; name the sets to evaluate on")
+    if cfg.MODEL.WEIGHTS:
+        check_complete(model, cfg.MODEL.WEIGHTS)
     load_weights(cfg, model)
     WSISTrainer.test(cfg, model)
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from wsis_d2.utils.checkpoint import SafeCheckpointer, model_state, read_checkpoint
+from wsis_d2.utils.checkpoint import (
+    SafeCheckpointer,
+    check_complete,
+    model_state,
+    read_checkpoint,
+)
 from wsis_d2.utils.errors import InputError
 
 
@@ -111,3 +116,18 @@ def test_truncated_checkpoint_is_named(tmp_path):
 def test_states_that_are_no_parameters_are_named(state, message):
     with pytest.raises(InputError, match=message):
         model_state(state, "x.pth")
+
+
+def test_evaluation_refuses_a_checkpoint_of_something_else(tmp_path):
+    """A name that is missing would leave its parameter at random, and a figure without worth."""
+    model = nn.ModuleDict({"body": nn.Linear(3, 2), "aux_head": nn.Linear(2, 2)})
+    state = {f"part.{k}": v for k, v in model.state_dict().items()}
+    part = nn.ModuleDict({"part": model})
+    path = tmp_path / "w.pth"
+    torch.save({"model": {**state, "crf.weight": torch.ones(1)}}, path)
+    check_complete(part, str(path))  # it may hold more
+    torch.save({"model": {k: v for k, v in state.items() if ".aux_" not in k}}, path)
+    check_complete(part, str(path))  # what serves training alone may be missing
+    torch.save({"model": {k: v for k, v in state.items() if "bias" not in k}}, path)
+    with pytest.raises(InputError, match=r"w\.pth: lacks 1 .* part\.body\.bias first"):
+        check_complete(part, str(path))

@@ -196,6 +196,30 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data if "model" in data else {"model": data}
 
 
+def check_complete(model: torch.nn.Module, path: str) -> None:
+    """Refuse a checkpoint that leaves parts of a model as they were initialised, at random.
+
+    Classifiers that serve training alone (``aux_``) may be missing, and a checkpoint may hold more
+    than the model: the CRF's weights, where it is evaluated without CRF. Files whose names
+    Detectron2 guesses (``.pkl`` of other projects) are not checked.
+
+    Args:
+        model: the model that is to be evaluated.
+        path: file, URL or ``wsis-d2://ID``.
+
+    Raises:
+        InputError: naming the first parameter that is missing or not finite.
+    """
+    checkpoint = SafeCheckpointer(torch.nn.Module())._load_file(path)
+    state = model_state(checkpoint, path)
+    missing = sorted(n for n in model.state_dict() if n not in state and ".aux_" not in n)
+    if missing and not checkpoint.get("matching_heuristics"):
+        raise InputError(
+            f"{path}: lacks {len(missing)} of the model's parameters, {missing[0]} first; name the "
+            "config that it was trained with"
+        )
+
+
 def load_exactly(model: torch.nn.Module, path: str) -> None:
     """Load a trained model's parameters; every one must be there, of its shape, and finite.
 
