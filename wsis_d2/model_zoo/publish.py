@@ -277,6 +277,7 @@ def model_card(
         "",
         "```python",
         "from wsis_d2 import model_zoo",
+        "",
         f'model = model_zoo.get("{name}", trained=True).eval()',
         "```",
         "",
