@@ -13,7 +13,7 @@ from wsis_d2.utils.errors import InputError
 EPILOG = """examples:
   # start from their round-0 labels
   tools/import_released_labels.py merged --labels cam_mandg_merged/train \\
-      --dataset cityscapes_fine_train_panoptic_weak --output output/released
+      --dataset cityscapes_fine_panoptic_train_weak --output output/released
 
   # or from the parts, merged here
   tools/import_released_labels.py cam --labels cam/train --dataset NAME --output output/cam

@@ -20,6 +20,7 @@ import numpy as np
 
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_rgb
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.atomic import atomic_write
 from wsis_d2.weak_labels.proposals.contours import (
@@ -165,9 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         photographs = []
         for name in args.photographs:
-            photographs.append(cv2.imread(name))
-            if photographs[-1] is None:
-                raise InputError(f"--photographs {name}: cannot be read")
+            photographs.append(np.ascontiguousarray(read_rgb(name)[..., ::-1]))
         count = args.scenes
         pictures = scenes(rng, count, photographs)
         origin["data"] = f"{count} generated dead-leaves scenes"

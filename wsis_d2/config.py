@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Every config key of wsis_d2, one comment each."""
 
+import textwrap
 from collections.abc import Sequence
 
 import yaml
@@ -22,9 +23,11 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
     """
     cfg = get_cfg()
     add_wsis_config(cfg)
+    where = str(config_file or "")
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
+        where = f"{where} {textwrap.shorten(' '.join(map(str, opts or [])), 200)}".strip()
         cfg.merge_from_list(list(opts or []))
     except (
         KeyError,
@@ -35,7 +38,6 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
         yaml.YAMLError,
     ) as error:
         text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
-        where = f"{config_file or ''} {' '.join(map(str, opts or []))}".strip()
         message = " ".join(str(text).split())
         raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
     return cfg

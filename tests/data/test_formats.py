@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from annotation_writers import write_coco, write_labelme, write_voc, write_yolo
 from PIL import Image
 from shared_data import shared_data
 
@@ -41,74 +42,6 @@ def draw(root, truth):
 def photos(tmp_path):
     draw(tmp_path / "photos", TRUTH)
     return tmp_path / "photos"
-
-
-# Writers, independent of the readers: what each tool writes for the same boxes.
-
-
-def write_coco(folder, truth, classes, polygons=False):
-    images, annotations = [], []
-    for i, (name, (width, height, boxes)) in enumerate(truth.items()):
-        images.append({"id": i, "file_name": name, "width": width, "height": height})
-        for label, x, y, w, h in boxes:
-            shape = {"bbox": [x, y, w, h], "segmentation": [], "attributes": {"rotation": 0.0}}
-            if polygons:
-                shape = {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
-            annotations.append(
-                {"id": len(annotations), "image_id": i, "category_id": 10 + classes.index(label),
-                 "area": w * h, "iscrowd": 0, **shape}
-            )  # fmt: skip
-    categories = [{"id": 10 + k, "name": n, "supercategory": ""} for k, n in enumerate(classes)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "coco.json").write_text(json.dumps(content))
-    return folder / "coco.json"
-
-
-def write_voc(folder, truth, edges):
-    for name, (width, height, boxes) in truth.items():
-        objects = ""
-        for label, x, y, w, h in boxes:
-            ends = (x, y, x + w, y + h) if edges else (x + 1, y + 1, x + w, y + h)
-            tags = zip(("xmin", "ymin", "xmax", "ymax"), ends, strict=True)
-            inner = "".join(f"<{t}>{v}</{t}>" for t, v in tags)
-            objects += f"<object><name>{label}</name><bndbox>{inner}</bndbox></object>"
-        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-        path = folder / "voc" / (name.rsplit(".", 1)[0] + ".xml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        base = name.rsplit("/", 1)[-1]
-        path.write_text(f"<annotation><filename>{base}</filename>{size}{objects}</annotation>")
-    return folder / "voc"
-
-
-def write_yolo(folder, truth, classes, polygons=False):
-    for name, (width, height, boxes) in truth.items():
-        lines = []
-        for label, x, y, w, h in boxes:
-            values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
-            if polygons:
-                xs, ys = (x / width, (x + w) / width), (y / height, (y + h) / height)
-                values = [xs[0], ys[0], xs[1], ys[0], xs[1], ys[1], xs[0], ys[1]]
-            lines.append(" ".join([str(classes.index(label)), *(f"{v:.8f}" for v in values)]))
-        path = folder / "yolo" / (name.rsplit(".", 1)[0] + ".txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-    return folder / "yolo"
-
-
-def write_labelme(folder, truth):
-    for name, (width, height, boxes) in truth.items():
-        shapes = [
-            {"label": label, "points": [[x + w, y + h], [x, y]], "shape_type": "rectangle",
-             "group_id": None, "flags": {}}
-            for label, x, y, w, h in boxes
-        ]  # fmt: skip
-        path = folder / "labelme" / (name.rsplit(".", 1)[0] + ".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"version": "5.4.1", "flags": {"grass": True, "rain": False}, "shapes": shapes,
-                   "imagePath": "..\\photos\\" + name.replace("/", "\\"), "imageData": None,
-                   "imageHeight": height, "imageWidth": width}  # fmt: skip
-        path.write_text(json.dumps(content))
-    return folder / "labelme"
 
 
 def read_any(kind, folder, truth, classes, images, log):
