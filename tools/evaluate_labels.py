@@ -122,10 +122,10 @@ def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
         raise InputError("--proposals needs the images: name --dataset")
     records = DatasetCatalog.get(args.dataset)[: args.limit]
     found = evaluate_proposals(build_proposal_source(cfg), records, *truth)
-    print(f"J_i of {found['objects']} objects in {found['images']} images:")
+    print(f"J_i of {found['objects']} objects in {found['images']} images; of those > 32 x 32:")
     for budget, value in found["J_i"].items():
         name = f"all ({found['raw']:.0f})" if budget == "all" else budget
-        print(f"  {name:>12}  {value:.1f}")
+        print(f"  {name:>12}  {value:5.1f}  {found['J_i not small'][budget]:5.1f}")
     return found
 
 

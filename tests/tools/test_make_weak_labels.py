@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from load_tool import ROOT, load_tool
+from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
@@ -99,9 +100,8 @@ def test_a_wrong_call_is_one_line_and_status_2(own):
     assert len(lines) == 1 and "none.json" in lines[0] and "Traceback" not in run.stderr
 
 
-def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
-    from PIL import Image
-
+def write_truth(own):
+    """Write panoptic truth of the three images; return its JSON and folder."""
     (own / "truth").mkdir()
     annotations = []
     y, x = np.mgrid[:48, :64]
@@ -112,10 +112,33 @@ def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
         annotations.append({"image_id": k, "file_name": f"{k}.png", "segments_info": segments})
     content = {"images": [], "annotations": annotations, "categories": CATEGORIES}
     (own / "truth.json").write_text(json.dumps(content))
+    return own / "truth.json", own / "truth"
+
+
+def test_evaluate_labels_measures_the_best_proposals(own, capsys):
+    truth_json, truth_dir = write_truth(own)
+    config = own / "own.yaml"
+    config.write_text(
+        f"DATASETS:\n  OWN:\n    - {{name: discs_of_a_test, json: {own}/a.json, "
+        f"images: {own}/images, panoptic_json: {truth_json}, panoptic_dir: {truth_dir}}}\n"
+    )
+    status = load_tool("evaluate_labels").main(
+        ["--proposals", "--dataset", "discs_of_a_test", "--config-file", str(config),
+         "--output", str(own / "q.json")]
+    )  # fmt: skip
+    assert status == 0 and "J_i of 3 objects in 3 images" in capsys.readouterr().out
+    found = json.loads((own / "q.json").read_text())["proposals"]
+    curve = list(found["J_i"].values())
+    assert curve == sorted(curve) and curve[-1] > 90
+    assert found["J_i not small"]["all"] is None  # a disc of 441 pixels is small
+
+
+def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
+    truth_json, truth_dir = write_truth(own)
     for masks in ("grabcut", "box"):
         call(own, "--masks", masks, output=masks)
     tool = load_tool("evaluate_labels")
-    truth = ["--gt-json", str(own / "truth.json"), "--gt-dir", str(own / "truth")]
+    truth = ["--gt-json", str(truth_json), "--gt-dir", str(truth_dir)]
     stores = [str(own / "grabcut"), str(own / "box")]
     assert tool.main(["--store", *stores, *truth, "--output", str(own / "q.json")]) == 0
     text = capsys.readouterr().out

@@ -62,15 +62,22 @@ def test_by_hand(tmp_path):
     cows = found["objects"]["cow"]
     # Segment: 200 of 400 right, 100 wrong, 25 on void.
     assert cows["small"] == pytest.approx(
-        {"precision": 200 / 3, "recall": 50, "IoU": 40, "empty": 0, "count": 1}
-    )
+        {
+            "precision": 200 / 3, "recall": 50, "IoU": 40, "empty": 0, "coverage": 50,
+            "ignored": 50, "count": 1,
+        }
+    )  # fmt: skip
     assert cows["medium"]["empty"] == 100 and cows["medium"]["IoU"] == 0
     assert math.isnan(cows["medium"]["precision"]) and cows["medium"]["count"] == 1
     assert found["objects"]["dog"]["all"]["empty"] == 100
     everything = found["objects"]["all"]["all"]
     assert everything == pytest.approx(
-        {"precision": 200 / 3, "recall": 50 / 3, "IoU": 40 / 3, "empty": 200 / 3, "count": 3}
-    )
+        {
+            "precision": 200 / 3, "recall": 50 / 3, "IoU": 40 / 3, "empty": 200 / 3,
+            "coverage": 50 / 3, "ignored": 250 / 3, "count": 3,
+        }
+    )  # fmt: skip
+    assert cows["not small"] == cows["medium"] | {"precision": pytest.approx(math.nan, nan_ok=True)}
     valid = 40 * 90
     sky = valid - 400 - 1200 - 100 - 100
     summary = found["summary"]
@@ -79,6 +86,9 @@ def test_by_hand(tmp_path):
     assert summary["pixel_precision"] == pytest.approx(100 * 400 / 500)
     assert found["classes"]["cow"]["IoU"] == pytest.approx(100 * 200 / (1700 + 300 - 200))
     assert found["classes"]["cow"]["recall"] == pytest.approx(100 * 200 / 1700)
+    assert found["classes"]["cow"]["coverage"] == pytest.approx(100 * 200 / 1700)
+    assert found["classes"]["sky"]["coverage"] == pytest.approx(100 * 300 / sky)
+    assert found["classes"]["sky"]["ignored"] == pytest.approx(100 - 100 * 300 / sky)
     assert found["classes"]["sky"]["IoU"] == pytest.approx(100 * 200 / sky)
     assert math.isnan(found["classes"]["dog"]["precision"])
     assert summary["mIoU"] == pytest.approx(

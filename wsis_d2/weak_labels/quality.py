@@ -35,15 +35,18 @@ def evaluate_store(
             {"images": n,
              "summary": {"mIoU", "PQ", "PQ_th", "PQ_st", "pixel_precision", "coverage", "ignored",
                          "precision", "recall", "IoU", "empty"},   # the last four: thing objects
-             "classes": {name: {"precision", "recall", "IoU", "truth_pixels"}},   # semantic map
+             "classes": {name: {"precision", "recall", "IoU", "coverage", "ignored",
+                                "truth_pixels"}},   # semantic map
              "objects": {name or "all": {size or "all": {"precision", "recall", "IoU", "empty",
-                                                         "count"}}}}
+                                                         "coverage", "ignored", "count"}}}}
 
         Semantic: precision among labelled pixels; recall, IoU and coverage over the true pixels
         that are not void, where an ignored pixel is a missed one. Objects: each true object (no
         crowd) against the labelled segment of its class with the highest IoU; precision is the
         mean over objects that have any, the others count as 0 in recall and IoU; ``empty`` is
-        the share without any.
+        the share without any; ``coverage`` is the mean share of an object's pixels that carry a
+        label of any segment, ``ignored`` the rest. Sizes are COCO's, in true pixels; "not small"
+        is everything above the smallest.
 
     Raises:
         InputError: the classes differ, or no image is in both.
@@ -94,7 +97,7 @@ class ObjectTally:
     def __init__(self, names: Sequence[str], isthing: Sequence[bool]) -> None:
         self._names = names
         self._isthing = np.asarray(isthing, bool)
-        self._rows: list[tuple[int, int, float, float, float]] = []
+        self._rows: list[tuple[int, int, float, float, float, float]] = []
 
     def add(self, match) -> None:
         """Add the objects of one image (:class:`wsis_d2.evaluation.matching.ImageMatch`)."""
@@ -107,15 +110,14 @@ class ObjectTally:
             own = match.pred_area - match.pred_void
             iou = shared / np.maximum(own + area - shared, 1)
             best = int(np.argmax(iou)) if iou.size else -1
-            if best < 0 or not shared[best]:
-                self._rows.append((class_id, area, np.nan, 0.0, 0.0))
-            else:
-                precision = shared[best] / own[best]
-                self._rows.append((class_id, area, precision, shared[best] / area, iou[best]))
+            found = np.nan, 0.0, 0.0
+            if best >= 0 and shared[best]:
+                found = shared[best] / own[best], shared[best] / area, iou[best]
+            self._rows.append((class_id, area, *found, match.gt_unpredicted[row] / area))
 
     def results(self) -> dict:
         """Return the table, see :func:`evaluate_store`."""
-        rows = np.array(self._rows, float).reshape(-1, 5)
+        rows = np.array(self._rows, float).reshape(-1, 6)
         table = {"all": self._sizes(rows)}
         for class_id in np.unique(rows[:, 0]).astype(int):
             table[self._names[class_id]] = self._sizes(rows[rows[:, 0] == class_id])
@@ -127,6 +129,7 @@ class ObjectTally:
         for name, high in SIZES.items():
             out[name] = _object_means(rows[(rows[:, 1] > low) & (rows[:, 1] <= high)])
             low = high
+        out["not small"] = _object_means(rows[rows[:, 1] > SIZES["small"]])
         return out
 
 
@@ -174,7 +177,8 @@ def evaluate_proposals(
 
     Returns:
         ``{"objects", "images", "raw": mean number of proposals, "J_i": {budget or "all": mean over
-        true objects of the best IoU}}``.
+        true objects of the best IoU}, "J_i not small": the same over objects above the smallest
+        size}``.
     """
     from wsis_d2.evaluation.panoptic_format import PanopticFile
     from wsis_d2.weak_labels.box_masks import read_image
@@ -183,7 +187,7 @@ def evaluate_proposals(
     things = {
         i for i, isthing in zip(truth.classes.ids, truth.classes.isthing, strict=True) if isthing
     }
-    rows, counts = [], []
+    rows, counts, areas = [], [], []
     known = [r for r in records if str(r["image_id"]) in truth.annotations]
     for record in progress(known, desc="proposals"):
         key = str(record["image_id"])
@@ -197,16 +201,23 @@ def evaluate_proposals(
         if proposals is None:
             raise InputError("WEAK_LABELS.PROPOSALS.NAME none: there are no proposals to measure")
         counts.append(len(proposals))
-        rows.append(oracle_overlaps(proposals, [m for m in masks if m.any()]))
+        masks = [m for m in masks if m.any()]
+        areas += [int(m.sum()) for m in masks]
+        rows.append(oracle_overlaps(proposals, masks))
     if not known:
         raise InputError(f"{panoptic_json}: holds none of the dataset's images")
     table = np.concatenate(rows)
-    means = 100 * table.mean(axis=0) if len(table) else np.full(table.shape[1], np.nan)
+    names = [*map(str, BUDGETS), "all"]
+
+    def curve(rows: np.ndarray) -> dict:
+        return {name: _percent(rows[:, k]) for k, name in enumerate(names)}
+
     return {
         "images": len(known),
         "objects": len(table),
         "raw": float(np.mean(counts)),
-        "J_i": dict(zip([*map(str, BUDGETS), "all"], means.tolist(), strict=True)),
+        "J_i": curve(table),
+        "J_i not small": curve(table[np.array(areas) > SIZES["small"]]),
     }
 
 
@@ -231,6 +242,7 @@ def _results(confusion, quality: dict, objects: ObjectTally, classes, images: in
     with np.errstate(invalid="ignore", divide="ignore"):
         precision, recall = right / labelled, right / true_pixels
         iou = right / (true_pixels + labelled - right)
+        covered = 1 - confusion[:, -1] / true_pixels
     table = objects.results()
     total = confusion.sum()
     known = confusion[:, :-1].sum()
@@ -252,6 +264,8 @@ def _results(confusion, quality: dict, objects: ObjectTally, classes, images: in
                 "precision": 100 * float(precision[k]),
                 "recall": 100 * float(recall[k]),
                 "IoU": 100 * float(iou[k]),
+                "coverage": 100 * float(covered[k]),
+                "ignored": 100 * float(1 - covered[k]),
                 "truth_pixels": int(true_pixels[k]),
             }
             for k, name in enumerate(classes.names)
@@ -266,6 +280,8 @@ def _object_means(rows: np.ndarray) -> dict:
         "recall": _percent(rows[:, 3]),
         "IoU": _percent(rows[:, 4]),
         "empty": _percent(np.isnan(rows[:, 2]).astype(float)),
+        "coverage": _percent(1 - rows[:, 5]),
+        "ignored": _percent(rows[:, 5]),
         "count": len(rows),
     }
 
