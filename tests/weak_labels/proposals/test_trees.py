@@ -167,9 +167,9 @@ def test_grouping_finds_every_connected_set_of_every_cut(seed):
 def test_fewer_superpixels_still_touch_as_the_graph_says():
     image = scene()[0]
     contours = gradient_contours(image)
-    found = build_hierarchies(
-        [contours], image.astype(np.float32), region_trees=True, size_damping=0, max_superpixels=25
-    )
+    colour = image.astype(np.float32)
+    found = build_hierarchies([contours], colour, colour, size_damping=0, max_superpixels=25)
+    assert len(found.trees) == 5
     labels = found.superpixels
     assert len(np.unique(labels)) == labels.max() + 1 == 25
     sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
@@ -183,9 +183,8 @@ def test_fewer_superpixels_still_touch_as_the_graph_says():
 def test_caps_bound_each_kind():
     image = scene()[0]
     contours = gradient_contours(image)
-    found = build_hierarchies(
-        [contours], image.astype(np.float32), region_trees=False, size_damping=0
-    )
+    found = build_hierarchies([contours], image.astype(np.float32), size_damping=0)
+    assert len(found.trees) == 1
     caps = (30, 40, 50, 60)
     _, _, nodes = group_tree(*found.trees[0], found.edges, caps)
     sizes = (nodes >= 0).sum(axis=1)

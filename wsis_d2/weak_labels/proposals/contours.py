@@ -175,7 +175,7 @@ def contour_features(image: np.ndarray) -> np.ndarray:
         _soft_histogram(lab[..., 0], 0, 100),
         _soft_histogram(lab[..., 1], -60, 60),
         _soft_histogram(lab[..., 2], -60, 60),
-        _texture(lab[..., 0]),
+        texture_energies(lab[..., 0]),
     ]
     maps = np.concatenate([*cues, lab / 25], axis=2)
     ends = np.cumsum([0, *(c.shape[2] for c in cues), 3])
@@ -210,8 +210,8 @@ def _soft_histogram(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(position[..., None] - centres))
 
 
-def _texture(lightness: np.ndarray) -> np.ndarray:
-    """Return energies of oriented filters at two widths, (H, W, 8)."""
+def texture_energies(lightness: np.ndarray) -> np.ndarray:
+    """Return energies of oriented filters at two widths, (H, W, 8), of lightness (0..100)."""
     planes = []
     for sigma in (1.0, 2.0):
         smooth = _blur(lightness / 25, sigma)

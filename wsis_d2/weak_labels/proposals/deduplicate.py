@@ -7,13 +7,18 @@ import numpy as np
 from wsis_d2.weak_labels.proposals.proposal_set import TreeProposals
 
 
+#: Singles, pairs, triples and 4-tuples that a tree gives in each turn.
+TURNS = (4, 1, 1, 1)
+
+
 def distinct_proposals(
     proposals: TreeProposals, iou: float = 0.95, limit: int | None = None
 ) -> np.ndarray:
     """Return the indices of proposals that differ, best first.
 
     Trees, and in each its singles, pairs, triples and 4-tuples, take turns, strongest boundaries
-    first; a proposal is dropped if one before it overlaps it by more than ``iou``.
+    first, :data:`TURNS` of each at a time; a proposal is dropped if one before it overlaps it by
+    more than ``iou``.
 
     Args:
         proposals: of one image.
@@ -24,10 +29,12 @@ def distinct_proposals(
         (K,) int64.
     """
     count = len(proposals)
-    kind = 4 * proposals.runs[proposals.nodes[:, 0], 0] + (proposals.nodes >= 0).sum(axis=1)
+    size = (proposals.nodes >= 0).sum(axis=1)
+    kind = 4 * proposals.runs[proposals.nodes[:, 0], 0] + size
     place = np.empty(count, np.int64)
     for number in np.unique(kind):
         place[kind == number] = np.arange(np.count_nonzero(kind == number))
+    place //= np.array(TURNS)[size - 1]
     order = np.lexsort((kind, place))
     areas = np.bincount(proposals.superpixels.ravel(), minlength=proposals.orders.shape[1])
     return _greedy(

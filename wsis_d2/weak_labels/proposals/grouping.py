@@ -14,17 +14,19 @@ from wsis_d2.utils.errors import InputError
 
 #: Caps of singles, pairs, triples and 4-tuples for each tree. "scg" has one scale; "mcg" names
 #: the trees multi-scale, scale 0.5, scale 1, scale 2 (published working points, in that order).
+#: "default" has more trees and asks for more of their own regions: these are the best proposal of
+#: two objects in three.
 PRESETS = {
     "scg": {
         "scales": (1.0,),
         "region_trees": False,
-        "max_superpixels": 8000,
+        "max_superpixels": 16000,
         "caps": ((700, 4000, 6000, 3000),),
     },
     "mcg": {
         "scales": (0.5, 1.0, 2.0),
         "region_trees": False,
-        "max_superpixels": 8000,
+        "max_superpixels": 16000,
         "caps": (
             (90, 2000, 300, 300),
             (500, 3000, 10000, 4000),
@@ -35,8 +37,8 @@ PRESETS = {
     "default": {
         "scales": (0.5, 1.0),
         "region_trees": True,
-        "max_superpixels": 8000,
-        "caps": ((500, 2500, 5000, 3000),),
+        "max_superpixels": 16000,
+        "caps": ((3000, 1500, 2000, 1000),),
     },
 }
 

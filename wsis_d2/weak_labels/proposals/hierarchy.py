@@ -3,8 +3,8 @@
 
 Contours of each scale give an oriented-watershed ultrametric contour map; the maps are projected
 on the finest superpixels, averaged, and linked again: a tree for each scale and one for all
-(Arbelaez et al., "Multiscale Combinatorial Grouping", sections 3 and 4). Two region trees, by
-Ward's rule on colour and by contour plus colour contrast, stand in for spectral globalisation.
+(Arbelaez et al., "Multiscale Combinatorial Grouping", sections 3 and 4). Region trees, by Ward's
+rule on colour and texture and by contour plus colour contrast, stand in for spectral globalisation.
 """
 
 import dataclasses
@@ -35,11 +35,15 @@ class Hierarchies:
     trees: list[tuple[np.ndarray, np.ndarray]]
 
 
+#: How much more than its contour the colour contrast of a boundary weighs in the last tree.
+_CONTRAST = 2.5
+
+
 def build_hierarchies(
     contours: list[np.ndarray],
-    features: np.ndarray,
+    colour: np.ndarray,
+    texture: np.ndarray | None = None,
     *,
-    region_trees: bool,
     size_damping: float,
     max_superpixels: int = 0,
 ) -> Hierarchies:
@@ -48,9 +52,8 @@ def build_hierarchies(
     Args:
         contours: contour strength of each scale, (h_k, w_k) float32, coarse to fine; the
             superpixels are those of the last one.
-        features: (h, w, C) float32, colour in which regions are compared, as large as the last
-            contour map.
-        region_trees: add the two region trees.
+        colour: (h, w, 3) float32, CIE Lab, as large as the last contour map.
+        texture: (h, w, T) float32, on colour's scale; None leaves out the region trees.
         size_damping: boundaries of regions smaller than this share of the image count less, by the
             square root of their size over it; 0 = off.
         max_superpixels: the weakest boundaries go until no more superpixels are left; 0 = all
@@ -58,7 +61,8 @@ def build_hierarchies(
 
     Returns:
         The trees: for two or more scales, first all scales together, then one a scale, then the
-        region trees.
+        region trees: Ward's rule on colour, on colour and texture, then contour plus colour
+        contrast, the contrast weighing once and :data:`_CONTRAST` times as much.
     """
     maps = [_ucm(contour) for contour in contours]
     shape = contours[-1].shape
@@ -78,14 +82,19 @@ def build_hierarchies(
     limit = size_damping * shape[0] * shape[1]
     if size_damping > 0:
         trees = [_damp(rag, *t, areas, limit, sources, targets) for t in trees]
-    if region_trees:
-        planes = np.moveaxis(features, 2, 0)
-        means = np.stack([np.bincount(flat, f.ravel(), count) / areas for f in planes], axis=1)
+    if texture is not None:
+        means = _means(colour, flat, areas)
         trees.append(hg.binary_partition_tree_ward_linkage(rag, means, areas))
+        both = np.concatenate([means, _means(texture, flat, areas)], axis=1)
+        trees.append(hg.binary_partition_tree_ward_linkage(rag, both, areas))
         contrast = np.linalg.norm(means[sources] - means[targets], axis=1)
-        both = strength / max(strength.mean(), 1e-9) + contrast / max(contrast.mean(), 1e-9)
-        tree = hg.binary_partition_tree_average_linkage(rag, both, lengths)
-        trees.append(_damp(rag, *tree, areas, limit, sources, targets) if size_damping else tree)
+        contrast /= max(contrast.mean(), 1e-9)
+        strength /= max(strength.mean(), 1e-9)
+        for weight in (1.0, _CONTRAST):
+            height = strength + weight * contrast
+            tree = hg.binary_partition_tree_average_linkage(rag, height, lengths)
+            damped = size_damping > 0
+            trees.append(_damp(rag, *tree, areas, limit, sources, targets) if damped else tree)
     return Hierarchies(superpixels, (sources, targets), [_ranked(*tree) for tree in trees])
 
 
@@ -178,6 +187,13 @@ def _majority(fine: np.ndarray, coarse: np.ndarray, count: int, coarse_count: in
     is_most = shared.data == np.repeat(most, np.diff(shared.indptr))
     places = np.where(is_most, shared.indices, coarse_count)
     return np.minimum.reduceat(places, starts).astype(np.int64)
+
+
+def _means(planes: np.ndarray, flat: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Return the means of (h, w, C) planes over each superpixel, (S, C)."""
+    planes = np.moveaxis(planes, 2, 0)
+    sums = [np.bincount(flat, plane.ravel(), len(areas)) for plane in planes]
+    return np.stack(sums, axis=1) / areas[:, None]
 
 
 def _damp(rag, tree, altitudes, areas, limit: float, sources, targets) -> tuple:

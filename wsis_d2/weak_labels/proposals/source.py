@@ -13,10 +13,7 @@ import numpy as np
 from fvcore.common.registry import Registry
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.proposals.contours import (
-    make_contours,
-    to_lab,
-)
+from wsis_d2.weak_labels.proposals.contours import make_contours, texture_energies, to_lab
 from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
 from wsis_d2.weak_labels.proposals.hierarchy import (
     Hierarchies,
@@ -28,6 +25,8 @@ from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposal
 
 #: Raised whenever the same options give other hierarchies: older caches and labels do not count.
 _ALGORITHM = 2
+#: What texture energies are multiplied by to count like differences of Lab colour.
+_TEXTURE = 25.0
 
 
 class NamedRegistry(Registry):
@@ -144,10 +143,11 @@ class MCGSource(ProposalSource):
         return hashlib.sha256(recipe.encode() + image.tobytes()).hexdigest()[:32]
 
     def _hierarchies(self, image: np.ndarray, chosen: dict) -> Hierarchies:
+        lab = to_lab(image)
         return build_hierarchies(
             [self._contours(image, scale) for scale in sorted(chosen["scales"])],
-            to_lab(image),
-            region_trees=chosen["region_trees"],
+            lab,
+            _TEXTURE * texture_energies(lab[..., 0]) if chosen["region_trees"] else None,
             size_damping=self.size_damping,
             max_superpixels=chosen["max_superpixels"],
         )
