@@ -6,7 +6,6 @@ import numpy as np
 
 from wsis_d2.weak_labels.proposals.proposal_set import TreeProposals
 
-
 #: Singles, pairs, triples and 4-tuples that a tree gives in each turn.
 TURNS = (4, 1, 1, 1)
 

@@ -5,6 +5,7 @@ import abc
 import dataclasses
 
 import cv2
+import numba
 import numpy as np
 from scipy import ndimage
 
@@ -70,11 +71,7 @@ class TreeProposals(ProposalSet):
         self._leaf_areas = np.bincount(self.superpixels.ravel(), minlength=count)
         leaf_boxes = label_boxes(self.superpixels, count)
         node_boxes = self._node_extremes(leaf_boxes)
-        used = self.nodes >= 0
-        picked = node_boxes[np.maximum(self.nodes, 0)]
-        low = np.where(used[..., None], picked[..., :2], np.iinfo(np.int32).max).min(axis=1)
-        high = np.where(used[..., None], picked[..., 2:], 0).max(axis=1)
-        self.boxes = np.concatenate([low * self._scale, high * self._scale], axis=1)
+        self.boxes = _union_boxes(self.nodes, node_boxes) * np.tile(self._scale, 2)
         self.areas = self._sum(self._leaf_areas) * self._scale.prod()
 
     @property
@@ -165,13 +162,38 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
+@numba.njit(cache=True)
 def label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the tight box of each label 0..count-1, (count, 4) int64."""
+    """Return the tight box of each label 0..count-1 of a (H, W) map, (count, 4) int64.
+
+    A label without a pixel has the box 0, 0, 0, 0.
+    """
+    height, width = labels.shape
     boxes = np.zeros((count, 4), np.int64)
-    for label, slices in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
-        if slices is not None:
-            rows, columns = slices
-            boxes[label] = columns.start, rows.start, columns.stop, rows.stop
+    for y in range(height):
+        for x in range(width):
+            box = boxes[labels[y, x]]
+            if box[3] == 0:  # rows come in order: the first one stays the top
+                box[0], box[1], box[2] = x, y, x + 1
+            box[0] = min(box[0], x)
+            box[2] = max(box[2], x + 1)
+            box[3] = y + 1
+    return boxes
+
+
+@numba.njit(cache=True)
+def _union_boxes(nodes, node_boxes):
+    """Return the tight box of each proposal, (N, 4), from those of its nodes."""
+    boxes = np.empty((len(nodes), 4), np.int64)
+    for k in range(len(nodes)):
+        boxes[k] = node_boxes[nodes[k, 0]]
+        for n in nodes[k, 1:]:
+            if n >= 0:
+                box = node_boxes[n]
+                boxes[k, 0] = min(boxes[k, 0], box[0])
+                boxes[k, 1] = min(boxes[k, 1], box[1])
+                boxes[k, 2] = max(boxes[k, 2], box[2])
+                boxes[k, 3] = max(boxes[k, 3], box[3])
     return boxes
 
 
