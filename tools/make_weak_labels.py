@@ -54,7 +54,13 @@ def _tags(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
     from wsis_d2.engine.tag_labels import make_tag_labels
 
     return make_tag_labels(
-        cfg, data.records, data.categories, args.output, classifier=args.classifier, **_common(args)
+        cfg,
+        data.records,
+        data.categories,
+        args.output,
+        classifier=args.classifier,
+        has_boxes=data.has_boxes,
+        **_common(args),
     )
 
 

@@ -258,6 +258,21 @@ def add_tag_config(cfg: CN) -> None:
     # meets the crop with less leaves the class unknown there. Above 1: boxes give no tags.
     cfg.INPUT.TAG_BOX_SHARE = 0.5
 
+    # The tag segmenter: META_ARCHITECTURE "TagSegmenter", DATASET_MAPPER_NAME "TagRegionMapper".
+    cfg.MODEL.TAG_SEGMENTER = CN()
+    # Longer side that images are resized to; cells are 4 of its pixels wide.
+    cfg.MODEL.TAG_SEGMENTER.SIZE = 240
+    # Width of its two hidden layers.
+    cfg.MODEL.TAG_SEGMENTER.HIDDEN = 64
+    # Share of a crop's cells that must show a class of its tags, and of a box's its class.
+    cfg.MODEL.TAG_SEGMENTER.TAG_SHARE = 0.01
+    cfg.MODEL.TAG_SEGMENTER.BOX_SHARE = 0.3
+    # Weights of the boxes' and of the entropy's losses; the others weigh 1.
+    cfg.MODEL.TAG_SEGMENTER.BOX_WEIGHT = 0.3
+    cfg.MODEL.TAG_SEGMENTER.ENTROPY_WEIGHT = 0.1
+
+    # Cues. A tag segmenter's are its distributions: THRESHOLD is then a probability, LAYER and
+    # SCALES have no meaning.
     cfg.CAM = CN()
     # Module of the tag classifier whose activations are weighted.
     cfg.CAM.LAYER = "backbone.res5"

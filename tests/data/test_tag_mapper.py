@@ -4,9 +4,10 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from PIL import Image
 
-from wsis_d2.data.mappers import TagMapper
+from wsis_d2.data.mappers import TagMapper, TagRegionMapper
 from wsis_d2.utils.errors import InputError
 
 
@@ -94,3 +95,20 @@ def test_a_full_record_tells_its_tags_by_its_segments_and_silence_is_an_error(re
     assert mapper(is_train=False)(full)["tags"].tolist() == [1, 1, 1, 0, 0]
     with pytest.raises(InputError, match="no image_tags"):
         mapper()({**full, "supervision": "weak"})
+
+
+def test_the_region_mapper_moves_windows_and_boxes_with_the_image(record):
+    own = TagRegionMapper(is_train=True, num_classes=5, flip=False)
+    plain = own(record)
+    assert plain["crops"] == [(0, 0, 15, 20), (15, 0, 30, 20)]
+    assert plain["boxes"] == [((0, 0, 10, 10), 0, False), ((8, 0, 28, 10), 1, False)]
+    assert plain["crop_targets"].tolist() == [[1, -1, 0, 1, 0], [0, 1, 0, 1, 1]]
+    own.augmentations = T.AugmentationList([T.RandomFlip(prob=1.0)])
+    flipped = own(record)
+    assert torch.equal(flipped["image"], plain["image"].flip(-1))
+    assert flipped["crops"] == [(15, 0, 30, 20), (0, 0, 15, 20)]
+    assert flipped["boxes"][0][0] == (20, 0, 30, 10)
+    assert torch.equal(flipped["crop_targets"], plain["crop_targets"])
+    del record["crop_tags"]
+    whole = own(record)
+    assert whole["crops"] == [(0, 0, 30, 20)] and whole["crop_targets"].shape == (1, 5)

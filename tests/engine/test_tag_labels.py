@@ -13,7 +13,13 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.sample import CATEGORIES, prepare_sample
 from wsis_d2.data.datasets.weak import load_weak_json
-from wsis_d2.engine.tag_labels import CueLabeller, make_all_labels, make_tag_labels
+from wsis_d2.engine.tag_labels import (
+    CueLabeller,
+    build_labeller,
+    classifier_config,
+    make_all_labels,
+    make_tag_labels,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.cam_labels import cue_labels
 from wsis_d2.weak_labels.store import LabelStore
@@ -128,6 +134,58 @@ def test_all_keeps_its_parts_and_continues(scenes, classifier):
         np.testing.assert_array_equal(merged[is_mask], masks[is_mask])
         kept = ~is_mask & (merged != 255)
         np.testing.assert_array_equal(merged[kept], cues[kept])
+
+
+@pytest.fixture(scope="module")
+def segmenter(scenes):
+    """A segmenter of random weights, stored as training would."""
+    folder = scenes[0] / "segmenter"
+    folder.mkdir()
+    cfg = plain_cfg(
+        "MODEL.META_ARCHITECTURE", "TagSegmenter", "MODEL.DEVICE", "cpu",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7, "MODEL.WSIS.THING_IDS", sorted(THINGS),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model_final.pth"
+
+
+def test_a_segmenters_cues_are_its_surest_classes_among_those_that_annotation_allows(
+    scenes, segmenter
+):
+    root, records = scenes
+    cfg = plain_cfg("CAM.THRESHOLD", 0.4)
+    assert make_tag_labels(
+        cfg, records, CATEGORIES, root / "regions", classifier=segmenter, workers=1
+    ) == 0  # fmt: skip
+    store = LabelStore.open(root / "regions")
+    own = classifier_config(cfg, segmenter, 7)
+    labeller = build_labeller(own, segmenter, THINGS)
+    for record in records:
+        distribution = labeller.distribution(record)
+        semantic = store.semantic(record["image_id"])
+        sums = distribution.sum(0)
+        assert np.all((np.abs(sums - 1) < 1e-5) | (sums == 0))
+        for crop in record["crop_tags"]:
+            x, y, w, h = map(int, crop["box"])
+            inside = set(np.unique(semantic[y : y + h, x : x + w]).tolist())
+            assert inside <= {*crop["tags"], 255} - THINGS
+        boxed = np.zeros(semantic.shape, bool)
+        for annotation in record["annotations"]:
+            x0, y0, x1, y1 = map(int, annotation["bbox"])
+            boxed[y0:y1, x0:x1] = True
+        assert not distribution[sorted(THINGS)][:, ~boxed].any() and boxed.any()
+        labelled = semantic != 255
+        best = np.take_along_axis(distribution, np.minimum(semantic, 6)[None].astype(int), 0)[0]
+        assert labelled.any() and (best[labelled] >= 0.4).all()
+        np.testing.assert_array_equal(best[labelled], distribution.max(0)[labelled])
+    with pytest.raises(InputError, match="CAM.SCALES"):
+        make_tag_labels(
+            plain_cfg("CAM.SCALES", [1.0, 2.0]), records, CATEGORIES, root / "no",
+            classifier=segmenter,
+        )  # fmt: skip
+    assert not (root / "no").exists()
 
 
 def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Tags to cue labels: run a trained tag classifier's Grad-CAM over a dataset (paper 3.3)."""
+"""Tags to cue labels: run a trained tag classifier's Grad-CAM (paper 3.3) over a dataset."""
 
 import functools
 import hashlib
@@ -16,8 +16,9 @@ from detectron2.data import detection_utils
 from detectron2.modeling import build_model
 
 from wsis_d2.config import add_wsis_config
+from wsis_d2.engine.region_cues import RegionCueLabeller
 from wsis_d2.modeling.grad_cam import GradCAM
-from wsis_d2.modeling.meta_arch.tag_classifier import TagClassifier
+from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.utils.checkpoint import model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
@@ -33,6 +34,7 @@ from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
+CLASSIFIERS = ("TagClassifier", "TagSegmenter")
 TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
 
 
@@ -40,7 +42,7 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
     """Return the config that a classifier was trained with.
 
     Args:
-        cfg: the command's config. If its meta-architecture is the tag classifier, it is used;
+        cfg: the command's config. If its meta-architecture is one of ``CLASSIFIERS``, it is used;
             otherwise the ``config.yaml`` that training wrote beside the weights, with the
             command's ``CAM`` section where that is not the default.
         weights: the classifier's checkpoint.
@@ -55,7 +57,7 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
         raise InputError(f"--classifier {weights}: no such file; train one with: {TRAIN_COMMAND}")
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE != "TagClassifier":
+    if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
         beside = Path(weights).parent / "config.yaml"
         if not beside.is_file():
             raise InputError(
@@ -70,10 +72,10 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
             raise InputError(f"{beside}: is no config of this version ({text})") from None
         if wanted != _default_cam():
             cfg.CAM = wanted
-        if cfg.MODEL.META_ARCHITECTURE != "TagClassifier":
+        if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
             raise InputError(
                 f"{beside}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, expected "
-                "'TagClassifier'"
+                f"one of {CLASSIFIERS}"
             )
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
     cfg.MODEL.WEIGHTS = ""
@@ -89,12 +91,17 @@ def _default_cam() -> CfgNode:
     return cfg.CAM
 
 
-def load_classifier(cfg: CfgNode, weights: str | os.PathLike) -> TagClassifier:
+def load_classifier(
+    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int]
+) -> TagClassifier | TagSegmenter:
     """Build the classifier and load its weights, all of them.
 
     Raises:
         InputError: the checkpoint does not fit.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WSIS.THING_IDS = sorted(thing_ids)
     model = build_model(cfg)
     state = model_state(read_checkpoint(weights), weights)
     try:
@@ -145,7 +152,7 @@ class CueLabeller:
     ) -> "CueLabeller":
         """Build one from a classifier's config and weights."""
         return cls(
-            load_classifier(cfg, weights),
+            load_classifier(cfg, weights, thing_ids),
             layer=cfg.CAM.LAYER,
             thing_ids=thing_ids,
             threshold=cfg.CAM.THRESHOLD,
@@ -199,9 +206,40 @@ class CueLabeller:
         return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
 
 
-def _make_labeller(cfg_text: str, weights: str, thing_ids: frozenset[int]) -> CueLabeller:
+def build_labeller(
+    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int], has_boxes: bool = True
+) -> CueLabeller | RegionCueLabeller:
+    """Build the labelling function of a trained classifier or segmenter.
+
+    Args:
+        cfg: its config, with the ``CAM`` section.
+        weights: its checkpoint.
+        thing_ids: contiguous ids of the things.
+        has_boxes: whether the dataset's boxes are complete.
+
+    Raises:
+        InputError: the checkpoint does not fit, or a key that this kind cannot follow.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
+        return CueLabeller.from_config(cfg, weights, thing_ids)
+    if list(cfg.CAM.SCALES) != [1.0]:
+        raise InputError(
+            f"CAM.SCALES is {list(cfg.CAM.SCALES)}; a TagSegmenter sees every image in one size, "
+            "MODEL.TAG_SEGMENTER.SIZE: leave it at [1.0]"
+        )
+    return RegionCueLabeller(
+        load_classifier(cfg, weights, thing_ids),
+        threshold=cfg.CAM.THRESHOLD,
+        flip=cfg.CAM.FLIP,
+        things=cfg.CAM.THINGS,
+        image_format=cfg.INPUT.FORMAT,
+        has_boxes=has_boxes,
+    )
+
+
+def _make_labeller(cfg_text: str, *arguments) -> CueLabeller | RegionCueLabeller:
     """Build the labelling function in a worker process."""
-    return CueLabeller.from_config(CfgNode.load_cfg(cfg_text), weights, thing_ids)
+    return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 
 
 def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
@@ -228,6 +266,7 @@ def make_tag_labels(
     output: str | os.PathLike,
     *,
     classifier: str | os.PathLike | None,
+    has_boxes: bool = True,
     workers: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -241,6 +280,7 @@ def make_tag_labels(
         categories: the annotation file's categories.
         output: the store to write.
         classifier: the classifier's checkpoint.
+        has_boxes: whether the dataset's boxes are complete.
         workers: processes; None is one a core, or one where the classifier runs on a GPU.
         limit: only the first so many records.
         force: throw away a store of another recipe.
@@ -264,11 +304,13 @@ def make_tag_labels(
     if dry_run:
         logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
         return 0
-    load_classifier(own, classifier)  # one clear error now, not one for each image
+    build_labeller(own, classifier, thing_ids)  # one clear error now, not one for each image
     store = LabelStore.create(output, recipe, categories, force)
     if workers is None and own.MODEL.DEVICE != "cpu":
         workers = 1
-    make = functools.partial(_make_labeller, own.dump(), os.fspath(classifier), thing_ids)
+    make = functools.partial(
+        _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes
+    )
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
     return result.exit_status
 
@@ -340,7 +382,13 @@ def make_all_labels(
     )
     if tagged:
         status |= make_tag_labels(
-            cfg, records, categories, parts / "tags", classifier=classifier, **common
+            cfg,
+            records,
+            categories,
+            parts / "tags",
+            classifier=classifier,
+            has_boxes=has_boxes,
+            **common,
         )
     if dry_run:
         logger.info("would merge both into %s", output)

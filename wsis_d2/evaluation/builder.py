@@ -45,7 +45,7 @@ def build_evaluator(
     if output_folder is None:
         output_folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
     folder = output_folder if cfg.TEST.WRITE_PREDICTIONS else None
-    if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
+    if cfg.MODEL.META_ARCHITECTURE in ("TagClassifier", "TagSegmenter"):
         return TagEvaluator(MetadataCatalog.get(dataset_name).thing_classes)
     stage = cfg.MODEL.WSIS.STAGE if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" else ""
     if stage == "detector":

@@ -3,5 +3,6 @@
 
 from .panoptic_mapper import PanopticMapper
 from .tag_mapper import TagMapper
+from .tag_region_mapper import TagRegionMapper
 
-__all__ = ["PanopticMapper", "TagMapper"]
+__all__ = ["PanopticMapper", "TagMapper", "TagRegionMapper"]

@@ -1,0 +1,58 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+
+from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class TagRegionMapper(TagMapper):
+    """Make a tag segmenter's sample from a weak record; masks are never read.
+
+    A training sample is the augmented image with ``crops``, a list of ``(x0, y0, x1, y1)`` with
+    exclusive ends (the whole image where the record has no crop tags), ``crop_targets`` (crops,
+    classes) as :class:`TagMapper`'s, ``boxes``, a list of ``(corners, class, is a group)``, and
+    ``has_boxes``, whether the dataset's boxes are complete. A test sample is :class:`TagMapper`'s.
+    """
+
+    def __call__(self, record: Mapping) -> dict:
+        """Return the sample of one record."""
+        if not self.is_train:
+            return super().__call__(record)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(copy.copy(dict(record)), image)
+        whole = (0, 0, record["width"], record["height"])
+        windows = crop_windows(record) or [(whole, image_tags(record))]
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        annotations = record.get("annotations", ())
+        corners = [
+            BoxMode.convert(a["bbox"], BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS)
+            for a in annotations
+        ]
+        moved = transforms.apply_box(np.array([w for w, _ in windows] + corners, float))
+        moved = [tuple(row) for row in moved.tolist()]
+        metadata = MetadataCatalog.get(record["dataset_name"]) if "dataset_name" in record else None
+        return {
+            **{k: record[k] for k in ("file_name", "image_id", "height", "width") if k in record},
+            "image": torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),
+            "crops": moved[: len(windows)],
+            "crop_targets": torch.stack(
+                [self.target(record, window, tags) for window, tags in windows]
+            ),
+            "boxes": [
+                (box, int(a["category_id"]), bool(a.get("iscrowd", 0)))
+                for box, a in zip(moved[len(windows) :], annotations, strict=True)
+            ],
+            "has_boxes": metadata.get("has_boxes", True) if metadata else True,
+        }

@@ -1,0 +1,92 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Tags to cue labels by a trained tag segmenter, whose distributions over classes are the cues."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.box_masks import read_image
+from wsis_d2.weak_labels.cam_labels import IGNORE, record_crops
+from wsis_d2.weak_labels.merge import record_boxes
+
+
+class RegionCueLabeller:
+    """Weak record to cue labels; the labelling function of the ``tags`` command.
+
+    Args:
+        segmenter: in evaluation mode.
+        threshold: probability from which a pixel takes its most probable class, in (0, 1].
+        flip: average with the mirror image's distributions.
+        things: give cues for things too; else their pixels are ignore.
+        image_format: channel order of the segmenter's input, "BGR" or "RGB".
+        has_boxes: whether the dataset's boxes are complete.
+    """
+
+    def __init__(
+        self,
+        segmenter: TagSegmenter,
+        *,
+        threshold: float = 0.5,
+        flip: bool = False,
+        things: bool = False,
+        image_format: str = "BGR",
+        has_boxes: bool = True,
+    ) -> None:
+        if not 0 < threshold <= 1:
+            raise InputError(f"CAM.THRESHOLD is {threshold}, expected above 0 and at most 1")
+        self.segmenter = segmenter
+        self.threshold = threshold
+        self.flip = flip
+        self.left_out = [] if things else segmenter.thing_ids
+        self.image_format = image_format
+        self.has_boxes = has_boxes
+
+    @torch.no_grad()
+    def distribution(self, record: Mapping) -> np.ndarray:
+        """Return the distribution over the classes that annotation allows at each pixel.
+
+        Returns:
+            (C, H, W) float32; sums of 1 over C, or 0 where tags and boxes allow no class.
+        """
+        image = read_image(record)
+        image = image if self.image_format == "BGR" else image[:, :, ::-1]
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        cells = self.segmenter.probabilities([tensor])[0]
+        if self.flip:
+            cells = (cells + self.segmenter.probabilities([tensor.flip(-1)])[0].flip(-1)) / 2
+        size = tuple(tensor.shape[-2:])
+        found = F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]
+        sample = {"image": tensor, "has_boxes": self.has_boxes}
+        sample["crops"], sample["crop_targets"] = [], []
+        for x0, y0, x1, y1, tags in record_crops(record):
+            target = torch.zeros(self.segmenter.num_classes)
+            target[sorted(tags)] = 1.0
+            sample["crops"].append((x0, y0, x1, y1))
+            sample["crop_targets"].append(target)
+        sample["boxes"] = [
+            ((box.x0, box.y0, box.x1 + 1, box.y1 + 1), box.class_id, box.is_group)
+            for box in record_boxes(record)
+        ]
+        found = found * self.segmenter.possible(sample, size)
+        return (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return cue labels; there are no instances in them."""
+        distribution = self.distribution(record)
+        size = distribution.shape[1:]
+        cues = distribution.argmax(0).astype(np.uint8)
+        cues[distribution.max(0) < self.threshold] = IGNORE
+        cues[np.isin(cues, self.left_out)] = IGNORE
+        tagged = set().union(*(crop[4] for crop in record_crops(record))) - set(self.left_out)
+        counters = {
+            "pixels": cues.size,
+            "cue_pixels": int(np.count_nonzero(cues != IGNORE)),
+            "tagged_classes": len(tagged),
+            "classes_without_cue": len(tagged - set(np.unique(cues).tolist())),
+        }
+        return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
