@@ -293,6 +293,9 @@ def add_tag_config(cfg: CN) -> None:
     # Let the box masks win, in this many rounds (round 0 is the merge with the cues).
     cfg.CLEAN.MERGE = True
     cfg.CLEAN.MERGE_ROUNDS = 5
+    # What the merge leaves of predictions inside boxes but beside their masks: "stuff" (as the
+    # authors' code), "nothing" (as round 0's box masks, paper 3.2) or "things" in a box of theirs.
+    cfg.CLEAN.KEEP_IN_BOXES = "stuff"
     # Drop things outside the boxes of their class.
     cfg.CLEAN.PRIOR = True
     # Give boxes that hold too little of their class to it, and what is too little.

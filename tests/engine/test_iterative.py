@@ -157,6 +157,9 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
         train_iterative(config(prepared, "other"), 0)
     with pytest.raises(InputError, match="'detector', which predicts no semantics"):
         train_iterative(config(prepared, "other", "MODEL.WSIS.STAGE", "detector"), 1)
+    with pytest.raises(InputError, match="DETECTOR_WEIGHTS no.pth: no such file; train the"):
+        opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
+        train_iterative(config(prepared, "other", *opts), 1)
 
 
 def test_the_hook_makes_the_same_labels_when_resumed(prepared, monkeypatch):

@@ -76,6 +76,25 @@ def test_merge_masks_win_and_things_elsewhere_go():
     assert result.semantic.tolist() == grid("444 .1. .1.").tolist()
 
 
+@pytest.mark.parametrize(
+    "kept, expected",
+    [
+        ("stuff", "01312 01.12"),
+        ("nothing", "0.3.2 0...2"),
+        # The 4 lies in a box of class 3, the last 3 in no box.
+        ("things", "0.3.2 033.2"),
+    ],
+)
+def test_what_the_merge_keeps_beside_the_masks_in_boxes(kept, expected):
+    # The single box covers columns 1 to 3 of both rows; a group of the rest has no mask to trust.
+    labels = grid("01012 01312" if kept != "things" else "01412 03312")
+    mandg = grid("..3.. .....")
+    boxes = [Box(3, 1, 0, 3, 1), Box(4, 4, 0, 4, 1, True)]
+    options = only(merge=True, keep_in_boxes=kept)
+    result = clean_labels(labels, mandg=mandg, boxes=boxes, thing_ids=THINGS, options=options)
+    assert result.semantic.tolist() == grid(expected).tolist()
+
+
 def test_zero_in_the_masks_is_no_box_unless_said_otherwise():
     labels = grid("12")
     mandg = grid("00")
@@ -206,6 +225,8 @@ def test_inputs_stay_and_wrong_ones_are_named():
         clean_labels(labels, boxes=[Box(300, 0, 0, 1, 1)])
     with pytest.raises(ValueError, match="score_threshold is 99"):
         CleanOptions(score_threshold=99)
+    with pytest.raises(ValueError, match="keep_in_boxes is 'all', expected one of"):
+        CleanOptions(keep_in_boxes="all")
 
 
 def literal_reference(labels, scores, mandg, boxes, crop_tags, image_tags, things, options):
@@ -239,9 +260,17 @@ def literal_reference(labels, scores, mandg, boxes, crop_tags, image_tags, thing
         keep("tags")
     if options.merge and mandg is not None:
         for p in pixels:
+            covering = {
+                b.class_id
+                for b in boxes
+                if b.x0 <= p[1] <= b.x1 and b.y0 <= p[0] <= b.y1 and not b.is_group
+            }
             if mandg[p] in things:
                 now[p] = int(mandg[p])
             elif now[p] in things:
+                if options.keep_in_boxes != "things" or now[p] not in covering:
+                    now[p] = I
+            elif options.keep_in_boxes != "stuff" and covering:
                 now[p] = I
         keep("merge")
     if options.prior:
@@ -332,6 +361,7 @@ def test_against_the_literal_reference_on_random_maps(seed):
         score_threshold=None if rng.random() < 0.3 else 0.4,
         tags=bool(rng.random() < 0.7),
         merge=bool(rng.random() < 0.6),
+        keep_in_boxes=str(rng.choice(["stuff", "nothing", "things"])),
         prior=bool(rng.random() < 0.8),
         fill=bool(rng.random() < 0.8),
         add_box_classes_to_tags=bool(rng.random() < 0.7),

@@ -64,7 +64,14 @@ class IterativeRun:
         """
         if rounds < 1:
             raise InputError(f"--rounds {rounds}: expected at least 1")
-        prediction_config(cfg)  # an unfit stage must not show after hours of training
+        # What is unfit must not show after hours of training.
+        prediction_config(cfg)
+        detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
+        if detector and "://" not in detector and not os.path.isfile(detector):
+            raise InputError(
+                f"MODEL.WSIS.DETECTOR_WEIGHTS {detector}: no such file; train the detector with "
+                "tools/train_net.py --config-file DETECTOR.yaml, or set '' to measure IoU alone"
+            )
         self.cfg = cfg
         self.rounds = rounds
         self.num_processes = num_processes
@@ -164,12 +171,7 @@ class IterativeRun:
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
         weights = str(self.round_folder(number) / "model_final.pth")
-        composed = (
-            cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN"
-            and cfg.MODEL.WSIS.STAGE == "semantic"
-            and cfg.MODEL.WSIS.DETECTOR_WEIGHTS
-        )
-        if composed:
+        if composes(cfg) and cfg.MODEL.WSIS.DETECTOR_WEIGHTS:
             # Semantics of this round, the given detector, the CRF's weights as they start.
             cfg.MODEL.WSIS.STAGE = "instance_piecewise"
             cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = weights
@@ -279,6 +281,15 @@ def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
     trainer = WSISTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
+
+
+def composes(cfg: CfgNode) -> bool:
+    """Whether a round's semantics can be measured in PQ by joining them with a detector."""
+    return (
+        cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN"
+        and cfg.MODEL.WSIS.STAGE == "semantic"
+        and bool(cfg.DATASETS.TEST)
+    )
 
 
 def store_quality(name: str, store: Path) -> dict | None:

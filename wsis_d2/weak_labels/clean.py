@@ -18,6 +18,7 @@ IGNORE = 255
 """The semantic label that says "nothing is known here"."""
 INSTANCE_IGNORE = -1
 """The same in instance maps."""
+KEPT_IN_BOXES = ("stuff", "nothing", "things")
 
 
 class Box(NamedTuple):
@@ -58,6 +59,9 @@ class CleanOptions:
         score_threshold: labels less probable than this become ignore; None skips the step.
         tags: drop labels that are not among the tags of each crop they lie in.
         merge: let the box masks win and drop things elsewhere.
+        keep_in_boxes: what the merge leaves of a prediction inside boxes but beside their masks:
+            "stuff" as in the authors' code; "nothing", as when boxes become masks (paper 3.2); or
+            "things", those that lie in a box of their class. Groups have no mask and do not count.
         prior: drop things outside the boxes of their class.
         fill: give a nearly empty box to its class.
         add_box_classes_to_tags: count the class of a box as a tag of the crops it meets, so that
@@ -75,6 +79,7 @@ class CleanOptions:
     score_threshold: float | None = 0.99
     tags: bool = True
     merge: bool = True
+    keep_in_boxes: str = "stuff"
     prior: bool = True
     fill: bool = True
     add_box_classes_to_tags: bool = True
@@ -85,6 +90,11 @@ class CleanOptions:
     instances: bool = True
 
     def __post_init__(self) -> None:
+        if self.keep_in_boxes not in KEPT_IN_BOXES:
+            raise ValueError(
+                f"CleanOptions.keep_in_boxes is {self.keep_in_boxes!r}, expected one of "
+                f"{KEPT_IN_BOXES}"
+            )
         if not 0 <= self.outside_label <= IGNORE:
             raise ValueError(f"CleanOptions.outside_label is {self.outside_label}, expected 0-255")
         for name in ("score_threshold", "fill_threshold"):
@@ -168,7 +178,11 @@ def clean_labels(
     if options.merge and mandg is not None:
         _check_map("mandg", mandg, np.uint8, labels.shape)
         no_box = {0} if options.mandg_zero_is_no_box else frozenset()
-        result = merge_masks(result, mandg, things, things - no_box)
+        predicted, result = result, merge_masks(result, mandg, things, things - no_box)
+        if options.keep_in_boxes != "stuff":
+            ignore_stuff_in_boxes(result, boxes, things)
+        if options.keep_in_boxes == "things":
+            keep_things_in_boxes(result, predicted, boxes)
         stages["merge"] = result.copy()
     if options.prior:
         apply_box_prior(result, boxes, things, options.outside_label)
@@ -243,6 +257,30 @@ def merge_masks(
     is_mask = np.zeros(256, bool)
     is_mask[list(thing_ids if mask_ids is None else mask_ids)] = True
     return np.where(is_mask[mandg], mandg, keep[labels])
+
+
+def ignore_stuff_in_boxes(
+    labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int]
+) -> None:
+    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups."""
+    lookup = np.full(256, IGNORE, np.uint8)
+    lookup[list(thing_ids)] = list(thing_ids)
+    for box in boxes:
+        if not box.is_group and not _is_empty(box):
+            window = labels[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1]
+            window[...] = lookup[window]
+
+
+def keep_things_in_boxes(labels: np.ndarray, predicted: np.ndarray, boxes: Sequence[Box]) -> None:
+    """Part of step 3: bring back the ``predicted`` things that lie in a box of theirs, in place.
+
+    Only ignored pixels of ``labels`` are written; groups do not count.
+    """
+    for box in boxes:
+        if not box.is_group and not _is_empty(box):
+            window = (slice(box.y0, box.y1 + 1), slice(box.x0, box.x1 + 1))
+            own = (predicted[window] == box.class_id) & (labels[window] == IGNORE)
+            labels[window][own] = box.class_id
 
 
 def apply_box_prior(

@@ -116,6 +116,7 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
         score_threshold=score,
         tags=own.TAGS and annotation.has_boxes,
         merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
+        keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
         fill=own.FILL and annotation.has_boxes,
         add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
