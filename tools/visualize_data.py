@@ -3,7 +3,7 @@
 """Draw any stage of the data in the dataset's colours, one picture an image.
 
 annotation   boxes, tags and crop tags
-proposal     superpixels, and the region proposal that fits each box best
+proposal     of each box: contours, superpixels, the best proposal, GrabCut, where both agree
 pseudo       pseudo labels of a label store, ignored pixels hatched, beside the truth
 dataloader   what training gets: image, boxes and maps after augmentation
 prediction   predictions of a run or a prediction file, beside the truth
@@ -82,7 +82,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
         panels["annotation"] = _blend(image, sources.annotation_layer(record), data, args.palette)
         if extra is not None:
             panels.update(extra.draw(record, image))
-        if data.truth is not None and args.source in ("pseudo", "prediction"):
+        if data.truth is not None and args.source != "annotation":
             truth = sources.panoptic_layer(data.truth, record["image_id"], data.classes)
             if truth is not None:
                 panels["truth"] = _blend(image, truth, data, args.palette)
@@ -158,45 +158,63 @@ class _Prediction:
 
 
 class _Proposal:
-    """Panels of region proposals: superpixels, and the best proposal of each box."""
+    """Panels of how boxes become masks: proposals, GrabCut, and where both agree."""
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
         from wsis_d2.engine import load_cfg
+        from wsis_d2.weak_labels.box_masks import BoxLabelOptions
         from wsis_d2.weak_labels.proposals import build_proposal_source
 
         cfg = load_cfg(args.config_file, args.opts)
         self.source = build_proposal_source(cfg)
-        self.mode = cfg.WEAK_LABELS.PROPOSALS.SELECTION
+        self.options = BoxLabelOptions.from_config(cfg)
         self.data, self.palette = data, args.palette
 
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
         import cv2
 
-        from wsis_d2.utils.html_report import Labels
         from wsis_d2.utils.visualizer import blend, draw_regions
-        from wsis_d2.weak_labels.box_masks import thing_boxes
-        from wsis_d2.weak_labels.proposals.select import select_proposal
+        from wsis_d2.weak_labels.box_masks import box_parts, thing_boxes
+        from wsis_d2.weak_labels.proposals import MCGSource
+        from wsis_d2.weak_labels.proposals.contours import make_contours
 
-        proposals = self.source(np.ascontiguousarray(image[..., ::-1]), record)
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        proposals = self.source(bgr, record)
         panels = {}
+        if isinstance(self.source, MCGSource):
+            contours = make_contours(self.source.contours, self.source.weights)(bgr)
+            grey = (255 * contours).astype(np.uint8)
+            panels["contours"] = np.repeat(grey[..., None], 3, axis=2)
         regions = getattr(proposals, "superpixels", None)
         if regions is not None:
             size = (image.shape[1], image.shape[0])
             regions = cv2.resize(regions, size, interpolation=cv2.INTER_NEAREST)
             name = f"{int(regions.max()) + 1} superpixels, {len(proposals)} proposals"
             panels[name] = blend(image, draw_regions(regions))
+        masks = {"best proposals": [], "GrabCut": [], "agreement": []}
+        boxes = [b for b in thing_boxes(record) if not b.is_group]
+        for box in sorted(boxes, key=lambda b: -b.area):
+            parts = box_parts(bgr, box, lambda: proposals, self.options)
+            found = {"best proposals": parts.proposal, "GrabCut": parts.grabcut}
+            if parts.proposal is not None and parts.grabcut is not None:
+                found["agreement"] = parts.proposal & parts.grabcut
+            for name, mask in found.items():
+                if mask is not None:
+                    masks[name].append((box, mask))
+        for name, drawn in masks.items():
+            if drawn:
+                panels[name] = self._panel(image, drawn)
+        return panels
+
+    def _panel(self, image: np.ndarray, masks: list) -> np.ndarray:
+        from wsis_d2.utils.html_report import Labels
+
         semantic = np.full(image.shape[:2], 255, np.uint8)
         instance = np.zeros(image.shape[:2], np.int32)
-        boxes = sorted(thing_boxes(record), key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0))
-        for number, box in enumerate(boxes, start=1):
-            best = select_proposal(proposals, (box.x0, box.y0, box.x1, box.y1), self.mode)
-            if best is not None:
-                mask = proposals.mask(best).astype(bool)
-                semantic[mask], instance[mask] = box.class_id, number
-        panels["best proposals"] = _blend(
-            image, Labels(semantic, instance), self.data, self.palette
-        )
-        return panels
+        for number, (box, mask) in enumerate(masks, start=1):
+            window = np.s_[box.y0 : box.y1, box.x0 : box.x1]
+            semantic[window][mask], instance[window][mask] = box.class_id, number
+        return _blend(image, Labels(semantic, instance), self.data, self.palette)
 
 
 def _extra_panel(args: argparse.Namespace, data: Any) -> Any:

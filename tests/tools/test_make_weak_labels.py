@@ -60,6 +60,21 @@ def test_boxes_of_own_data(own):
     assert (LabelStore.open(own / "store").semantic(0) == 0).sum() == 625
 
 
+@pytest.mark.long
+def test_same_bytes_whatever_the_number_of_workers(own):
+    for workers in ("1", "2", "3"):
+        assert call(own, "--workers", workers, output=workers) == 0
+    files = {
+        workers: {
+            p.relative_to(own / workers): p.read_bytes()
+            for part in ("semantic", "panoptic", "status")
+            for p in (own / workers / part).iterdir()
+        }
+        for workers in ("1", "2", "3")
+    }
+    assert len(files["1"]) == 9 and files["1"] == files["2"] == files["3"]
+
+
 def test_a_damaged_image_is_named_and_the_status_says_so(own, caplog):
     (own / "images" / "1.png").write_bytes(b"\x89PNG damaged")
     with caplog.at_level("ERROR"):

@@ -25,7 +25,7 @@ def truth_arguments(tiny, split):
 @pytest.mark.parametrize(
     ("source", "split", "panels"),
     [("annotation", "train", 2), ("pseudo", "train", 4), ("prediction", "val", 4),
-     ("proposal", "train", 4)],
+     ("proposal", "train", 7)],
 )  # fmt: skip
 def test_every_source_is_drawn(tiny, tmp_path, source, split, panels):
     arguments = ["--source", source, *data_arguments(tiny, split), "--limit", "2"]
