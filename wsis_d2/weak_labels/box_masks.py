@@ -205,7 +205,8 @@ def new_counters() -> dict:
     Of ``boxes`` (distinct, no groups), ``boxes_border`` touch the image's border and
     ``boxes_uniform`` hold one colour, which fails nothing by itself. ``boxes_failed`` are those
     without a mask: ``boxes_tiny``, ``boxes_whole_image``, and those where GrabCut or the proposals
-    found nothing, or the two did not agree (``boxes_no_agreement``: both found something).
+    found nothing (``boxes_grabcut_empty``, ``boxes_proposal_empty``), or both found something but
+    agree on nothing, or on less than asked (``boxes_no_agreement``).
     A fallback saves some of them; ``boxes_ignored`` are left. ``images_scaled_down`` were too
     large for proposals at full size.
     """
