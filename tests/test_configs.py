@@ -130,7 +130,7 @@ def architectures() -> list[str]:
 def test_model_is_built(recipe):
     cfg = config(recipe)
     model = on_meta_device(cfg)
-    assert parameters(model) > 100_000
+    assert parameters(model) > 1000
     if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
         stage = cfg.MODEL.WSIS.STAGE
         assert (model.detector is None) == (stage == "semantic")

@@ -52,6 +52,17 @@ def test_table_holds_the_pixel_counts(seed: int, matcher: Matcher) -> None:
             assert match.pred_void[j] == (b & (gt == 0)).sum()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_pictures_as_their_pngs_hold_them_give_the_same_table(seed: int, matcher: Matcher) -> None:
+    gt, gt_segments, pred, pred_segments = random_image(np.random.default_rng(seed))
+    match = matcher(gt, gt_segments, pred, pred_segments)
+    colors = [np.stack([a & 255, a >> 8 & 255, a >> 16], -1).astype(np.uint8) for a in (gt, pred)]
+    for first, second in ((colors[0], colors[1]), (gt, colors[1]), (colors[0], pred)):
+        other = matcher(first, gt_segments, second, pred_segments)
+        for name in ("gt_area", "pred_area", "intersection", "pred_void", "gt_unpredicted"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(match, name))
+
+
 @pytest.mark.parametrize("variant, oracle", [("coco", coco_quality), ("paper", paper_quality)])
 @pytest.mark.parametrize("seed", range(10))
 def test_quality_equals_brute_force(variant, oracle, seed, matcher) -> None:

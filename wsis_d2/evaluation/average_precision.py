@@ -11,6 +11,8 @@ from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.utils.errors import InputError
 
 MATCHINGS = ("unique", "paper")
+# Many small arrays would take more than what they hold.
+_MAX_CHUNKS = 64
 
 
 def parse_thresholds(text: str) -> tuple[float, ...]:
@@ -93,14 +95,17 @@ class AveragePrecision:
         if count:
             position = np.arange(count) + (np.int64(match.key) << 20)
             right = self._right(match, scores)
-            self._chunks.append((match.pred_class.astype(np.int32), scores, position, right))
-        if len(self._chunks) >= 256:
-            self._chunks = [self._joined()]
+            self._append((match.pred_class.astype(np.int32), scores, position, right))
 
     def merge(self, other: "AveragePrecision") -> None:
         """Add what another process collected."""
         self.gt_count += other.gt_count
-        self._chunks += other._chunks
+        self._append(other._joined())
+
+    def _append(self, chunk: tuple[np.ndarray, ...]) -> None:
+        self._chunks.append(chunk)
+        if len(self._chunks) >= _MAX_CHUNKS:
+            self._chunks = [self._joined()]
 
     def _joined(self) -> tuple[np.ndarray, ...]:
         if not self._chunks:

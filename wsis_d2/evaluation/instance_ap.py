@@ -36,7 +36,10 @@ class _Ranked:
 
     def add(self, scores: np.ndarray, key: int, right: np.ndarray, ignored: np.ndarray) -> None:
         """Add one image; many small arrays would take more than what they hold."""
-        self.chunks.append((scores, np.full(len(scores), key), right, ignored))
+        self._append((scores, np.full(len(scores), key), right, ignored))
+
+    def _append(self, chunk: tuple[np.ndarray, ...]) -> None:
+        self.chunks.append(chunk)
         if len(self.chunks) >= _MAX_CHUNKS:
             self.chunks = [self.joined()]
 
@@ -44,7 +47,7 @@ class _Ranked:
         """Add what another process collected."""
         self.gt_count += other.gt_count
         self.missed = self.missed + other.missed
-        self.chunks += other.chunks
+        self._append(other.joined())
 
     def joined(self) -> tuple[np.ndarray, ...]:
         """Return all images' scores, keys, right and ignored."""
