@@ -19,6 +19,7 @@ EPILOG = """examples:
   tools/make_weak_labels.py all --dataset sample_train_weak --output output/labels \\
       --config-file configs/Sample-TagClassifier/tag_classifier_R_18.yaml \\
       --classifier output/sample_tag_classifier/model_final.pth
+  tools/train_net.py --config-file configs/Sample-Panoptic/detector.yaml
   tools/train_iterative.py --config-file configs/Sample-Iterative/semantic.yaml --rounds 3 \\
       DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
 
