@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="DIR", help="prediction: OUTPUT_DIR of a run")
     parser.add_argument("--pred-json", metavar="P.json", help="prediction: COCO panoptic JSON")
     parser.add_argument("--pred-dir", metavar="DIR", help="prediction: folder of its PNGs")
-    parser.add_argument("--config-file", metavar="F", help="dataloader, proposal: the config")
+    parser.add_argument("--config-file", metavar="F", help="the config: DATASETS.OWN, WEAK_LABELS")
     parser.add_argument(
         "--limit", type=int, default=20, metavar="N",
         help="draw N images, spread evenly; 0: all (default %(default)s)",
@@ -69,7 +69,12 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
     from wsis_d2.utils.image_io import read_rgb
     from wsis_d2.utils.label_report import spread
 
-    data = sources.open_data(args)
+    cfg = None
+    if args.config_file or args.opts:
+        from wsis_d2.engine import load_cfg
+
+        cfg = load_cfg(args.config_file, args.opts)
+    data = sources.open_data(args, cfg)
     extra = _extra_panel(args, data)
     records = data.records
     if args.source in ("pseudo", "prediction"):
