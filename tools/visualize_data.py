@@ -83,6 +83,11 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
             raise InputError(f"{extra.what}: holds none of the images of {data.name}")
     for record in spread(records, args.limit):
         image = read_rgb(record["file_name"])
+        if image.shape[:2] != (record["height"], record["width"]):
+            raise InputError(
+                f"{record['file_name']}: has {image.shape[1]} x {image.shape[0]} pixels, its "
+                f"annotation says {record['width']} x {record['height']}"
+            )
         panels = {"image": image}
         panels["annotation"] = _blend(image, sources.annotation_layer(record), data, args.palette)
         if extra is not None:
@@ -95,17 +100,9 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
 
 
 def _blend(image: np.ndarray, layer: Any, data: Any, palette: str) -> np.ndarray:
-    from wsis_d2.utils.html_report import Annotation
-    from wsis_d2.utils.visualizer import blend, draw_annotation, draw_labels
+    from wsis_d2.utils.sample_pictures import draw_layer
 
-    if isinstance(layer, Annotation):
-        drawn = draw_annotation(
-            *image.shape[:2], layer.boxes, layer.class_ids, classes=data.classes, tags=layer.tags,
-            crop_tags=layer.crop_tags, crowd=layer.crowd, palette=palette,
-        )  # fmt: skip
-    else:
-        drawn = draw_labels(layer.semantic, layer.instance, classes=data.classes, palette=palette)
-    return blend(image, drawn)
+    return draw_layer(image, layer, data.classes, palette)
 
 
 class _Pseudo:
@@ -233,37 +230,23 @@ def loader_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, n
 
     from wsis_d2.data.build import build_mapper, load_records
     from wsis_d2.engine import load_cfg
-    from wsis_d2.utils.html_report import Annotation, Labels
     from wsis_d2.utils.label_report import spread
     from wsis_d2.utils.palette import metadata_classes
+    from wsis_d2.utils.sample_pictures import sample_panels
 
     if not args.config_file:
         raise InputError("--source dataloader: expected --config-file F, it names data and mapper")
     cfg = load_cfg(args.config_file, args.opts)
     if not cfg.DATASETS.TRAIN:
         raise InputError(f"{args.config_file}: DATASETS.TRAIN is empty, expected a dataset")
-    data = argparse.Namespace(classes=metadata_classes(MetadataCatalog.get(cfg.DATASETS.TRAIN[0])))
+    classes = metadata_classes(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
     mapper = build_mapper(cfg, is_train=True)
     things = list(cfg.MODEL.WSIS.THING_IDS)
     for record in spread(load_records(cfg.DATASETS.TRAIN), args.limit):
         sample = mapper(record)
         if sample is None:
             continue
-        image = sample["image"].permute(1, 2, 0).numpy().astype(np.uint8)
-        image = np.ascontiguousarray(image[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else image)
-        panels = {f"image ({sample.get('supervision', '')})": image}
-        if "instances" in sample:
-            boxes = sample["instances"].gt_boxes.tensor.tolist()
-            ids = [things[i] for i in sample["instances"].gt_classes.tolist()]
-            panels["boxes"] = _blend(image, Annotation(boxes, ids), data, args.palette)
-        if "sem_seg" in sample:
-            semantic = sample["sem_seg"].numpy().astype(np.uint8)
-            panels["sem_seg"] = _blend(image, Labels(semantic), data, args.palette)
-        if "inst_seg" in sample:
-            index, classes = sample["inst_seg"].numpy(), sample["inst_classes"].numpy()
-            table = np.append(classes, 255).astype(np.uint8)
-            layer = Labels(table[index], (index + 1).astype(np.int32))
-            panels["inst_seg"] = _blend(image, layer, data, args.palette)
+        panels = sample_panels(sample, classes, things, cfg.INPUT.FORMAT, args.palette)
         yield Path(record["file_name"]).stem, panels
 
 

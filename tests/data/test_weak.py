@@ -11,9 +11,9 @@ from wsis_d2.data.datasets.weak import (
     WEAK_ANNOTATION_FIELDS,
     WEAK_RECORD_FIELDS,
     load_weak_json,
-    read_json,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 GOOD = {
     "images": [

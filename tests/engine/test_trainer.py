@@ -197,6 +197,19 @@ def test_full_model_clipping_bounds_the_norm_of_all_gradients(data, tmp_path, ki
     assert float(norm) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_pictures_reach_tensorboard_and_change_nothing(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = train(tiny_cfg(tmp_path / "plain", *SEMANTIC, "SOLVER.MAX_ITER", 2))
+    drawn = train(tiny_cfg(tmp_path / "drawn", *SEMANTIC, "SOLVER.MAX_ITER", 2, "VIS_PERIOD", 2))
+    assert weight_hash(drawn.model) == weight_hash(plain.model)
+    events = EventAccumulator(str(tmp_path / "drawn"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["training"]
+    (picture,) = events.Images("training")
+    # Image, targets and output side by side, each with its name above.
+    assert picture.height == 256 + 28 and picture.width > 2 * 256
+
+
 def test_nan_stops_and_names_the_loss(data, tmp_path):
     trainer = WSISTrainer(tiny_cfg(tmp_path, *SEMANTIC))
     trainer.resume_or_load(resume=False)

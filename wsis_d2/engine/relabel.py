@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
 from wsis_d2.data.build import build_mapper, load_records, supervision_of
 from wsis_d2.modeling.checkpoint import load_part
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
 from wsis_d2.weak_labels.merge import Annotation, clean_options, clean_record
@@ -72,7 +73,7 @@ class Relabeller:
                 "MODEL.WSIS.STAGE: this model gives no sem_seg; labels come from a semantic or an "
                 "instance stage"
             )
-        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        image = read_for_network(record["file_name"], self.image_format)
         labels, scores = labels_from_probabilities(output["sem_seg"], image, self.refine)
         masks = self.masks(record["image_id"]) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import detection_utils
 from detectron2.modeling import build_model
 
 from wsis_d2.config import add_wsis_config
@@ -21,6 +20,7 @@ from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.utils.checkpoint import model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
@@ -168,7 +168,7 @@ class CueLabeller:
         Returns:
             Class id to (H, W) float32 in [0, 1].
         """
-        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        image = read_for_network(record["file_name"], self.image_format)
         size = (int(record["height"]), int(record["width"]))
         if image.shape[:2] != size:
             raise InputError(

@@ -68,12 +68,14 @@ class WSISTrainer(TrainerBase):
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.data_loader = None
         self._batches: Iterator | None = None
+        self.last_batch: list[dict] = []
         self._seconds = 0.0
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Timer, schedule, checkpoints, evaluation and writers, in Detectron2's order."""
+        from wsis_d2.engine.picture_hook import build_picture_hook
         from wsis_d2.engine.relabel_hook import build_relabel_hook  # It builds on this module.
 
         cfg = self.cfg
@@ -91,6 +93,7 @@ class WSISTrainer(TrainerBase):
             if main
             else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if cfg.DATASETS.TEST else None,
+            build_picture_hook(cfg, self._plain_model) if main else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
 
@@ -137,7 +140,7 @@ class WSISTrainer(TrainerBase):
         """One iteration: batch, losses, gradients, update."""
         start = time.perf_counter()
         self.model.train()
-        batch = next(self._batches)
+        batch = self.last_batch = next(self._batches)
         data_time = time.perf_counter() - start
         losses = self.model(batch)
         values = {name: float(loss.detach()) for name, loss in losses.items()}

@@ -4,7 +4,7 @@
 import contextlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.atomic import atomic_write
 
 try:
@@ -184,27 +185,6 @@ def _pack_segments(entry: dict[str, Any]) -> dict[str, Any]:
     if "segments_info" in entry:
         entry["segments_info"] = pickle.dumps(entry["segments_info"])
     return entry
-
-
-def read_json(path: Path, object_hook: Callable[[dict], Any] | None = None) -> Any:
-    """Return a JSON file's content.
-
-    Args:
-        path: the file.
-        object_hook: called with each object as it is read, returns what takes its place.
-
-    Raises:
-        InputError: not there, not readable, truncated or no JSON; the file is named.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file, object_hook=object_hook)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: no valid JSON ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
 
 
 def read_picture(path: Path) -> np.ndarray:

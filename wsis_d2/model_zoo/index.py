@@ -97,7 +97,7 @@ def read_index(place: str) -> dict[str, dict[str, Any]]:
     text = fetch_index(address) if is_url(place) else _read(Path(address))
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{address}: no valid JSON ({error})") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{address}: expected the index of a model zoo, schema {SCHEMA}")

@@ -18,6 +18,7 @@ from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.utils.checkpoint import model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 WEIGHTS_FOLDER = "weights"
 # Results of single classes stay out of the index; the card has the main ones.
@@ -133,7 +134,7 @@ def publish(
         raise InputError(f"--mirror {bad[0]}: expected a URL")
     source = Path(checkpoint) if checkpoint is not None else run / "model_final.pth"
     cfg = self_contained_config(run / "config.yaml")
-    metadata = _read_metadata(run / "metadata.json")
+    metadata = read_metadata(run / "metadata.json")
     if not cfg.MODEL.WSIS.THING_IDS and metadata["thing_ids"]:
         cfg.MODEL.WSIS.THING_IDS = [int(i) for i in metadata["thing_ids"]]
     # The auxiliary classifier serves training alone.
@@ -197,15 +198,10 @@ def _write(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; it holds the classes, training writes it into OUTPUT_DIR"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return a run's ``metadata.json``, which names the classes; InputError if it is none."""
+    missing = "no such file; it holds the classes, training writes it into OUTPUT_DIR"
+    metadata = read_json(path, missing=missing)
     for key in ("stuff_classes", "stuff_colors", "thing_ids"):
         if not isinstance(metadata, dict) or not isinstance(metadata.get(key), list):
             raise InputError(f"{path}: has no list {key!r}, expected a run's metadata.json")

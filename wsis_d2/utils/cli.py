@@ -8,6 +8,12 @@ from collections.abc import Callable, Sequence
 from wsis_d2.utils.errors import InputError
 
 
+def _last_line(error: InputError) -> str:
+    """The message alone, where a data loader's process has put its traceback around it."""
+    lines = str(error).strip().splitlines() or ["bad input"]
+    return lines[-1].rpartition("InputError: ")[2] if len(lines) > 1 else lines[0]
+
+
 def main_with_errors(
     main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
 ) -> None:
@@ -24,7 +30,7 @@ def main_with_errors(
     try:
         status = main(argv)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_last_line(error)}", file=sys.stderr)
         status = 2
     except OSError as error:
         if error.filename is None:

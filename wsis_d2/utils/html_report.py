@@ -163,6 +163,8 @@ def _write_item(
             continue
         stem = f"{index:05d}_{number}"
         try:
+            if size is not None and isinstance(layer, Labels) and layer.semantic.shape != size:
+                raise ValueError(f"is {layer.semantic.shape} pixels, the photograph {size}")
             drawn, safe = _draw(layer, size, classes)
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"image {name!r}, layer {layer_name!r}: {error}") from error

@@ -10,6 +10,22 @@ from PIL import Image, ImageOps
 from wsis_d2.utils.errors import InputError
 
 
+def read_for_network(path: str | Path, image_format: str) -> np.ndarray:
+    """Return a picture as Detectron2's ``read_image`` does, in a config's INPUT.FORMAT.
+
+    Raises:
+        InputError: the file is missing, no picture, truncated, or too large to be one; a training
+            that stops over it says which.
+    """
+    from detectron2.data.detection_utils import read_image
+
+    try:
+        return read_image(str(path), format=image_format)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).replace(str(path), "file").split())[:200] or "broken"
+        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
+
+
 def read_rgb(path: str | Path) -> np.ndarray:
     """Return a picture file as uint8 (H, W, 3) RGB, EXIF rotation applied as Detectron2 does.
 

@@ -119,7 +119,7 @@ def _items(records, data, stores, sums) -> Iterator[dict[str, Any]]:
             found = labels.semantic[labels.semantic < len(data.classes)]
             total.pixels += np.bincount(found, minlength=len(data.classes))
             if truth is not None:
-                table = confusion(labels, truth, len(data.classes))
+                table = confusion(labels, truth, len(data.classes), record["file_name"])
                 total.table += table
                 quality = class_quality(table)
                 scores["IoU" + suffix] = _mean(quality["IoU"])

@@ -1,7 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A trained model, opened by run folder or zoo id, and applied to pictures."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         InputError: neither a run's folder nor a released model; a file of it is missing.
     """
     from wsis_d2.model_zoo import get_config, get_metadata
-    from wsis_d2.model_zoo.publish import self_contained_config
+    from wsis_d2.model_zoo.publish import read_metadata, self_contained_config
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,13 +80,7 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         weights = cfg.MODEL.WEIGHTS
     else:
         cfg = self_contained_config(folder / "config.yaml")
-        metadata_file = folder / "metadata.json"
-        try:
-            metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{metadata_file}: no such file, it names the classes") from None
-        except ValueError as error:
-            raise InputError(f"{metadata_file}: no valid JSON ({error})") from None
+        metadata = read_metadata(folder / "metadata.json")
         if not weights.is_file():
             raise InputError(f"{weights}: no such file, expected the run's last checkpoint")
     cfg.MODEL.DEVICE = device

@@ -337,7 +337,8 @@ def _scored(records: Sequence[dict], data: DataSource, predicted: list) -> Itera
                 continue
             maps.append(labels)
             if truth is not None:
-                iou = class_quality(confusion(labels, truth, len(data.classes)))["IoU"]
+                table = confusion(labels, truth, len(data.classes), record["file_name"])
+                iou = class_quality(table)["IoU"]
                 suffix = "" if len(predicted) == 1 else f" {name}"
                 scores["IoU" + suffix] = float(np.nanmean(iou)) if np.isfinite(iou).any() else None
         if len(predicted) > 1:

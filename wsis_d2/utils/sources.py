@@ -162,7 +162,7 @@ def coverage(labels: Labels) -> float:
     return float((labels.semantic != IGNORE).mean())
 
 
-def confusion(labels: Labels, truth: Labels, count: int) -> np.ndarray:
+def confusion(labels: Labels, truth: Labels, count: int, name: str = "") -> np.ndarray:
     """Return the pixels of each (truth class, label class), int64 (C, C + 1).
 
     The last column is "no label". Pixels without truth are left out.
@@ -172,7 +172,9 @@ def confusion(labels: Labels, truth: Labels, count: int) -> np.ndarray:
     """
     a, b = truth.semantic, labels.semantic
     if a.shape != b.shape:
-        raise InputError(f"label map of size {b.shape}, truth of size {a.shape}; expected one size")
+        raise InputError(
+            f"image {name}: label map of size {b.shape}, truth of size {a.shape}; expected one size"
+        )
     known = a < count
     column = np.where(b < count, b, count)[known].astype(np.int64)
     flat = np.bincount(

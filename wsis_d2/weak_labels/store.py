@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
@@ -326,10 +327,9 @@ class LabelStore:
 
     def _entry(self, image_id: int | str) -> dict | None:
         path = self.path / "status" / f"{image_key(image_id)}.json"
-        try:
-            entry = json.loads(path.read_text())
-        except FileNotFoundError:
+        if not path.exists():
             return None
+        entry = read_json(path)
         if entry["image_id"] != image_id:
             raise InputError(
                 f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
@@ -348,7 +348,7 @@ class LabelStore:
 
     def _entries(self) -> list[dict]:
         names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [json.loads((self.path / "status" / name).read_text()) for name in names]
+        return [read_json(self.path / "status" / name) for name in names]
 
     def _read_png(self, name: str) -> np.ndarray:
         path = self.path / name
@@ -425,15 +425,13 @@ def _check_labels(
 
 def _read_manifest(path: Path) -> dict:
     file = path / "manifest.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no label store (no manifest.json); make one with: {_COMMAND}")
+    manifest = read_json(file)
     try:
-        manifest = json.loads(file.read_text())
         schema = manifest["schema"]
         manifest["recipe"], manifest["recipe_hash"], manifest["categories"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{path}: no label store (no manifest.json); make one with: {_COMMAND}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not the manifest of a label store ({error!r})") from None
     if schema != SCHEMA:
         raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")

@@ -9,10 +9,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .classes import ClassTable, parse_categories
 from .truth import add_truth
-from .weak import load_weak_json, read_json
+from .weak import load_weak_json
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .format_io import hull, is_finite
 from .formats import ImageIndex, ImportLog, Picture, add_box, check_known
-from .weak import read_json, shorten
+from .weak import shorten
 
 
 def read_coco(

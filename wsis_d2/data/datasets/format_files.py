@@ -17,6 +17,7 @@ from xml.parsers import expat
 import yaml
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .format_io import (
     annotation_files,
@@ -29,7 +30,7 @@ from .format_io import (
     to_number,
 )
 from .formats import ImageIndex, ImportLog, Picture, add_box
-from .weak import read_json, shorten
+from .weak import shorten
 
 _VOC_ENDS = ("xmin", "ymin", "xmax", "ymax")
 

@@ -20,9 +20,10 @@ from typing import Any
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .classes import parse_categories
-from .weak import MAX_SIDE, is_number, read_json, shorten
+from .weak import MAX_SIDE, is_number, shorten
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _EXIF_ORIENTATION = 0x0112

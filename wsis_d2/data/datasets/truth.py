@@ -5,9 +5,10 @@ import os
 from typing import Any
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .classes import ClassTable
-from .weak import read_json, resolve_image_path, shorten
+from .weak import resolve_image_path, shorten
 
 
 def add_truth(

@@ -27,6 +27,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 from .classes import ClassTable, parse_categories
 
@@ -122,22 +123,6 @@ def read_weak_file(
     if check_files:
         check_images_exist(records.values(), source, image_root)
     return WeakFile(classes, list(records.values()))
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file; InputError where it is missing, truncated or no JSON."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "nested too deeply"
-        raise InputError(
-            f"{path}: no valid JSON, or cut off ({reason}); export or copy it again"
-        ) from None
 
 
 def resolve_image_path(file_name: Any, image_root: str, where: str) -> str:

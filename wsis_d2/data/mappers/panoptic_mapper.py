@@ -15,6 +15,7 @@ from panopticapi.utils import rgb2id
 from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY, supervision_of
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels.store import LabelStore
 
 IGNORE = 255
@@ -105,7 +106,7 @@ class PanopticMapper:
     def __call__(self, record: dict) -> dict:
         """Map a dataset dict to a sample."""
         sample = {k: v for k, v in record.items() if k not in _MASK_FIELDS + ("annotations",)}
-        image = utils.read_image(record["file_name"], format=self.image_format)
+        image = read_for_network(record["file_name"], self.image_format)
         utils.check_image_size(sample, image)
         if not self.is_train:
             sample["image"] = _to_tensor(image)

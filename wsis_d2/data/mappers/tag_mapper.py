@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_for_network
 
 UNKNOWN = -1.0
 """The target of a class of which nobody knows whether it is there."""
@@ -90,7 +91,7 @@ class TagMapper:
 
     def __call__(self, record: Mapping) -> dict:
         """Return the sample of one record."""
-        image = utils.read_image(record["file_name"], format=self.image_format)
+        image = read_for_network(record["file_name"], self.image_format)
         utils.check_image_size(copy.copy(dict(record)), image)
         crops = crop_windows(record)
         sample = {
