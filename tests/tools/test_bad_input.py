@@ -253,7 +253,7 @@ TABLE = [
     ("evaluate panoptic", "val_gt", JSON, None),
     ("evaluate panoptic", "pred_png", (*PICTURE, other_size), None),
     ("evaluate labels", "manifest", STORE, "labels"),
-    ("evaluate labels", "label_png", (*PICTURE, other_size), None),
+    ("evaluate labels", "label_png", (*PICTURE, other_size), "1"),
     ("evaluate labels", "gt", PANOPTIC, None),
     ("evaluate labels", "gt_png", PICTURE, None),
     ("submission", "pred", (missing, empty, truncated, json_list), None),

@@ -87,7 +87,13 @@ def evaluate_store(
         )
         quality.update(match)
         objects.add(match)
-        confusion += _confusion(ids, segments, classes.index, store.semantic(image_id))
+        semantic = store.semantic(image_id)
+        if semantic.shape != ids.shape:
+            raise InputError(
+                f"{store.path}: image {image_id}: its semantic map is {semantic.shape} pixels, "
+                f"the truth {truth.png(key)} {ids.shape}"
+            )
+        confusion += _confusion(ids, segments, classes.index, semantic)
     return _results(confusion, quality.results(), objects, classes, len(image_ids))
 
 
