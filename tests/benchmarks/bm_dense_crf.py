@@ -8,9 +8,14 @@ Sets of parameters, 10 iterations, Potts, symmetric normalisation:
 pydensecrf   total time (build and 10 iterations) of pydensecrf over ours
 threads      our time on one thread over our time on two
 rebuild      forward + backward of an operator that builds its lattice anew for every filter call
-             (our own filters, forced to) over ours
+             over ours: our own filters, forced to, or with --crfasrnn a built checkout of
+             github.com/sadeepj/crfasrnn_pytorch (its extension compiled in place; weights get
+             gradients too, row normalisation)
 backward     our backward over our forward
 labels       time by the number of labels, for the instance head's 40 to 100
+sparse       the instance head's 3 iterations, forward + backward, row normalisation, labels in
+             boxes of a quarter of each side: scores of -60 outside over scores of -10000 there,
+             where labels are left out
 gpu          our CPU time over our CUDA time; milliseconds an iteration (only where there is a GPU)
 
 Examples:
@@ -22,13 +27,14 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 
 import cv2
 import numpy as np
 import torch
 
-from wsis_d2.layers import mean_field, permutohedral_filter, spatial_filter
+from wsis_d2.layers import DenseCRF, mean_field, permutohedral_filter, spatial_filter
 from wsis_d2.layers.native_crf import build_lattice
 
 SETS = {
@@ -83,6 +89,19 @@ def make_scores(labels: int, height: int, width: int) -> torch.Tensor:
     field = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
     noise = torch.randn(labels, height, width, generator=generator)
     return (field + 0.5 * noise).log_softmax(0).contiguous()
+
+
+def boxed(labels: int, height: int, width: int) -> torch.Tensor:
+    """Which pixels a label may take: boxes in reading order; the first four labels everywhere."""
+    inside = torch.zeros(labels, height, width, dtype=torch.bool)
+    inside[:4] = True
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(labels, 2, generator=generator) * 0.75
+    order = ((corners[:, 0] * 8).floor() * 8 + corners[:, 1]).argsort()
+    for label, (y, x) in enumerate(corners[order].tolist()):
+        top, left = int(y * height), int(x * width)
+        inside[label, top : top + height // 4, left : left + width // 4] = True
+    return inside
 
 
 def now() -> float:
@@ -158,7 +177,33 @@ def run_pydensecrf(scores, image, kernels):
     return torch.from_numpy(np.array(crf.inference(ITERATIONS))).reshape(scores.shape)
 
 
-def measure(mode: str, case: str, paths: list, repeat: int) -> str:
+def crfasrnn_pair(checkout: str, scores, image, kernels):
+    """Forward + backward of crfasrnn_pytorch's CrfRnn and of ours on the same input."""
+    sys.path[:0] = [checkout, os.path.join(checkout, "crfasrnn")]
+    from crfasrnn.crfrnn import CrfRnn
+    from crfasrnn.params import DenseCRFParams
+
+    bilateral, spatial = kernels["bilateral_weight"], SPATIAL["gaussian_weight"]
+    params = DenseCRFParams(
+        kernels["bilateral_xy"], kernels["bilateral_rgb"], SPATIAL["gaussian_xy"], spatial,
+        bilateral,
+    )  # fmt: skip
+    rival = CrfRnn(scores.shape[0], ITERATIONS, params)
+    mine = DenseCRF(iterations=ITERATIONS, normalization="after", **SPATIAL, **kernels)
+    goal = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
+
+    def run(function):
+        leaf = scores.clone().requires_grad_()
+        function(leaf).mul(goal).sum().backward()
+
+    floating = image.float()[None]
+    return (
+        lambda: run(lambda leaf: rival(floating, leaf[None])[0]),
+        lambda: run(lambda leaf: mine(leaf, image)),
+    )
+
+
+def measure(mode: str, case: str, paths: list, repeat: int, checkout: str | None = None) -> str:
     height, width, labels, name = case.split("x")
     height, width, labels, kernels = int(height), int(width), int(labels), SETS[name]
     image = read_picture(paths, height, width)
@@ -203,9 +248,10 @@ def measure(mode: str, case: str, paths: list, repeat: int) -> str:
             leaf.grad = None
 
         if mode == "rebuild":
-            a, b, ratio = interleaved(
-                lambda: both(rebuilt_mean_field), lambda: both(forward), repeat
-            )
+            pair = (lambda: both(rebuilt_mean_field), lambda: both(forward))
+            if checkout is not None:
+                pair = crfasrnn_pair(checkout, scores, image, kernels)
+            a, b, ratio = interleaved(*pair, repeat)
             return f"| {case} | {ratio:.2f} | {a * 1e3:.0f} | {b * 1e3:.0f} |"
         ratios = []
         for turn in range(repeat + 1):
@@ -217,6 +263,17 @@ def measure(mode: str, case: str, paths: list, repeat: int) -> str:
             if turn:
                 ratios.append((end - middle) / (middle - start))
         return f"| {case} | {statistics.median(ratios):.2f} |"
+    if mode == "sparse":
+        inside = boxed(labels, height, width)
+        goal = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
+
+        def head(outside):
+            leaf = scores.masked_fill(~inside, outside).requires_grad_()
+            options = dict(iterations=3, normalization="after", **SPATIAL, **kernels)
+            mean_field(leaf, image, **options).mul(goal).sum().backward()
+
+        a, b, ratio = interleaved(lambda: head(-60.0), lambda: head(-1e4), repeat)
+        return f"| {case} | {ratio:.2f} | {a * 1e3:.0f} | {b * 1e3:.0f} |"
     if mode == "labels":
         base, more = scores[:1], scores
         a, b, ratio = interleaved(
@@ -247,6 +304,7 @@ HEADS = {
     "rebuild": "case | ratio | rebuilt ms | ours ms",
     "backward": "case | backward / forward",
     "labels": "case | ms | times one label",
+    "sparse": "case | ratio | -60 outside, ms | -10000 outside, ms",
     "gpu": "case | CPU / GPU | CPU ms | GPU ms | GPU ms an iteration with build | traffic of one",
 }
 
@@ -259,13 +317,14 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, help="HEIGHTxWIDTHxLABELSxSET")
     parser.add_argument("--image", nargs="*", default=[], help="pictures; four make a mosaic")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--crfasrnn", metavar="CHECKOUT", help="see mode rebuild")
     args = parser.parse_args()
     kernels = torch.ops.wsis_d2.cpu_kernels()
     print(f"{processor()}; {torch.get_num_threads()} threads; kernels {kernels}")
     columns = HEADS[args.mode]
     print(f"| {columns} |\n|{'---|' * (columns.count('|') + 1)}")
     for case in args.cases:
-        print(measure(args.mode, case, args.image, args.repeat), flush=True)
+        print(measure(args.mode, case, args.image, args.repeat, args.crfasrnn), flush=True)
 
 
 if __name__ == "__main__":

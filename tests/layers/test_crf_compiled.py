@@ -115,7 +115,7 @@ def run(script: str, library: Path, **environment) -> str:
 def test_gpu_kernels_run_on_the_cpu_give_what_the_cpu_operators_give(tmp_path):
     """Every GPU kernel is one independent thread an element, so a loop can stand for the GPU."""
     library = tmp_path / "device.so"
-    sources = [CSRC / "dense_crf" / name for name in ("spatial.cpp", "lattice_build.cpp")]
+    sources = [CSRC / "dense_crf" / name for name in ("spatial.cpp", "lattice.cpp")]
     sources += [CSRC / "dense_crf" / "workspace.cpp"]
     sources += [CSRC / "dense_crf" / "device" / "ops_cuda.cu"]
     compile_library(library, sources, ["-O1", "-DWSIS_CRF_HOST_CHECK"])

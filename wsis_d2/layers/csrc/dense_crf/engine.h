@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "dense_crf/pass.h"
@@ -24,6 +25,8 @@ class Engine {
     pass_.bilateral = bilateral;
     pass_.chunks = make_chunks(labels);
     pass_.padded = padded_labels(labels);
+    pass_.order.resize(labels);
+    std::iota(pass_.order.begin(), pass_.order.end(), 0);
     const size_t row = pass_.padded * sizeof(T);
     if (bilateral) {
       for (Buffer& b : vertices_) b = Buffer(lattice_.rows() * row);
@@ -81,7 +84,7 @@ class Engine {
       T* grid = grid_.template as<T>() + plan.grid_y * plan.grid_x * chunk.offset;
       at::parallel_for(0, plan.grid_y, 8, [&](int64_t begin, int64_t end) {
         const int64_t ring = 2 * plan.radius + 1;
-        Buffer scratch(((plan.grid_x + 2 * plan.radius) + ring * plan.grid_x) * chunk.width() *
+        Buffer scratch((2 * plan.radius + (ring + 2) * plan.grid_x) * chunk.width() *
                        sizeof(T));
         kernels_.fir(plan, strips, grid, scratch.as<T>(), chunk.blocks, begin, end);
       });

@@ -10,8 +10,28 @@
 #include <limits>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+namespace wsis_d2 {
+namespace crf {
+namespace {
+#include "dense_crf/kernels_simplex.h"
+}  // namespace
+}  // namespace crf
+}  // namespace wsis_d2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -24,8 +44,10 @@ namespace wsis_d2 {
 namespace crf {
 namespace {
 #include "dense_crf/kernels_simd.h"
+#include "dense_crf/kernels_tiles.h"
+#include "dense_crf/kernels_lattice.h"
+#include "dense_crf/kernels_spatial.h"
 #include "dense_crf/kernels_pass.h"
-#include "dense_crf/kernels_rows.h"
 }  // namespace
 
 Kernels<float> kernels_avx2_float() { return make_kernels<float>("avx2"); }

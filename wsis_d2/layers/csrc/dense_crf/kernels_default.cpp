@@ -10,15 +10,19 @@
 #include <limits>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #define WSIS_CRF_BYTES 16
 
 namespace wsis_d2 {
 namespace crf {
 namespace {
+#include "dense_crf/kernels_simplex.h"
 #include "dense_crf/kernels_simd.h"
+#include "dense_crf/kernels_tiles.h"
+#include "dense_crf/kernels_lattice.h"
+#include "dense_crf/kernels_spatial.h"
 #include "dense_crf/kernels_pass.h"
-#include "dense_crf/kernels_rows.h"
 }  // namespace
 
 Kernels<float> kernels_default_float() { return make_kernels<float>("default"); }

@@ -7,72 +7,14 @@
 #include <limits>
 #include <vector>
 
+#include "dense_crf/key_table.h"
+#include "dense_crf/pass.h"
 #include "dense_crf/simplex.h"
 #include "dense_crf/workspace.h"
 
 namespace wsis_d2 {
 namespace crf {
 namespace {
-
-// 64-bit keys -> consecutive ids; open addressing.
-class KeyTable {
- public:
-  explicit KeyTable(size_t expected) { reserve(expected); }
-
-  size_t slot(uint64_t key) const { return (key * 0x9E3779B97F4A7C15ull) >> shift_; }
-  void prefetch(size_t at) const { __builtin_prefetch(&entries_[at]); }
-
-  int32_t insert(uint64_t key) {
-    size_t at = slot(key);
-    while (entries_[at].id >= 0) {
-      if (entries_[at].key == key) return entries_[at].id;
-      at = (at + 1) & mask_;
-    }
-    const int32_t id = static_cast<int32_t>(keys_.size());
-    entries_[at] = {key, id};
-    keys_.push_back(key);
-    if (keys_.size() * 2 > mask_) reserve(keys_.size() * 2);
-    return id;
-  }
-
-  int32_t find(uint64_t key) const {
-    size_t at = slot(key);
-    while (entries_[at].id >= 0) {
-      if (entries_[at].key == key) return entries_[at].id;
-      at = (at + 1) & mask_;
-    }
-    return -1;
-  }
-
-  const std::vector<uint64_t>& keys() const { return keys_; }
-
- private:
-  struct Entry {
-    uint64_t key;
-    int32_t id;
-  };
-
-  void reserve(size_t expected) {
-    size_t size = 1024;
-    shift_ = 54;
-    while (size < expected * 2) {
-      size *= 2;
-      --shift_;
-    }
-    mask_ = size - 1;
-    entries_.assign(size, Entry{0, -1});
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      size_t at = slot(keys_[i]);
-      while (entries_[at].id >= 0) at = (at + 1) & mask_;
-      entries_[at] = {keys_[i], static_cast<int32_t>(i)};
-    }
-  }
-
-  std::vector<Entry> entries_;
-  std::vector<uint64_t> keys_;
-  size_t mask_ = 0;
-  int shift_ = 0;
-};
 
 struct LocalGroup {
   int32_t begin;
@@ -136,7 +78,7 @@ struct Builder {
     const int64_t rows = std::min<int64_t>(kTile, height - y0);
     const int64_t columns = std::min<int64_t>(kTile, width - x0);
     table.clear();
-    constexpr int kLanes = 16;
+    constexpr int kLanes = kSimplexLanes;
     SimplexBatch<T, kLanes> batch;
     int32_t n = 0;
     for (int64_t y = 0; y < rows; ++y) {
@@ -151,7 +93,7 @@ struct Builder {
           batch.feature[3][i] = pixel[pixels + at] * inverse_rgb;
           batch.feature[4][i] = pixel[2 * pixels + at] * inverse_rgb;
         }
-        batch.find(layout, scale);
+        kernels<T>().simplices(batch, layout, scale);
         for (int64_t i = 0; i < held; ++i, ++n) {
           member[n] = table.insert(batch.key[i], batch.order[i]);
           Record<T>& record = found[n];
@@ -362,7 +304,9 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
   });
 
   // One numbering of the vertices; who touches what.
-  KeyTable global = bands == 1 ? std::move(parts[0].table) : KeyTable(65536);
+  size_t most = 0;
+  for (const Band& part : parts) most += part.table.keys().size();
+  KeyTable global = bands == 1 ? std::move(parts[0].table) : KeyTable(most);
   std::vector<uint8_t> first_band;  // by vertex
   int64_t extras = 0, groups = 0;
   std::vector<int32_t> shared_home, shared_begin;
@@ -487,41 +431,6 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
 
 }  // namespace
 
-void check_pixel_count(int64_t height, int64_t width) {
-  TORCH_CHECK_VALUE(height <= (int64_t(1) << 28) && width <= (int64_t(1) << 28) &&
-                        height * width <= (int64_t(1) << 28),
-                    "image: ", height, " x ", width,
-                    " pixels overflow 32-bit indices of their vertices; at most 2^28 are allowed.");
-}
-
-KeyLayout checked_layout(int64_t height, int64_t width, const double* low, const double* high,
-                         double sigma_xy, double sigma_rgb) {
-  double least[kFeatures] = {}, most[kFeatures];
-  most[0] = (width - 1) / sigma_xy;
-  most[1] = (height - 1) / sigma_xy;
-  for (int c = 0; c < 3; ++c) {
-    least[2 + c] = low[c] / sigma_rgb;
-    most[2 + c] = high[c] / sigma_rgb;
-  }
-  KeyLayout layout;
-  TORCH_CHECK_VALUE(
-      fit_layout(least, most, layout), "bilateral_xy, bilateral_rgb: ", sigma_xy, " and ",
-      sigma_rgb, " are too small for a ", height, " x ", width,
-      " image of these colours: lattice coordinates would overflow their 64-bit keys; use larger "
-      "bandwidths.");
-  return layout;
-}
-
-std::vector<int32_t> band_rows(int64_t height, int64_t width) {
-  const int64_t tiles = (height + kTile - 1) / kTile;
-  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(16, height * width / 48000));
-  const int64_t each = (tiles + wanted - 1) / wanted;
-  std::vector<int32_t> rows;
-  for (int64_t row = 0; row < tiles; row += each) rows.push_back(static_cast<int32_t>(row));
-  rows.push_back(static_cast<int32_t>(tiles));
-  return rows;
-}
-
 LatticeTensors build_lattice_cpu(const at::Tensor& image, double sigma_xy, double sigma_rgb,
                                  int64_t normalization) {
   const at::Tensor dense = image.contiguous();
@@ -529,51 +438,6 @@ LatticeTensors build_lattice_cpu(const at::Tensor& image, double sigma_xy, doubl
              ? build<double>(dense, sigma_xy, sigma_rgb, normalization)
              : build<float>(dense, sigma_xy, sigma_rgb, normalization);
 }
-
-template <typename T>
-Lattice<T> view_lattice(const at::Tensor& header, const at::Tensor& records,
-                        const at::Tensor& index) {
-  TORCH_CHECK_VALUE(header.device().is_cpu() && header.scalar_type() == at::kLong &&
-                        header.dim() == 1 && header.size(0) == kHeaderSize &&
-                        header.is_contiguous() && header.const_data_ptr<int64_t>()[0] == kMagic,
-                    "header: not that of wsis_d2::build_lattice.");
-  const int64_t* slot = header.const_data_ptr<int64_t>();
-  Lattice<T> lattice;
-  lattice.height = slot[kSlotHeight];
-  lattice.width = slot[kSlotWidth];
-  lattice.pixels = lattice.height * lattice.width;
-  TORCH_CHECK_VALUE(slot[kSlotBytes] == sizeof(T), "header: the lattice was built for ",
-                    slot[kSlotBytes] * 8, "-bit numbers, found ", sizeof(T) * 8, "-bit ones.");
-  TORCH_CHECK_VALUE(records.dim() == 2 && records.size(0) == lattice.pixels &&
-                        records.size(1) == 8 && records.is_contiguous(),
-                    "records: they do not belong to this header.");
-  TORCH_CHECK_VALUE(index.dim() == 1 && index.scalar_type() == at::kInt && index.is_contiguous() &&
-                        index.size(0) == slot[kSlotIndexSize],
-                    "index: it does not belong to this header.");
-  lattice.normalization = static_cast<int>(slot[kSlotNormalization]);
-  lattice.vertices = slot[kSlotVertices];
-  lattice.extras = slot[kSlotExtras];
-  lattice.groups_count = slot[kSlotGroups];
-  lattice.shared_count = slot[kSlotShared];
-  lattice.bands = static_cast<int>(slot[kSlotBands]);
-  lattice.tiles_x = slot[kSlotTilesX];
-  lattice.tiles_y = slot[kSlotTilesY];
-  lattice.records = reinterpret_cast<const Record<T>*>(records.const_data_ptr<T>());
-  const int32_t* base = index.const_data_ptr<int32_t>();
-  lattice.tile_groups = base + slot[kSlotTileGroups];
-  lattice.band_rows = base + slot[kSlotBandRows];
-  lattice.groups = reinterpret_cast<const Group*>(base + slot[kSlotGroupTable]);
-  lattice.shared_home = base + slot[kSlotSharedHome];
-  lattice.shared_begin = base + slot[kSlotSharedBegin];
-  for (int a = 0; a < kVertices; ++a) {
-    lattice.chains[a] = base + slot[kSlotChains + a];
-    lattice.chain_sizes[a] = slot[kSlotChainSizes + a];
-  }
-  return lattice;
-}
-
-template Lattice<float> view_lattice(const at::Tensor&, const at::Tensor&, const at::Tensor&);
-template Lattice<double> view_lattice(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 
 }  // namespace crf
 }  // namespace wsis_d2

@@ -1,6 +1,9 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 #include "dense_crf/mean_field.h"
 
+#include <cmath>
+#include <limits>
+
 #include "dense_crf/engine.h"
 
 namespace wsis_d2 {
@@ -27,6 +30,57 @@ struct Forward {
   }
 };
 
+// [tile][chunk]: 0 where every marginal of the chunk's labels is exactly 0 at every iteration, so that
+// leaving the chunk out of the tile changes no bit. Row-normalised messages lie within the weights,
+// and the exponential is 0 below the smallest normal number. Empty: nothing can be left out.
+template <typename T>
+std::vector<uint8_t> find_activity(const Lattice<T>& lattice, const at::Tensor& scores,
+                                   double weight_bilateral, double weight_spatial) {
+  const std::vector<Chunk> chunks = make_chunks(scores.size(0));
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  if (count == 1 || lattice.normalization != kAfter) return {};
+  // Twice the messages' bound: the careful softmax may take a maximum as low as minus the bound out.
+  const double messages = 2.02 * (std::abs(weight_bilateral) + std::abs(weight_spatial));
+  const double least = (sizeof(T) == 4 ? 127.0 : 1023.0) * kLn2 + messages;
+  const auto [lowest, highest] = at::aminmax(scores);
+  if (!(highest.item<double>() - lowest.item<double>() > least)) return {};
+  const T* data = scores.const_data_ptr<T>();
+  std::vector<uint8_t> activity(lattice.tiles_x * lattice.tiles_y * count);
+  at::parallel_for(0, lattice.tiles_x * lattice.tiles_y, 8, [&](int64_t begin, int64_t end) {
+    T bar[kTile * kTile];  // below it a score is out of reach
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t x0 = tile % lattice.tiles_x * kTile, y0 = tile / lattice.tiles_x * kTile;
+      const int64_t columns = std::min<int64_t>(kTile, lattice.width - x0);
+      const int64_t rows = std::min<int64_t>(kTile, lattice.height - y0);
+      auto row_of = [&](int64_t label, int64_t y) {
+        return data + label * lattice.pixels + (y0 + y) * lattice.width + x0;
+      };
+      std::fill_n(bar, kTile * kTile, -std::numeric_limits<T>::infinity());
+      for (int64_t l = 0; l < scores.size(0); ++l) {
+        for (int64_t y = 0; y < rows; ++y) {
+          const T* row = row_of(l, y);
+          T* best = bar + y * kTile;
+          for (int64_t x = 0; x < columns; ++x) best[x] = best[x] < row[x] ? row[x] : best[x];
+        }
+      }
+      for (T& b : bar) b -= static_cast<T>(least);
+      for (const Chunk& chunk : chunks) {
+        bool any = false;
+        for (int64_t l = chunk.first; l < chunk.first + chunk.labels && !any; ++l) {
+          for (int64_t y = 0; y < rows && !any; ++y) {
+            const T* row = row_of(l, y);
+            bool reached = false;
+            for (int64_t x = 0; x < columns; ++x) reached |= !(row[x] < bar[y * kTile + x]);
+            any = reached;
+          }
+        }
+        activity[tile * count + chunk.index] = any;
+      }
+    }
+  });
+  return activity;
+}
+
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const Lattice<T>& lattice,
                                            double weight_bilateral, double weight_spatial,
@@ -45,6 +99,9 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const La
   Forward<T> step{engine, weight_bilateral, weight_spatial, logits.as<T>()};
   step.scales();
   Pass<T>& pass = engine.pass();
+  const std::vector<uint8_t> activity =
+      find_activity(lattice, scores, weight_bilateral, weight_spatial);
+  if (!activity.empty()) pass.activity = activity.data();
   TORCH_CHECK_VALUE(engine.read(scores.const_data_ptr<T>(), true),
                     "scores: they hold NaN or infinity; all values must be finite.");
   if (options.iterations == 0) {
@@ -91,6 +148,11 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
   pass.weight_spatial = static_cast<T>(weight_spatial);
   pass.weight_grads = weight_grads.data();
 
+  const at::Tensor scores = scores_in.contiguous();
+  const std::vector<uint8_t> found =
+      find_activity(lattice, scores, weight_bilateral, weight_spatial);
+  const uint8_t* activity = found.empty() ? nullptr : found.data();
+
   // Marginals of one stretch between saved ones, computed again where not all were saved.
   const int64_t every = options.save_every;
   Buffer again;
@@ -106,6 +168,7 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
                    labels);
     Forward<T> step{redo, weight_bilateral, weight_spatial, logits.as<T>()};
     step.scales();
+    redo.pass().activity = activity;
     // From the saved marginals: they are splatted as they are.
     redo.pass().logits = saved.data_ptr<T>() + first / every * size;
     redo.run(Mode::kRaw, false, true);
@@ -118,7 +181,6 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
     }
   };
   if (every > 1) {
-    const at::Tensor scores = scores_in.contiguous();
     pass.logits = logits.as<T>();
     engine.read(scores.const_data_ptr<T>(), true);
     pass.logits = incoming.as<T>();
@@ -130,6 +192,7 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
     }
     if (t == options.iterations - 1) engine.run(Mode::kRaw, false, true);
     engine.filter(true);
+    pass.activity = activity;  // where marginals are 0, no gradient passes the softmax
     const int64_t first = t / every * every;
     pass.q = t == first ? saved.data_ptr<T>() + t / every * size
                         : again.as<T>() + (t - first - 1) * size;

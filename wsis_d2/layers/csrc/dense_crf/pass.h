@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dense_crf/lattice.h"
+#include "dense_crf/simplex.h"
 #include "dense_crf/spatial.h"
 
 namespace wsis_d2 {
@@ -20,6 +21,7 @@ struct Chunk {
   int64_t labels;  // labels held
   int blocks;      // row width / 8
   int64_t offset;  // padded labels of the chunks before
+  int64_t index;   // its number
   int64_t width() const { return 8 * blocks; }
 };
 
@@ -30,7 +32,7 @@ inline std::vector<Chunk> make_chunks(int64_t labels) {
   for (int64_t first = 0; first < labels; first += step) {
     const int64_t held = labels - first < step ? labels - first : step;
     const int blocks = static_cast<int>((held + 7) / 8);
-    chunks.push_back({first, held, blocks, offset});
+    chunks.push_back({first, held, blocks, offset, static_cast<int64_t>(chunks.size())});
     offset += 8 * blocks;
   }
   return chunks;
@@ -53,6 +55,12 @@ struct Pass {
   bool bilateral = true;
   std::vector<Chunk> chunks;
   int64_t padded = 0;
+  std::vector<int32_t> order;  // chunks' label l is label order[l] of (L, H, W) tensors
+  // [tile][chunk]: 0 where the chunk's labels count nothing; nullptr: everything counts.
+  const uint8_t* activity = nullptr;
+  bool active(int64_t tile, const Chunk& chunk) const {
+    return activity == nullptr || activity[tile * static_cast<int64_t>(chunks.size()) + chunk.index];
+  }
   Mode mode = Mode::kFirst;
 
   T* logits = nullptr;       // [pixel]: base-2 logits, or the values of kRaw
@@ -75,6 +83,8 @@ struct Pass {
   T output_scale = 1;
 };
 
+constexpr int kSimplexLanes = 16;
+
 template <typename T>
 struct Kernels {
   // One band of a pass.
@@ -90,6 +100,8 @@ struct Kernels {
   // Grid rows [begin, end) from the strips, one chunk.
   void (*fir)(const SpatialPlan<T>&, const T* strips, T* grid, T* scratch, int blocks,
               int64_t begin, int64_t end);
+  // The simplices of some pixels.
+  void (*simplices)(SimplexBatch<T, kSimplexLanes>&, const KeyLayout&, const T* scale);
   const char* name;
 };
 
