@@ -15,8 +15,7 @@ from wsis_d2.utils.checkpoint import load_exactly
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.html_report import Annotation, Labels
 from wsis_d2.utils.palette import class_list
-
-IGNORE = 255
+from wsis_d2.utils.sample_pictures import predicted_layer
 
 
 @dataclass
@@ -41,14 +40,7 @@ class Prediction:
         """Return the prediction as a layer to draw."""
         if self.ids is None:
             return Annotation(self.boxes, self.box_classes, scores=self.box_scores)
-        known = max((s["id"] for s in self.segments), default=0)
-        table = np.full(known + 1, IGNORE, np.uint8)
-        things = np.zeros(known + 1, bool)
-        for segment in self.segments:
-            table[segment["id"]] = segment["category_id"]
-            things[segment["id"]] = segment["isthing"]
-        instance = np.where(things[self.ids], self.ids, 0).astype(np.int32)
-        return Labels(table[self.ids], instance)
+        return predicted_layer(self.ids, self.segments)
 
 
 def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict[str, Any]]:

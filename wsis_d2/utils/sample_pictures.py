@@ -65,17 +65,26 @@ def sample_panels(
     return panels
 
 
+def predicted_layer(ids: np.ndarray, segments: list[dict[str, Any]]) -> Labels:
+    """Return a model's segments as a layer.
+
+    Args:
+        ids: int32 (H, W) segment ids, 0 = none.
+        segments: ``{"id", "category_id" (unified), "isthing"}`` each.
+    """
+    table = np.full(max((s["id"] for s in segments), default=0) + 1, IGNORE, np.uint8)
+    things = np.zeros(len(table), bool)
+    for segment in segments:
+        table[segment["id"]] = segment["category_id"]
+        things[segment["id"]] = segment["isthing"]
+    return Labels(table[ids], np.where(things[ids], ids, 0).astype(np.int32))
+
+
 def output_layer(output: dict[str, Any]) -> Labels | Annotation | None:
     """Return the most that one image's model output holds: segments, classes or boxes."""
     if output.get("panoptic_seg") is not None:
         ids, segments = output["panoptic_seg"]
-        ids = ids.cpu().numpy().astype(np.int32)
-        table = np.full(max((s["id"] for s in segments), default=0) + 1, IGNORE, np.uint8)
-        things = np.zeros(len(table), bool)
-        for segment in segments:
-            table[segment["id"]] = segment["category_id"]
-            things[segment["id"]] = segment["isthing"]
-        return Labels(table[ids], np.where(things[ids], ids, 0).astype(np.int32))
+        return predicted_layer(ids.cpu().numpy().astype(np.int32), segments)
     if isinstance(output.get("sem_seg"), torch.Tensor):
         return Labels(output["sem_seg"].argmax(0).cpu().numpy().astype(np.uint8))
     if output.get("instances") is not None:
