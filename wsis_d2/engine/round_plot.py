@@ -61,8 +61,9 @@ def plot_rounds(history: Sequence[dict], path: str | os.PathLike) -> None:
         axes.set_ylabel("percent")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
+    lines, labels = panels[0].get_legend_handles_labels()
+    if lines:  # below the panels, where it hides nothing; both have the same lines
+        figure.legend(lines, labels, loc="outside lower center", ncols=4, fontsize="small")
     with atomic_write(Path(path)) as file:
         figure.savefig(file, format="png", dpi=150)
     pyplot.close(figure)
