@@ -210,6 +210,18 @@ def test_pictures_reach_tensorboard_and_change_nothing(data, tmp_path):
     assert picture.height == 256 + 28 and picture.width > 2 * 256
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data, tmp_path):
+    trainer = WSISTrainer(tiny_cfg(tmp_path, *SEMANTIC))
+    trainer.resume_or_load(resume=False)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    weight = trainer.model.semantic.head.aux_predictor.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="gradient of semantic.head.aux_predictor.weight"):
+        trainer.train()
+    after = trainer.model.parameters()
+    assert all(torch.equal(new, old) for new, old in zip(after, before, strict=True))
+
+
 def test_nan_stops_and_names_the_loss(data, tmp_path):
     trainer = WSISTrainer(tiny_cfg(tmp_path, *SEMANTIC))
     trainer.resume_or_load(resume=False)

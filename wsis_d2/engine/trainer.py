@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -144,18 +145,40 @@ class WSISTrainer(TrainerBase):
         data_time = time.perf_counter() - start
         losses = self.model(batch)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        wrong = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
-        if wrong:
-            files = ", ".join(str(sample.get("file_name")) for sample in batch)
-            raise FloatingPointError(
-                f"{'; '.join(wrong)} at iteration {self.iter}, images {files}; lower "
-                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED"
-            )
+        self._refuse_not_finite(
+            [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)],
+            batch,
+        )
         self.optimizer.zero_grad()
         sum(losses.values()).backward()
+        # Before the update: a checkpoint must never hold weights that a bad gradient has spoilt.
+        sums = [
+            p.grad.detach().float().sum() for p in self.model.parameters() if p.grad is not None
+        ]
+        if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
+            names = [
+                f"the gradient of {name} is not finite"
+                for name, p in self._plain_model.named_parameters()
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ]
+            self._refuse_not_finite(names[:1], batch)
         self.optimizer.step()
         self._seconds += time.perf_counter() - start
         self._write_losses(values, data_time)
+
+    def _refuse_not_finite(self, wrong: list[str], batch: list[dict]) -> None:
+        """Stop training where something is not finite, naming it and the images.
+
+        Raises:
+            FloatingPointError: ``wrong`` is not empty.
+        """
+        if not wrong:
+            return
+        files = ", ".join(str(sample.get("file_name")) for sample in batch)
+        raise FloatingPointError(
+            f"{'; '.join(wrong)} at iteration {self.iter}, images {files}; lower "
+            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED"
+        )
 
     def _write_losses(self, values: dict[str, float], data_time: float) -> None:
         gathered = comm.gather({**values, "data_time": data_time})
