@@ -281,8 +281,7 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
   embedding_scales(scale);
   for (int i = 0; i < kFeatures; ++i) builder.scale[i] = static_cast<T>(scale[i]);
 
-  at::Tensor records = at::empty({builder.pixels, 8}, image.options());
-  advise_huge_pages(records.data_ptr(), records.nbytes());
+  at::Tensor records = pooled_tensor({builder.pixels, 8}, image.options());
   builder.records = reinterpret_cast<Record<T>*>(records.data_ptr<T>());
   const std::vector<int32_t> rows = band_rows(builder.height, builder.width);
   const int bands = static_cast<int>(rows.size()) - 1;
@@ -393,8 +392,7 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
     take(static_cast<Header>(kSlotChains + a), slot[kSlotChainSizes + a]);
   }
   slot[kSlotIndexSize] = size;
-  at::Tensor index = at::empty({size}, at::TensorOptions().dtype(at::kInt));
-  advise_huge_pages(index.data_ptr(), index.nbytes());
+  at::Tensor index = pooled_tensor({size}, at::TensorOptions().dtype(at::kInt));
   int32_t* out = index.data_ptr<int32_t>();
   std::copy(rows.begin(), rows.end(), out + slot[kSlotBandRows]);
   std::copy(shared_home.begin(), shared_home.end(), out + slot[kSlotSharedHome]);

@@ -87,11 +87,9 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const La
                                            const MeanFieldOptions& options) {
   const at::Tensor scores = scores_in.contiguous();
   const int64_t labels = scores.size(0), padded = padded_labels(labels);
-  at::Tensor output = at::empty_like(scores);
-  advise_huge_pages(output.data_ptr(), output.nbytes());
+  at::Tensor output = pooled_tensor(scores.sizes(), scores.options());
   const int64_t kept = options.saved_count();
-  at::Tensor saved = at::empty({kept, lattice.pixels * padded}, scores.options());
-  if (saved.numel() > 0) advise_huge_pages(saved.data_ptr(), saved.nbytes());
+  at::Tensor saved = pooled_tensor({kept, lattice.pixels * padded}, scores.options());
   const SpatialPlan<T> plan =
       plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, false);
   Engine<T> engine(lattice, weight_spatial != 0 ? &plan : nullptr, weight_bilateral != 0, labels);
@@ -130,8 +128,7 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
                                                 const MeanFieldOptions& options) {
   const at::Tensor grad = grad_in.contiguous();
   const int64_t labels = grad.size(0), size = lattice.pixels * padded_labels(labels);
-  at::Tensor result = at::empty_like(grad);
-  advise_huge_pages(result.data_ptr(), result.nbytes());
+  at::Tensor result = pooled_tensor(grad.sizes(), grad.options());
   std::vector<double> weight_grads(2 * lattice.bands, 0.0);
   const SpatialPlan<T> plan =
       plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, true);
@@ -211,7 +208,7 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
 template <typename T>
 at::Tensor lattice_filter(const at::Tensor& values_in, const Lattice<T>& lattice, bool transpose) {
   const at::Tensor values = values_in.contiguous();
-  at::Tensor output = at::empty_like(values);
+  at::Tensor output = pooled_tensor(values.sizes(), values.options());
   Engine<T> engine(lattice, nullptr, true, values.size(0));
   Buffer pixels(engine.pixel_bytes());
   Pass<T>& pass = engine.pass();
@@ -234,7 +231,7 @@ template <typename T>
 at::Tensor spatial_filter(const at::Tensor& values_in, double sigma, bool exact, int normalization,
                           bool transpose) {
   const at::Tensor values = values_in.contiguous();
-  at::Tensor output = at::empty_like(values);
+  at::Tensor output = pooled_tensor(values.sizes(), values.options());
   const PlainLattice<T> plain(values.size(1), values.size(2));
   const SpatialPlan<T> plan =
       plan_spatial<T>(plain.lattice, sigma, exact, normalization, transpose);

@@ -1,6 +1,9 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 #include "dense_crf/workspace.h"
 
+#include <ATen/ops/from_blob.h>
+#include <c10/util/accumulate.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
@@ -31,8 +34,7 @@ Pool& pool() {
   return *instance;
 }
 
-}  // namespace
-
+// Ask for huge pages behind [data, data + bytes), where the system has them.
 void advise_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
@@ -43,6 +45,8 @@ void advise_huge_pages(void* data, size_t bytes) {
   (void)bytes;
 #endif
 }
+
+}  // namespace
 
 Buffer::Buffer(size_t bytes) {
   const size_t unit = bytes >= kHugePage ? kHugePage : 4096;
@@ -86,6 +90,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
   return *this;
+}
+
+at::Tensor pooled_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  auto* buffer = new Buffer(bytes);
+  return at::from_blob(
+      buffer->as<void>(), sizes, [buffer](void*) { delete buffer; }, options);
 }
 
 void clear_workspace() {

@@ -2,6 +2,8 @@
 // Large scratch buffers, kept from call to call: fresh ones cost a page fault every 4 KiB.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstddef>
 
 namespace wsis_d2 {
@@ -27,8 +29,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// Ask for huge pages behind [data, data + bytes), where the system has them.
-void advise_huge_pages(void* data, size_t bytes);
+// An uninitialised CPU tensor on memory of the pool, which gets it back when the tensor ends.
+at::Tensor pooled_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // Free the buffers that nobody uses.
 void clear_workspace();
