@@ -6,6 +6,11 @@
 // AVX2, AVX-512 and NEON.
 
 #define WSIS_INLINE inline __attribute__((always_inline))
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define WSIS_HAS_SHUFFLE
+#endif
+#endif
 
 template <typename T, int N>
 struct VectorOf {
@@ -23,6 +28,39 @@ WSIS_INLINE V load_vector(const T* p) {
 template <typename V, typename T>
 WSIS_INLINE void store_vector(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// 8 rows of 8 numbers, `stride` apart, to their columns.
+template <typename T>
+WSIS_INLINE void transpose(const T* from, int64_t stride, T (&columns)[8][8]) {
+#if defined(WSIS_HAS_SHUFFLE)
+  if constexpr (8 * sizeof(T) <= WSIS_CRF_BYTES) {
+    using V = Vector<T, 8>;
+    V a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = load_vector<V>(from + i * stride);
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+      b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      for (int k = 0; k < 2; ++k) {
+        V* to = a + i + 2 * k;
+        to[0] = __builtin_shufflevector(b[i + k], b[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        to[1] = __builtin_shufflevector(b[i + k], b[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      }
+    }
+    for (int i = 0; i < 4; ++i) {
+      const V low = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+      const V high = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+      store_vector(columns[i], low);
+      store_vector(columns[i + 4], high);
+    }
+    return;
+  }
+#endif
+  for (int i = 0; i < 8; ++i) {
+    for (int k = 0; k < 8; ++k) columns[k][i] = from[i * stride + k];
+  }
 }
 
 // 2^x; 0 below 2^-126. Relative error below 2e-7 (float); the library's exp2 for double.
@@ -130,11 +168,6 @@ struct Row {
   }
   template <int FIRST>
   WSIS_INLINE static Vector<T, 8> half(Vector<T, 16> v) {
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define WSIS_HAS_SHUFFLE
-#endif
-#endif
 #if defined(WSIS_HAS_SHUFFLE)
     return __builtin_shufflevector(v, v, FIRST, FIRST + 1, FIRST + 2, FIRST + 3, FIRST + 4,
                                    FIRST + 5, FIRST + 6, FIRST + 7);

@@ -113,12 +113,21 @@ bool read_band(const Pass<T>& pass, const T* scores, bool softmax, int band) {
         T* logits = pass.logits + lattice.pixels * chunk.offset;
         const T* from = lines + chunk.first * kTile;
         const int64_t width = chunk.width();
-        for (int64_t x = 0; x < columns; ++x) {
-          T* to = logits + place_of[y * kTile + x] * width;
-          for (int64_t l = 0; l < chunk.labels; ++l) {
-            to[l] = (from[l * kTile + x] - highest[x]) * factor;
+        for (int64_t x = 0; x < columns; x += 8) {
+          const int64_t here = std::min<int64_t>(8, columns - x);
+          for (int b = 0; b < chunk.blocks; ++b) {
+            alignas(64) T pixel[8][8];  // [x][label]
+            transpose(from + 8 * b * kTile + x, kTile, pixel);
+            for (int64_t i = 0; i < here; ++i) {
+              T* to = logits + place_of[y * kTile + x + i] * width + 8 * b;
+              const T top = highest[x + i];
+              for (int l = 0; l < 8; ++l) to[l] = (pixel[i][l] - top) * factor;
+            }
           }
-          for (int64_t l = chunk.labels; l < width; ++l) to[l] = empty;
+          for (int64_t i = 0; i < here && chunk.labels < width; ++i) {
+            T* to = logits + place_of[y * kTile + x + i] * width;
+            for (int64_t l = chunk.labels; l < width; ++l) to[l] = empty;
+          }
         }
       }
     }
@@ -134,9 +143,14 @@ void write_tile(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& til
   const int64_t width = chunk.width();
   alignas(64) T lines[32 * kTile];  // [label][x]
   for (int64_t y = 0; y < tile.rows; ++y) {
-    for (int64_t x = 0; x < tile.columns; ++x) {
-      const T* from = raster + (y * kTile + x) * width;
-      for (int64_t l = 0; l < chunk.labels; ++l) lines[l * kTile + x] = from[l];
+    for (int64_t x = 0; x < tile.columns; x += 8) {
+      for (int b = 0; b < chunk.blocks; ++b) {
+        alignas(64) T label[8][8];  // [label][x]
+        transpose(raster + (y * kTile + x) * width + 8 * b, width, label);
+        for (int i = 0; i < 8; ++i) {
+          std::memcpy(lines + (8 * b + i) * kTile + x, label[i], sizeof(label[i]));
+        }
+      }
     }
     for (int64_t l = 0; l < chunk.labels; ++l) {
       const int64_t at = pass.order[chunk.first + l] * lattice.pixels +
