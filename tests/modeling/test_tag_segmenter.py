@@ -74,6 +74,18 @@ def test_tags_and_boxes_say_where_a_class_is_possible():
     assert free[BOAT].all()
 
 
+def test_no_stuff_is_possible_where_no_window_tells_of_any():
+    part = {
+        **sample(),
+        "crops": sample()["crops"][:1],
+        "crop_targets": sample()["crop_targets"][:1],
+    }
+    allowed = segmenter().possible(part, (12, 12))
+    assert allowed[[SKY, SEA], :, :6].all() and not allowed[[SKY, SEA], :, 6:].any()
+    nothing = segmenter().possible({**sample(), "crops": [], "crop_targets": []}, (12, 12))
+    assert not nothing[[SKY, SEA]].any() and nothing[BOAT].any()
+
+
 def test_losses_by_hand():
     model = segmenter(tag_share=0.5, box_share=0.25)
     p = torch.zeros(3, 12, 12)

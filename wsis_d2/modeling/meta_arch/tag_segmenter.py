@@ -172,13 +172,17 @@ class TagSegmenter(nn.Module):
     def possible(self, sample: dict, grid: tuple[int, int]) -> torch.Tensor:
         """Return where annotation allows each class, (C, *grid) bool.
 
-        A sample whose ``has_boxes`` is False allows things everywhere.
+        Where no window tells of stuff, none is allowed: nothing is known there. A sample whose
+        ``has_boxes`` is False allows things everywhere.
         """
         allowed = torch.ones(self.num_classes, *grid, dtype=torch.bool, device=self.device)
+        told = torch.zeros(grid, dtype=torch.bool, device=self.device)
         for window, target in zip(sample["crops"], sample["crop_targets"], strict=True):
             absent = [c for c in self.stuff_ids if target[c] == 0]
             rows, columns = _cells(window, sample, grid)
             allowed[absent, rows, columns] = False
+            told[rows, columns] = True
+        allowed[self.stuff_ids] &= told
         if sample.get("has_boxes", True):
             allowed[self.thing_ids] = False
             for box, class_id, _ in _boxes(sample):
