@@ -7,6 +7,8 @@ are the region before), is a proposal (Arbelaez et al., "Multiscale Combinatoria
 section 5). Caps bound singles, pairs, triples and 4-tuples of each tree.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -87,22 +89,25 @@ def group_tree(
     inner = np.arange(count, 2 * count - 1)
     splits = inner[np.lexsort((-inner, -np.asarray(altitudes)[count:]))]
     splits = _parents_first(splits, parents, count)[:_MAX_SPLITS]
-    # Nodes of the pruned tree, the root first, then the children of each split.
-    kept = np.concatenate([[2 * count - 2], children[splits - count].ravel()]).astype(np.int64)
-    index = np.full(2 * count - 1, -1, np.int64)
+    # Nodes of the pruned tree: the root first, then the two children of each split.
+    kept = np.concatenate([[2 * count - 2], children[splits - count].ravel()])
+    index = np.empty(2 * count - 1, np.int64)
     index[kept] = np.arange(len(kept))
-    touching = _touching(kept, index, parents, children, splits, count, *edges)
-    pairs = index[children[splits - count]].reshape(-1, 2)
-    nodes = _enumerate(index[splits], pairs, touching, np.asarray(caps, np.int64))
-    runs = np.stack([starts[kept], ends[kept]], axis=1).astype(np.int32)
-    return order.astype(np.int32), runs, nodes
+    runs = np.stack([starts[kept], ends[kept]], axis=1)
+    nodes = _enumerate(index[splits], order, runs, *edges, np.asarray(caps, np.int64))
+    return order.astype(np.int32), runs.astype(np.int32), nodes
 
 
-def _children(parents: np.ndarray, count: int) -> np.ndarray:
-    """Return the two children of each inner node, (S - 1, 2)."""
-    if count == 1:
-        return np.empty((0, 2), np.int64)
-    return np.argsort(parents[:-1], kind="stable").reshape(-1, 2)
+@numba.njit(cache=True)
+def _children(parents, count):
+    """Return the two children of each inner node, (S - 1, 2), the lower id first."""
+    children = np.empty((count - 1, 2), np.int64)
+    filled = np.zeros(count - 1, np.int64)
+    for node in range(2 * count - 2):
+        row = parents[node] - count
+        children[row, filled[row]] = node
+        filled[row] += 1
+    return children
 
 
 def _parents_first(splits: np.ndarray, parents: np.ndarray, count: int) -> np.ndarray:
@@ -134,38 +139,157 @@ def _runs(children, count):
     return order, starts, starts + sizes
 
 
+class _Cut(NamedTuple):
+    """The regions of the cut at hand, by number, and which of them touch.
+
+    A pair of regions that touch is a pair of links, 2p and 2p + 1, one in the list of each.
+
+    Attributes:
+        slot: of each superpixel the slot of its region; the larger part of a region keeps the slot.
+        region: of each slot its region.
+        first, last: of each region the ends of its list; it ascends by the other region's number.
+        before, after: of each link its neighbours in the list.
+        owner: of each link the region in whose list it is.
+        contacts: of each pair the number of superpixel edges between its regions.
+    """
+
+    slot: np.ndarray
+    region: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    owner: np.ndarray
+    contacts: np.ndarray
+
+
 @numba.njit(cache=True)
-def _touching(kept, index, parents, children, splits, count, sources, targets):
-    """Return which nodes of the pruned tree touch, (M, M) bool; unions touch what parts touch."""
-    size = len(kept)
-    # The kept node that stands for each superpixel: its lowest kept ancestor.
-    lowest = np.empty(len(parents), np.int64)
-    for node in range(len(parents) - 1, -1, -1):
-        lowest[node] = index[node] if index[node] >= 0 else lowest[parents[node]]
-    touching = np.zeros((size, size), np.bool_)
+def _append(cut, link, region):
+    """Put a link at the end of a region's list."""
+    cut.owner[link] = region
+    cut.before[link] = cut.last[region]
+    cut.after[link] = -1
+    if cut.last[region] < 0:
+        cut.first[region] = link
+    else:
+        cut.after[cut.last[region]] = link
+    cut.last[region] = link
+
+
+@numba.njit(cache=True)
+def _remove(cut, link):
+    """Take a link out of its list."""
+    before, after, region = cut.before[link], cut.after[link], cut.owner[link]
+    if before < 0:
+        cut.first[region] = after
+    else:
+        cut.after[before] = after
+    if after < 0:
+        cut.last[region] = before
+    else:
+        cut.before[after] = before
+
+
+@numba.njit(cache=True)
+def _split(cut, pairs, old, one, order, runs, offsets, neighbours, contacts):
+    """Replace a region by its parts, ``one`` and the next; return the number of pairs there are.
+
+    Only the superpixels of the smaller part are looked at: what of the region's contacts are not
+    its own are the larger one's. ``contacts`` is all 0, before and after.
+    """
+    two = one + 1
+    smaller = runs[one, 1] - runs[one, 0] <= runs[two, 1] - runs[two, 0]
+    small, large = (one, two) if smaller else (two, one)
+    slot = (one + 1) // 2  # the first that is free
+    cut.region[cut.slot[order[runs[old, 0]]]] = large
+    cut.region[slot] = small
+    inside = order[runs[small, 0] : runs[small, 1]]
+    for leaf in inside:
+        cut.slot[leaf] = slot
+    for leaf in inside:
+        for other in neighbours[offsets[leaf] : offsets[leaf + 1]]:
+            contacts[cut.region[cut.slot[other]]] += 1
+    link = cut.first[old]
+    while link >= 0:
+        following, other, pair = cut.after[link], cut.owner[link ^ 1], link // 2
+        total = cut.contacts[pair]
+        _remove(cut, link ^ 1)
+        for part in (one, two):
+            shared = contacts[other] if part == small else total - contacts[other]
+            if shared > 0:
+                pairs = _join(cut, pairs, pair, part, other, shared)
+                pair = pairs
+        contacts[other] = 0
+        link = following
+    if contacts[large] > 0:
+        pairs = _join(cut, pairs, pairs, one, two, contacts[large])
+    contacts[small] = contacts[large] = 0
+    return pairs
+
+
+@numba.njit(cache=True)
+def _join(cut, pairs, pair, one, two, contacts):
+    """Let ``pair`` say that two regions touch; return the number of pairs there are."""
+    cut.contacts[pair] = contacts
+    _append(cut, 2 * pair, one)
+    _append(cut, 2 * pair + 1, two)
+    return max(pairs, pair + 1)
+
+
+@numba.njit(cache=True)
+def _adjacency(count, sources, targets):
+    """Return the superpixels that touch superpixel s: neighbours[offsets[s]:offsets[s + 1]]."""
+    offsets = np.zeros(count + 1, np.int64)
     for k in range(len(sources)):
-        a, b = lowest[sources[k]], lowest[targets[k]]
-        if a != b:
-            touching[a, b] = True
-            touching[b, a] = True
-    for k in range(len(splits) - 1, -1, -1):  # children before parents
-        node = index[splits[k]]
-        a, b = index[children[splits[k] - count, 0]], index[children[splits[k] - count, 1]]
-        for other in range(size):
-            if touching[a, other] or touching[b, other]:
-                touching[node, other] = True
-                touching[other, node] = True
-    return touching
+        offsets[sources[k] + 1] += 1
+        offsets[targets[k] + 1] += 1
+    offsets = np.cumsum(offsets)
+    place = offsets.copy()
+    neighbours = np.empty(2 * len(sources), np.int64)
+    for k in range(len(sources)):
+        for one, two in ((sources[k], targets[k]), (targets[k], sources[k])):
+            neighbours[place[one]] = two
+            place[one] += 1
+    return offsets, neighbours
 
 
 @numba.njit(cache=True)
-def _enumerate(splits, pairs, touching, caps):
-    """Return the proposals as rows of four nodes, -1 = none."""
-    size = touching.shape[0]
+def _extend(cut, region, marked, near, number):
+    """Add the neighbours of a region that are not marked yet to a list, and mark them."""
+    link = cut.first[region]
+    while link >= 0:
+        other = cut.owner[link ^ 1]
+        if not marked[other]:
+            marked[other] = True
+            near[number] = other
+            number += 1
+        link = cut.after[link]
+    return number
+
+
+@numba.njit(cache=True)
+def _enumerate(splits, order, runs, sources, targets, caps):
+    """Return the proposals as rows of four nodes, -1 = none.
+
+    Region 0 is the root; split k makes regions 2k + 1 and 2k + 2.
+    """
+    count, size = len(order), len(runs)
+    offsets, neighbours = _adjacency(count, sources, targets)
+    contacts = np.zeros(size, np.int64)
+    cut = _Cut(
+        np.zeros(count, np.int64),
+        np.zeros(len(splits) + 1, np.int64),
+        np.full(size, -1, np.int64),
+        np.full(size, -1, np.int64),
+        np.empty(len(neighbours), np.int64),
+        np.empty(len(neighbours), np.int64),
+        np.empty(len(neighbours), np.int64),
+        np.empty(len(sources), np.int64),
+    )
+    pairs = 0
     counts = np.zeros(4, np.int64)
     out = np.full((caps.sum(), 4), -1, np.int32)
-    alive = np.zeros(size, np.bool_)
-    alive[0] = True
+    marked = np.zeros(size, np.bool_)
     near0 = np.empty(size, np.int64)
     near1 = np.empty(size, np.int64)
     near2 = np.empty(size, np.int64)
@@ -175,72 +299,51 @@ def _enumerate(splits, pairs, touching, caps):
         counts[0] = 1
         total = 1
     for k in range(len(splits)):
-        alive[splits[k]] = False
-        alive[pairs[k, 0]] = True
-        alive[pairs[k, 1]] = True
         if (counts >= caps).all():
             break
-        for side in range(2):
-            new = pairs[k, side]
-            sibling = pairs[k, 1 - side]
+        one = 2 * k + 1
+        more = (counts[1:] < caps[1:]).any()  # once these are enough, nothing need touch
+        if more:
+            pairs = _split(cut, pairs, splits[k], one, order, runs, offsets, neighbours, contacts)
+        for new, sibling in ((one, one + 1), (one + 1, one)):
             if counts[0] < caps[0]:
                 out[total, 0] = new
                 counts[0] += 1
                 total += 1
-            if (counts[1:] >= caps[1:]).all():
+            if not more:
                 continue
-            # Connected sets that hold `new`, each once: extend by nodes that the set so far
+            # Connected sets that hold `new`, each once: extend by regions that the set so far
             # does not touch yet, or that come later in the list at hand.
-            n0 = 0
-            for a in range(size):
-                if alive[a] and touching[new, a] and a != sibling:
-                    near0[n0] = a
-                    n0 += 1
+            marked[new] = marked[sibling] = True
+            n0 = _extend(cut, new, marked, near0, 0)
             for i in range(n0):
                 a = near0[i]
                 if counts[1] < caps[1]:
-                    out[total, 0] = new
-                    out[total, 1] = a
+                    out[total, :2] = new, a
                     counts[1] += 1
                     total += 1
                 if (counts[2:] >= caps[2:]).all():
                     continue
-                n1 = 0
-                for j in range(i + 1, n0):
-                    near1[n1] = near0[j]
-                    n1 += 1
-                for b in range(size):
-                    fresh = b != new and b != sibling and not touching[new, b]
-                    if alive[b] and touching[a, b] and fresh:
-                        near1[n1] = b
-                        n1 += 1
+                later1 = n0 - i - 1
+                near1[:later1] = near0[i + 1 : n0]
+                n1 = _extend(cut, a, marked, near1, later1)
                 for j in range(n1):
                     b = near1[j]
                     if counts[2] < caps[2]:
-                        out[total, 0] = new
-                        out[total, 1] = a
-                        out[total, 2] = b
+                        out[total, :3] = new, a, b
                         counts[2] += 1
                         total += 1
                     if counts[3] >= caps[3]:
                         continue
-                    n2 = 0
-                    for m in range(j + 1, n1):
-                        near2[n2] = near1[m]
-                        n2 += 1
-                    for c in range(size):
-                        fresh = c != new and c != sibling and c != a
-                        fresh = fresh and not touching[new, c] and not touching[a, c]
-                        if alive[c] and touching[b, c] and fresh:
-                            near2[n2] = c
-                            n2 += 1
-                    for m in range(n2):
-                        if counts[3] >= caps[3]:
-                            break
-                        out[total, 0] = new
-                        out[total, 1] = a
-                        out[total, 2] = b
-                        out[total, 3] = near2[m]
+                    later2 = n1 - j - 1
+                    near2[:later2] = near1[j + 1 : n1]
+                    n2 = _extend(cut, b, marked, near2, later2)
+                    for c in near2[: min(n2, caps[3] - counts[3])]:
+                        out[total] = new, a, b, c
                         counts[3] += 1
                         total += 1
+                    marked[near2[later2:n2]] = False
+                marked[near1[later1:n1]] = False
+            marked[near0[:n0]] = False
+            marked[new] = marked[sibling] = False
     return out[:total]

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Hierarchies of regions over one superpixel map, on higra.
+"""Hierarchies of regions over one superpixel map; watershed and graph tools are higra's.
 
 Contours of each scale give an oriented-watershed ultrametric contour map; the maps are projected
 on the finest superpixels, averaged, and linked again: a tree for each scale and one for all
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.weak_labels.proposals.linkage import average_linkage, ward_linkage
 
 
 @dataclasses.dataclass
@@ -64,38 +65,36 @@ def build_hierarchies(
         region trees: Ward's rule on colour, on colour and texture, then contour plus colour
         contrast, the contrast weighing once and :data:`_CONTRAST` times as much.
     """
-    maps = [_ucm(contour) for contour in contours]
-    shape = contours[-1].shape
-    superpixels, rag, lengths, strength = _finest(contours[-1], maps[-1], max_superpixels)
-    count = int(superpixels.max()) + 1
+    maps = [_watershed(contour) for contour in contours]
+    finest = _limited(maps[-1], max_superpixels)
+    superpixels, edges, count = finest.labels, finest.edges, finest.count
     if count == 1:
-        return Hierarchies(superpixels, (np.empty(0, int),) * 2, [(np.zeros(1, np.int32),) * 2])
-    sources, targets = rag.edge_list()
-    flat = superpixels.ravel()
-    areas = np.bincount(flat, minlength=count).astype(np.float64)
-    saliencies = [_saliency(m, superpixels, sources, targets, count) for m in maps]
+        return Hierarchies(superpixels, edges, [(np.zeros(1, np.int32),) * 2])
+    areas = np.bincount(superpixels.ravel(), minlength=count).astype(np.float64)
+    limit = size_damping * superpixels.size
+
+    def damped(parents, altitudes):
+        if size_damping == 0:
+            return parents, altitudes
+        return _damp(edges, parents, altitudes, areas, limit)
+
+    saliencies = [_saliency(m, superpixels, edges, count) for m in maps]
     trees = []
     if len(maps) > 1:
         mean = np.mean(saliencies, axis=0)
-        trees.append(hg.binary_partition_tree_average_linkage(rag, mean, lengths))
-    trees += [hg.bpt_canonical(rag, s) for s in saliencies]
-    limit = size_damping * shape[0] * shape[1]
-    if size_damping > 0:
-        trees = [_damp(rag, *t, areas, limit, sources, targets) for t in trees]
+        trees.append(damped(*average_linkage(edges, mean, finest.lengths, count)))
+    trees += [damped(*_minimum_linkage(edges, s, count)) for s in saliencies]
     if texture is not None:
-        means = _means(colour, flat, areas)
-        trees.append(hg.binary_partition_tree_ward_linkage(rag, means, areas))
-        both = np.concatenate([means, _means(texture, flat, areas)], axis=1)
-        trees.append(hg.binary_partition_tree_ward_linkage(rag, both, areas))
-        contrast = np.linalg.norm(means[sources] - means[targets], axis=1)
+        means = _means(colour, superpixels, areas)
+        both = np.concatenate([means, _means(texture, superpixels, areas)], axis=1)
+        trees += [ward_linkage(edges, features, areas) for features in (means, both)]
+        contrast = np.linalg.norm(means[edges[0]] - means[edges[1]], axis=1)
         contrast /= max(contrast.mean(), 1e-9)
-        strength /= max(strength.mean(), 1e-9)
+        strengths = finest.strengths / max(finest.strengths.mean(), 1e-9)
         for weight in (1.0, _CONTRAST):
-            height = strength + weight * contrast
-            tree = hg.binary_partition_tree_average_linkage(rag, height, lengths)
-            damped = size_damping > 0
-            trees.append(_damp(rag, *tree, areas, limit, sources, targets) if damped else tree)
-    return Hierarchies(superpixels, (sources, targets), [_ranked(*tree) for tree in trees])
+            values = strengths + weight * contrast
+            trees.append(damped(*average_linkage(edges, values, finest.lengths, count)))
+    return Hierarchies(superpixels, edges, [_ranked(*tree) for tree in trees])
 
 
 def save_hierarchies(found: Hierarchies, path: Path) -> None:
@@ -120,60 +119,98 @@ def load_hierarchies(path: Path) -> Hierarchies | None:
         return None
 
 
-def _ranked(tree, altitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(parents: np.ndarray, altitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a tree's parents and the ranks of its altitudes."""
     ranks = np.unique(altitudes, return_inverse=True)[1]
-    return tree.parents().astype(np.int32), ranks.reshape(-1).astype(np.int32)
+    return parents.astype(np.int32), ranks.reshape(-1).astype(np.int32)
+
+
+@dataclasses.dataclass
+class _Regions:
+    """Watershed regions of a contour map, and how they merge.
+
+    Attributes:
+        labels: (h, w) int32, 0..count - 1.
+        rag: higra's graph of the regions; None for a single one.
+        lengths: (E,) float64, pixels along each edge.
+        strengths: (E,) float64, mean contour along it.
+    """
+
+    labels: np.ndarray
+    rag: hg.UndirectedGraph | None = None
+    lengths: np.ndarray | None = None
+    strengths: np.ndarray | None = None
+
+    @functools.cached_property
+    def count(self) -> int:
+        """Number of regions."""
+        return 1 if self.rag is None else self.rag.num_vertices()
+
+    @functools.cached_property
+    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Regions that touch, two (E,) arrays."""
+        return (np.empty(0, int),) * 2 if self.rag is None else self.rag.edge_list()
+
+    @functools.cached_property
+    def tree(self) -> tuple[hg.Tree, np.ndarray]:
+        """Tree and altitudes of merging by mean contour: the ultrametric contour map."""
+        merged = average_linkage(self.edges, self.strengths, self.lengths, self.count)
+        return hg.Tree(merged[0]), merged[1]
 
 
 #: Grids of pixels by shape: the images of a data set share a few.
 _grid = functools.lru_cache(maxsize=4)(hg.get_4_adjacency_graph)
 
 
-def _ucm(contour: np.ndarray) -> tuple:
-    """Return superpixels, tree and altitudes of one contour map; one pixel has no tree."""
+def _watershed(contour: np.ndarray) -> _Regions:
+    """Return the regions of one contour map."""
     if contour.size == 1:
-        return np.zeros(contour.shape, np.int32), None, None
+        return _Regions(np.zeros(contour.shape, np.int32))
     graph = _grid(contour.shape)
     weights = hg.weight_graph(graph, contour.astype(np.float64), hg.WeightFunction.mean)
-    tree, altitudes = hg.mean_pb_hierarchy(graph, weights, contour.shape)
-    labels = hg.CptRegionAdjacencyGraph.construct(tree.leaf_graph)["vertex_map"]
-    return np.asarray(labels, np.int32).reshape(contour.shape), tree, altitudes
-
-
-def _finest(contour: np.ndarray, ucm: tuple, limit: int) -> tuple:
-    """Return the superpixels, their adjacency graph, and its edges' lengths and mean strengths."""
-    labels, tree, altitudes = ucm
-    if tree is None or tree.num_leaves() == 1:
-        return labels, None, None, None
-    rag, graph = tree.leaf_graph, _grid(contour.shape)
-    weights = hg.weight_graph(graph, contour.astype(np.float64), hg.WeightFunction.mean)
-    total = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=weights)
+    basins = hg.labelisation_watershed(graph, weights)
+    rag = hg.make_region_adjacency_graph_from_labelisation(graph, basins)
+    labels = _labels(rag).reshape(contour.shape)
+    if rag.num_vertices() == 1:
+        return _Regions(labels)
+    sums = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=weights)
     lengths = hg.rag_accumulate_on_edges(
         rag, hg.Accumulators.sum, edge_weights=np.ones(graph.num_edges())
     )
-    count = tree.num_leaves()
-    if limit and count > limit:
-        threshold = np.sort(altitudes[count:])[count - limit - 1]
-        cut = hg.labelisation_horizontal_cut_from_threshold(tree, altitudes, threshold)
-        rag = hg.make_region_adjacency_graph_from_labelisation(rag, cut)
-        cut = np.asarray(hg.CptRegionAdjacencyGraph.construct(rag)["vertex_map"], np.int32)
-        total = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=total)
-        lengths = hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=lengths)
-        labels = cut[labels]
-    return labels, rag, lengths, total / lengths
+    return _Regions(labels, rag, lengths, sums / lengths)
 
 
-def _saliency(ucm: tuple, superpixels, sources, targets, count: int) -> np.ndarray:
-    """Return the altitude at which the two sides of each edge merge in one scale's tree."""
-    labels, tree, altitudes = ucm
-    if tree is None or tree.num_leaves() == 1:
-        return np.zeros(len(sources))
-    height, width = superpixels.shape
+def _labels(rag: hg.UndirectedGraph) -> np.ndarray:
+    """Return the region of each vertex of the graph that ``rag`` was made from, int32."""
+    return hg.CptRegionAdjacencyGraph.construct(rag)["vertex_map"].astype(np.int32)
+
+
+def _limited(regions: _Regions, limit: int) -> _Regions:
+    """Merge across the weakest boundaries until ``limit`` regions are left; 0 = all stay."""
+    if not limit or regions.count <= limit:
+        return regions
+    tree, altitudes = regions.tree
+    threshold = np.sort(altitudes[regions.count :])[regions.count - limit - 1]
+    cut = hg.labelisation_horizontal_cut_from_threshold(tree, altitudes, threshold)
+    rag = hg.make_region_adjacency_graph_from_labelisation(regions.rag, cut)
+    sums, lengths = (
+        hg.rag_accumulate_on_edges(rag, hg.Accumulators.sum, edge_weights=w)
+        for w in (regions.strengths * regions.lengths, regions.lengths)
+    )
+    return _Regions(_labels(rag)[regions.labels], rag, lengths, sums / lengths)
+
+
+def _saliency(regions: _Regions, superpixels: np.ndarray, edges, count: int) -> np.ndarray:
+    """Return the altitude at which the superpixels of each edge merge in one scale's tree."""
+    if regions.count == 1:
+        return np.zeros(len(edges[0]))
+    labels = regions.labels
     if labels.shape != superpixels.shape:
+        height, width = superpixels.shape
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-    own = _majority(superpixels.ravel(), labels.ravel(), count, tree.num_leaves())
-    return altitudes[tree.lowest_common_ancestor(own[sources], own[targets])]
+    own = _majority(superpixels.ravel(), labels.ravel(), count, regions.count)
+    tree, altitudes = regions.tree
+    return altitudes[tree.lowest_common_ancestor(own[edges[0]], own[edges[1]])]
 
 
 def _majority(fine: np.ndarray, coarse: np.ndarray, count: int, coarse_count: int) -> np.ndarray:
@@ -189,18 +226,25 @@ def _majority(fine: np.ndarray, coarse: np.ndarray, count: int, coarse_count: in
     return np.minimum.reduceat(places, starts).astype(np.int64)
 
 
-def _means(planes: np.ndarray, flat: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def _means(planes: np.ndarray, superpixels: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """Return the means of (h, w, C) planes over each superpixel, (S, C)."""
-    planes = np.moveaxis(planes, 2, 0)
-    sums = [np.bincount(flat, plane.ravel(), len(areas)) for plane in planes]
+    flat, count = superpixels.ravel(), len(areas)
+    sums = [np.bincount(flat, planes[..., c].ravel(), count) for c in range(planes.shape[2])]
     return np.stack(sums, axis=1) / areas[:, None]
 
 
-def _damp(rag, tree, altitudes, areas, limit: float, sources, targets) -> tuple:
+def _minimum_linkage(edges, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return parents and altitudes of merging by the weakest part of a boundary."""
+    tree, altitudes = hg.bpt_canonical((*edges, count), values)
+    return tree.parents(), altitudes
+
+
+def _damp(edges, parents, altitudes, areas, limit: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the tree again after weakening the boundaries of small regions."""
+    tree = hg.Tree(parents)
     node_areas = hg.accumulate_sequential(tree, areas, hg.Accumulators.sum)
     smaller = hg.accumulate_parallel(tree, node_areas, hg.Accumulators.min)
     factor = np.sqrt(np.minimum(smaller, limit) / limit)
-    factor[: tree.num_leaves()] = 1.0
-    merged = (altitudes * factor)[tree.lowest_common_ancestor(sources, targets)]
-    return hg.bpt_canonical(rag, merged)
+    factor[: len(areas)] = 1.0
+    merged = (altitudes * factor)[tree.lowest_common_ancestor(*edges)]
+    return _minimum_linkage(edges, merged, len(areas))

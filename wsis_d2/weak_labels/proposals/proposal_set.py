@@ -120,14 +120,13 @@ class TreeProposals(ProposalSet):
 
     def _node_extremes(self, leaf_boxes: np.ndarray) -> np.ndarray:
         """Return each node's tight box, (M, 4), from those of the superpixels."""
+        lows = leaf_boxes.astype(np.int32) * np.array([1, 1, -1, -1], np.int32)
         out = np.empty((len(self.runs), 4), np.int64)
-        for tree in range(len(self.orders)):
+        for tree, order in enumerate(self.orders):
             rows = np.flatnonzero(self.runs[:, 0] == tree)
             if rows.size:
-                ordered = leaf_boxes[self.orders[tree]]
-                starts, ends = self.runs[rows, 1], self.runs[rows, 2]
-                out[rows, :2] = _range_minimum(ordered[:, :2], starts, ends)
-                out[rows, 2:] = -_range_minimum(-ordered[:, 2:], starts, ends)
+                out[rows] = _range_minimum(lows[order], *self.runs[rows, 1:].T)
+        out[:, 2:] *= -1
         return out
 
 

@@ -24,7 +24,7 @@ from wsis_d2.weak_labels.proposals.hierarchy import (
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
 
 #: Raised whenever the same options give other hierarchies: older caches and labels do not count.
-_ALGORITHM = 2
+_ALGORITHM = 3
 #: What texture energies are multiplied by to count like differences of Lab colour.
 _TEXTURE = 25.0
 
