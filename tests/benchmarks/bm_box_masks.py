@@ -4,7 +4,9 @@
 proposals    our region proposals of an image, and a box: GrabCut, selection and the mask; the
              largest resident set; ratios to the published times of MCG and SCG (one core of
              their day) and, with OpenCV's contrib build, to its selective search, interleaved
-workers      tools/make_weak_labels.py boxes on an own-data file: one process over two
+workers      tools/make_weak_labels.py boxes on an own-data file: two processes over one, for the
+             whole command and for the pace once every process has labelled an image; beside it two
+             commands at once with half the images each, which is what the machine gives
 
 Label making sets these variables for its processes; here they must be given.
 
@@ -16,6 +18,7 @@ Examples:
 """
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -131,21 +134,57 @@ def proposals(args: argparse.Namespace) -> None:
         print("selective search: not measured; it is in opencv-contrib-python-headless")
 
 
+def start_labelling(annotations: str, images: str, store: Path, count: int) -> subprocess.Popen:
+    """Start the command with so many processes."""
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), "boxes", "--annotations", annotations, "--images", images,
+         "--output", str(store), "--workers", str(count)],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def halves(own: dict) -> list[dict]:
+    """Return an own-data file's content twice, with every second image each."""
+    parts = []
+    for which in (0, 1):
+        images = own["images"][which::2]
+        ids = {image["id"] for image in images}
+        boxes = [box for box in own["annotations"] if box["image_id"] in ids]
+        parts.append({**own, "images": images, "annotations": boxes})
+    return parts
+
+
 def workers(args: argparse.Namespace) -> None:
     """Print how much quicker two processes label than one."""
-    took = {}
-    for count in (1, 2):
+    own = json.loads(Path(args.annotations).read_text())
+    own["images"] = own["images"][: args.limit]
+    ids = {image["id"] for image in own["images"]}
+    own["annotations"] = [box for box in own["annotations"] if box["image_id"] in ids]
+    seconds, pace = {}, {}
+    for name, parts, count in (
+        ("one process", [own], 1),
+        ("two processes", [own], 2),
+        ("two commands", halves(own), 1),
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            subprocess.run(
-                [sys.executable, str(TOOL), "boxes", "--annotations", args.annotations, "--images",
-                 args.images[0], "--output", f"{folder}/store", "--limit", str(args.limit),
-                 "--workers", str(count)],
-                check=True, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            took[count] = time.perf_counter() - start
-        print(f"{count} process{'es' * (count > 1)}: {took[count]:.1f} s for {args.limit} images")
-    print(f"one / two  {took[1] / took[2]:.2f}, start of the command included")
+            stores, running, start = [], [], time.perf_counter()
+            for number, part in enumerate(parts):
+                file, store = Path(folder) / f"{number}.json", Path(folder) / f"store{number}"
+                file.write_text(json.dumps(part))
+                stores.append(store)
+                running.append(start_labelling(str(file), args.images[0], store, count))
+            if any([process.wait() for process in running]):
+                raise SystemExit(f"error: {name}: labelling failed")
+            seconds[name] = time.perf_counter() - start
+            ended = sorted(f.stat().st_mtime for s in stores for f in s.glob("status/*.json"))
+        first = count * len(parts)
+        pace[name] = (len(ended) - first) / (ended[-1] - ended[first - 1])
+        print(f"{name}: {seconds[name]:.1f} s for {len(ended)} images, {pace[name]:.2f} images a s")
+    for name in ("two processes", "two commands"):
+        print(
+            f"{name} / one process: {seconds['one process'] / seconds[name]:.2f} times as quick, "
+            f"pace {pace[name] / pace['one process']:.2f}"
+        )
 
 
 def main() -> None:
