@@ -195,6 +195,7 @@ class Experiment:
                 sys.executable, ROOT / "tools" / "make_weak_labels.py", "boxes", "--masks", masks,
                 "--config-file", self.configs / "labels.yaml", "--dataset", self.train_set,
                 "--output", self.path(run), "--workers", "1", "WEAK_LABELS.FALLBACK", "none",
+                "WEAK_LABELS.MIN_AGREEMENT", "0.0",
             ]  # fmt: skip
             self._quality(run, self.add(run, command, (), 1.0))
         self._quality("labels", own)
