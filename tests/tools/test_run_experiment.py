@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The experiments' recipes load, weak paths name no masks, and the jobs are those of the protocol."""
+"""The experiments: recipes load, weak paths name no masks, jobs are those of the protocol."""
 
 import json
 from pathlib import Path
