@@ -163,7 +163,7 @@ def test_the_walk(walk, monkeypatch):
     sizes = {Path(name).stem: (h, w) for name, (w, h, _) in truth.items()}
     assert len(list(predicted)) == 20
     for entry in predicted.images:
-        ids = predicted.ids(entry["id"])
+        ids = predicted.ids(str(entry["id"]))
         assert ids.shape == sizes[entry["file_name"]] and (ids > 0).all()
         overlay = Image.open(folder / "predicted" / "overlays" / f"{entry['file_name']}.png")
         assert overlay.size == ids.shape[::-1]
