@@ -316,6 +316,8 @@ def run(command, capfd, monkeypatch):
     for logger in map(logging.getLogger, ("detectron2", "fvcore", "wsis_d2")):
         logger.handlers.clear()
         logger.propagate = True
+    root = logging.getLogger()
+    root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
     name, *arguments = map(str, command)
     with pytest.raises(SystemExit) as left:
         if name == OUTSIDE:
