@@ -19,6 +19,7 @@ from PIL import Image
 from shared_data import shared_data
 
 from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.utils.visualizer import drawing_scale
 from wsis_d2.weak_labels.store import LabelStore
 
 pytestmark = pytest.mark.long
@@ -166,7 +167,8 @@ def test_the_walk(walk, monkeypatch):
         ids = predicted.ids(str(entry["id"]))
         assert ids.shape == sizes[entry["file_name"]] and (ids > 0).all()
         overlay = Image.open(folder / "predicted" / "overlays" / f"{entry['file_name']}.png")
-        assert overlay.size == ids.shape[::-1]
+        scale = drawing_scale(*ids.shape)  # small pictures are drawn enlarged
+        assert overlay.size == tuple(scale * side for side in ids.shape[::-1])
     tool(folder, "report", "run", "--run", "walk=run/panoptic", "--output", "run.html")
     tool(folder, "publish_model", "--run", "run/panoptic", "--id", "Walk/model", "--half",
          "--store", "labels", "--output", "zoo")  # fmt: skip
