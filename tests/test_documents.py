@@ -44,6 +44,16 @@ def test_blocks_are_found_and_reasons_read():
     assert blocks(text) == [(2, "", "ls"), (6, "a download", "get\nput")]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_no_command_hides_in_a_block_that_is_not_bash(document):
+    text = (ROOT / document).read_text()
+    kinds = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M)
+    hidden = [
+        body for kind, body in kinds if not kind and re.search(r"^(tools/|python )", body, re.M)
+    ]
+    assert not hidden, hidden
+
+
 def test_every_tool_is_in_the_guide():
     guide = (ROOT / "tools" / "README.md").read_text()
     missing = [p.name for p in (ROOT / "tools").glob("*.py") if p.name not in guide]

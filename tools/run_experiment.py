@@ -52,7 +52,7 @@ class Experiment:
         self.configs = CONFIGS / name
         self.train_set = f"{name.lower()}_train"
         self.folder = output / name.lower()
-        self.data = output / "data" / name.lower()
+        self.data = Path("output/experiments/data") / name.lower()  # as data.yaml names it
         self.seed = seed
         self.steps = ["SOLVER.MAX_ITER", "3"] if quick else []
         self.has_tags = (self.configs / "tag_segmenter.yaml").exists()
@@ -73,6 +73,10 @@ class Experiment:
 
     def train(self, run: str, recipe: str, needs=(), options=(), tool="train_net", minutes=8.0):
         """Note a training by a recipe; it resumes from its last checkpoint."""
+        if not (self.configs / recipe).is_file():
+            raise InputError(
+                f"{self.configs / recipe}: no such recipe, which {run} needs; name other --runs"
+            )
         command = [sys.executable, ROOT / "tools" / f"{tool}.py", "--config-file",
                    self.configs / recipe, "--resume"]  # fmt: skip
         if tool == "train_iterative":

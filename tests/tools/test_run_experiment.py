@@ -109,8 +109,24 @@ def test_isolating_runs_are_evaluations_with_a_variant_of_their_own():
     assert variants == set(tool.ISOLATING)
 
 
+def test_a_run_without_a_recipe_is_refused_before_anything_starts():
+    with pytest.raises(Exception, match="semantic_mixed.yaml: no such recipe"):
+        jobs_of("COCO128", "mixed")
+    with pytest.raises(Exception, match="semantic_full.yaml: no such recipe"):
+        jobs_of("CamVid15", "full")
+
+
+def test_truth_is_looked_for_where_the_recipes_name_it():
+    jobs = tool.Experiment("CamVid", Path("elsewhere"), 1).plan(["labels"])
+    assert "output/experiments/data/camvid/panoptic_train.json" in jobs["labels_quality"].command
+
+
 def test_objects_need_no_tags():
-    assert not [n for n in jobs_of("COCO128") if "tag" in n or "rounds" in n or "round_0" in n]
+    assert not [
+        n
+        for n in jobs_of("COCO128", "weak", "full", "labels")
+        if "tag" in n or "rounds" in n or "round_0" in n
+    ]
 
 
 def test_an_unknown_experiment_is_named_with_the_known_ones():
