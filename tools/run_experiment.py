@@ -41,19 +41,23 @@ ISOLATING: dict[str, list[str]] = {
 class Experiment:
     """The jobs of one set of photographs and one seed."""
 
-    def __init__(self, name: str, output: Path, seed: int, quick: bool = False) -> None:
+    def __init__(
+        self, name: str, output: Path, seed: int, quick: bool = False, rounds: int = ROUNDS
+    ) -> None:
         """
         Args:
             name: folder in configs/experiments.
             output: folder of all sets' runs.
             seed: of every training.
             quick: a few steps of everything.
+            rounds: of the weak run.
         """
         self.configs = CONFIGS / name
         self.train_set = f"{name.lower()}_train"
         self.folder = output / name.lower()
         self.data = Path("output/experiments/data") / name.lower()  # as data.yaml names it
         self.seed = seed
+        self.rounds = rounds
         self.steps = ["SOLVER.MAX_ITER", "3"] if quick else []
         self.has_tags = (self.configs / "tag_segmenter.yaml").exists()
         self.jobs: dict[str, Job] = {}
@@ -80,7 +84,7 @@ class Experiment:
         command = [sys.executable, ROOT / "tools" / f"{tool}.py", "--config-file",
                    self.configs / recipe, "--resume"]  # fmt: skip
         if tool == "train_iterative":
-            command += ["--rounds", ROUNDS]
+            command += ["--rounds", self.rounds]
         seed = [] if run == "tag_segmenter" else ["SEED", str(self.seed)]
         command += ["OUTPUT_DIR", self.path(run), *seed, *self.steps, *options]
         return self.add(run, command, needs, minutes)
@@ -114,8 +118,8 @@ class Experiment:
         detector = self.detector()
         first += ["MODEL.WSIS.DETECTOR_WEIGHTS", self.path("detector") / "model_final.pth"]
         job = self.train("rounds", "rounds.yaml", [labels, detector], first, "train_iterative")
-        last = self.path("rounds") / f"round_{ROUNDS:02d}" / "model_final.pth"
-        store = self.path("rounds") / f"round_{ROUNDS - 1:02d}" / "labels" / self.train_set
+        last = self.path("rounds") / f"round_{self.rounds:02d}" / "model_final.pth"
+        store = self.path("rounds") / f"round_{self.rounds - 1:02d}" / "labels" / self.train_set
         return job, last, store
 
     def panoptic(self, run: str, recipe: str, semantics: str, weights: Path, options=()) -> str:
@@ -229,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of weak supervision")
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     args = parser.parse_args(argv)
@@ -237,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.name}: no such experiment, expected one of {', '.join(names)}")
     jobs: dict[str, Job] = {}
     for seed in args.seeds:
-        jobs |= Experiment(args.name, args.output, seed, args.quick).plan(args.runs)
+        jobs |= Experiment(args.name, args.output, seed, args.quick, args.rounds).plan(args.runs)
     environment = {"OMP_NUM_THREADS": "1"}
     run_jobs(list(jobs.values()), args.output / args.name.lower() / "jobs", workers=args.workers,
              environment=environment)  # fmt: skip
