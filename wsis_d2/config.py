@@ -310,7 +310,8 @@ def add_tag_config(cfg: CN) -> None:
     cfg.CLEAN.INSTANCES_FROM = "boxes"
 
     cfg.REFINE = CN()
-    # Refine predictions with a dense CRF before they are cleaned; DeepLab's parameters.
+    # Refine predictions with a dense CRF before they are cleaned; DeepLab's parameters, whose sizes
+    # (*_XY) are pixels of photographs of 500 x 375: smaller images want smaller ones.
     cfg.REFINE.ENABLED = True
     cfg.REFINE.BILATERAL_WEIGHT = 4.0
     cfg.REFINE.BILATERAL_XY = 49.0
@@ -320,6 +321,8 @@ def add_tag_config(cfg: CN) -> None:
     cfg.REFINE.ITERATIONS = 10
     # "auto", "native", "exact", or "pydensecrf" (optional package).
     cfg.REFINE.BACKEND = "auto"
+    # Leave out the classes that tags and boxes rule out before the CRF, not only when cleaning.
+    cfg.REFINE.WITHIN_ANNOTATION = False
 
     cfg.ITERATIVE = CN()
     # Begin each round from the config's weights instead of the last round's.

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from wsis_d2.weak_labels.clean import Box, CleanOptions, clean_labels
+from wsis_d2.weak_labels.clean import Box, CleanOptions, clean_labels, possible_classes
 
 # Classes of the small cases: stuff 0 to 2, things 3 and 4.
 THINGS = frozenset({3, 4})
@@ -380,3 +380,28 @@ def test_against_the_literal_reference_on_random_maps(seed):
     np.testing.assert_array_equal(result.semantic, semantic)
     np.testing.assert_array_equal(result.instance, instance)
     assert result.semantic.dtype == np.uint8 and result.instance.dtype == np.int32
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_possible_classes_are_those_that_tags_and_prior_do_not_delete(seed):
+    rng = np.random.default_rng(seed)
+    height, width = (int(n) for n in rng.integers(4, 14, 2))
+    boxes = []
+    for _ in range(rng.integers(0, 6)):
+        x0, x1 = np.sort(rng.integers(-2, width + 2, 2))
+        y0, y1 = np.sort(rng.integers(-2, height + 2, 2))
+        boxes.append(Box(int(rng.choice([3, 4])), x0, y0, x1, y1, bool(rng.random() < 0.3)))
+    crops = [
+        (x, y, x + 2 * width // 3, y + 2 * height // 3 + 1, frozenset({int(rng.integers(3)), 1}))
+        for x in (-1, width // 3)
+        for y in (0, height // 3)
+    ]
+    steps = only(tags=bool(seed % 4), prior=bool(seed % 3), add_box_classes_to_tags=bool(seed % 2))
+    possible = possible_classes((height, width), 5, boxes, crops, THINGS, steps)
+    assert possible.shape == (5, height, width) and possible.dtype == bool
+    for class_id in range(5):
+        everywhere = np.full((height, width), class_id, np.uint8)
+        kept = clean_labels(
+            everywhere, boxes=boxes, crop_tags=crops, thing_ids=THINGS, options=steps
+        )
+        np.testing.assert_array_equal(possible[class_id], kept.semantic == class_id)

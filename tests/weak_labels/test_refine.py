@@ -72,3 +72,28 @@ def test_shapes_that_do_not_fit_are_named(case):
         labels_from_probabilities(probabilities, image[:, 1:], RefineOptions())
     with pytest.raises(ValueError, match="probabilities: shape \\(24, 32\\)"):
         labels_from_probabilities(probabilities[0], image, RefineOptions())
+
+
+def test_what_a_class_cannot_have_goes_to_those_that_can():
+    probabilities = torch.tensor([0.5, 0.3, 0.2]).view(3, 1, 1).expand(3, 4, 6)
+    image = np.zeros((4, 6, 3), np.uint8)
+    possible = np.ones((3, 4, 6), bool)
+    possible[0, :, 3:] = False
+    possible[:, 0, 0] = False  # crops contradict: as predicted
+    off = RefineOptions(enabled=False)
+    labels, scores = labels_from_probabilities(probabilities, image, off, possible)
+    assert (labels[:, :3] == 0).all() and (labels[:, 3:] == 1).all()
+    np.testing.assert_allclose(scores[:, :3], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 3:], 0.6, rtol=1e-6)
+    with pytest.raises(ValueError, match="possible: shape \\(3, 4, 5\\)"):
+        labels_from_probabilities(probabilities, image, off, possible[..., 1:])
+
+
+def test_refinement_does_not_bring_back_what_was_ruled_out(case):
+    probabilities, image, truth, _ = case
+    possible = np.ones(tuple(probabilities.shape), bool)
+    possible[1, :, 16:24] = False  # the right half is class 1
+    without, _ = labels_from_probabilities(probabilities, image, RefineOptions())
+    within, _ = labels_from_probabilities(probabilities, image, RefineOptions(), possible)
+    assert (without[:, 16:24] == 1).all()
+    assert not (within[:, 16:24] == 1).any() and (within[:, 24:] == 1).mean() > 0.9

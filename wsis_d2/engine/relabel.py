@@ -22,7 +22,12 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
-from wsis_d2.weak_labels.merge import Annotation, clean_options, clean_record
+from wsis_d2.weak_labels.merge import (
+    Annotation,
+    clean_options,
+    clean_record,
+    record_possible_classes,
+)
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -74,7 +79,12 @@ class Relabeller:
                 "instance stage"
             )
         image = read_for_network(record["file_name"], self.image_format)
-        labels, scores = labels_from_probabilities(output["sem_seg"], image, self.refine)
+        possible = None
+        if self.refine.within_annotation:
+            possible = record_possible_classes(
+                record, image.shape[:2], len(output["sem_seg"]), self.annotation, self.clean
+            )
+        labels, scores = labels_from_probabilities(output["sem_seg"], image, self.refine, possible)
         masks = self.masks(record["image_id"]) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
         ignored = result.semantic == IGNORE

@@ -235,6 +235,48 @@ def check_tags(labels: np.ndarray, crops: Iterable[CropTags]) -> None:
         window[...] = lookup[window]
 
 
+def possible_classes(
+    shape: tuple[int, int],
+    num_classes: int,
+    boxes: Sequence[Box] = (),
+    crop_tags: Iterable[CropTags] = (),
+    thing_ids: Collection[int] = frozenset(),
+    options: CleanOptions | None = None,
+) -> np.ndarray:
+    """Tell which classes the annotation leaves each pixel: what steps 2 and 4 would not delete.
+
+    Args:
+        shape: height and width of the image.
+        num_classes: classes are 0 to ``num_classes - 1``.
+        boxes, crop_tags, thing_ids: as :func:`clean_labels`.
+        options: ``tags``, ``prior`` and ``add_box_classes_to_tags`` are read; None is the defaults.
+
+    Returns:
+        (num_classes, H, W) bool. A pixel may be left no class at all, where crops contradict.
+    """
+    options = options or CleanOptions()
+    height, width = shape
+    boxes = [_clip_box(Box(*box), width, height) for box in boxes]
+    possible = np.ones((num_classes, height, width), bool)
+    if options.tags:
+        crops = [CropTags(*crop) for crop in crop_tags]
+        if options.add_box_classes_to_tags:
+            crops = add_box_classes(crops, boxes)
+        for crop in crops:
+            untagged = [i for i in range(num_classes) if i not in crop.tags]
+            rows = slice(max(crop.y0, 0), max(crop.y1, 0))
+            columns = slice(max(crop.x0, 0), max(crop.x1, 0))
+            possible[untagged, rows, columns] = False
+    if options.prior:
+        for thing in {*thing_ids, *(box.class_id for box in boxes)}:
+            inside = np.zeros(shape, bool)
+            for box in boxes:
+                if box.class_id == thing and not _is_empty(box):
+                    inside[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = True
+            possible[thing] &= inside
+    return possible
+
+
 def merge_masks(
     labels: np.ndarray,
     mandg: np.ndarray,

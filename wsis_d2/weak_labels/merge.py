@@ -25,6 +25,7 @@ from wsis_d2.weak_labels.clean import (
     CleanOptions,
     CleanResult,
     clean_labels,
+    possible_classes,
 )
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -157,6 +158,24 @@ def clean_record(
         image_tags=tags,
         thing_ids=annotation.thing_ids,
         options=options,
+    )
+
+
+def record_possible_classes(
+    record: Mapping,
+    shape: tuple[int, int],
+    num_classes: int,
+    annotation: Annotation,
+    options: CleanOptions,
+) -> np.ndarray:
+    """:func:`possible_classes` of one weak record: (num_classes, H, W) bool."""
+    return possible_classes(
+        shape,
+        num_classes,
+        record_boxes(record),
+        record_crops(record, annotation.outside_classes),
+        annotation.thing_ids,
+        options,
     )
 
 

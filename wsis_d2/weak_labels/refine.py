@@ -8,6 +8,9 @@ import torch
 
 from wsis_d2.layers import dense_crf_refine
 
+# A probability of 0 that can still be divided.
+_TINY = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class RefineOptions:
@@ -20,6 +23,9 @@ class RefineOptions:
         gaussian_weight, gaussian_xy: the same of the smoothness kernel.
         iterations: mean-field iterations.
         backend: see :func:`wsis_d2.layers.dense_crf_refine`.
+        within_annotation: before the CRF, leave out the classes that tags and boxes rule out, so
+            that a pixel takes the most probable class that it can have. Cleaning alone, as in the
+            paper, deletes such a pixel's label after it has spread to its neighbours.
     """
 
     enabled: bool = True
@@ -30,6 +36,7 @@ class RefineOptions:
     gaussian_xy: float = 3.0
     iterations: int = 10
     backend: str = "auto"
+    within_annotation: bool = False
 
     @classmethod
     def from_config(cls, cfg) -> "RefineOptions":
@@ -44,11 +51,15 @@ class RefineOptions:
             gaussian_xy=own.GAUSSIAN_XY,
             iterations=own.ITERATIONS,
             backend=own.BACKEND,
+            within_annotation=own.WITHIN_ANNOTATION,
         )
 
 
 def labels_from_probabilities(
-    probabilities: torch.Tensor, image: np.ndarray, options: RefineOptions
+    probabilities: torch.Tensor,
+    image: np.ndarray,
+    options: RefineOptions,
+    possible: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pixel's label and the label's probability, after refinement if that is on.
 
@@ -56,6 +67,8 @@ def labels_from_probabilities(
         probabilities: (C, H, W) float, at most 255 classes.
         image: (H, W, 3) uint8, the photograph; the order of its channels does not matter.
         options: see :class:`RefineOptions`.
+        possible: (C, H, W) bool, the classes that a pixel can have; the probability of the others
+            goes to these. A pixel that can have none keeps its probabilities. None: all.
 
     Returns:
         (H, W) uint8 labels and (H, W) float32 probabilities in [0, 1].
@@ -71,12 +84,28 @@ def labels_from_probabilities(
         raise ValueError(
             f"image: shape {image.shape}, probabilities have {tuple(probabilities.shape[1:])}"
         )
+    if possible is not None:
+        if possible.shape != tuple(probabilities.shape):
+            raise ValueError(
+                f"possible: shape {possible.shape}, probabilities have {tuple(probabilities.shape)}"
+            )
+        mask = torch.from_numpy(possible).to(probabilities.device)
+        mask = mask | ~mask.any(dim=0)
+        probabilities = _restrict(probabilities, mask)
     if options.enabled:
         arguments = dataclasses.asdict(options)
-        del arguments["enabled"]
+        del arguments["enabled"], arguments["within_annotation"]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         probabilities = dense_crf_refine(
             probabilities.float(), pixels.to(probabilities.device), **arguments
         )
+        if possible is not None:  # strong neighbours lift what had no probability
+            probabilities = _restrict(probabilities, mask)
     scores, labels = probabilities.float().max(dim=0)
     return labels.cpu().numpy().astype(np.uint8), scores.clamp(0, 1).cpu().numpy()
+
+
+def _restrict(probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set what the mask leaves out to 0 and bring the sums to 1; equal shares where all is 0."""
+    left = probabilities.float().clamp_min(_TINY) * mask
+    return left / left.sum(dim=0, keepdim=True)
