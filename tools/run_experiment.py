@@ -23,7 +23,18 @@ EXAMPLES = """examples:
 The data are own data at the places that configs/experiments/NAME/data.yaml names. Each run leaves
 OUTPUT/NAME/RUN_seedS/results.json; tools/make_tables.py averages over seeds.
 """
-RUNS = ("weak", "full", "mixed", "round_0", "piecewise", "isolate", "true_masks", "labels")
+#: Name of a run -> the recipe without which an experiment has no such run.
+RUNS = {
+    "weak": "semantic_weak.yaml",
+    "full": "semantic_full.yaml",
+    "mixed": "semantic_mixed.yaml",
+    "round_0": "rounds.yaml",
+    "round_1": "round_1.yaml",
+    "piecewise": "semantic_full.yaml",
+    "isolate": "semantic_full.yaml",
+    "true_masks": "tag_segmenter.yaml",
+    "labels": "labels.yaml",
+}
 ROUNDS = 4
 #: Name of an isolating evaluation -> config overrides; each is made of the weak and the full run.
 ISOLATING: dict[str, list[str]] = {
@@ -41,26 +52,25 @@ ISOLATING: dict[str, list[str]] = {
 class Experiment:
     """The jobs of one set of photographs and one seed."""
 
-    def __init__(
-        self, name: str, output: Path, seed: int, quick: bool = False, rounds: int = ROUNDS
-    ) -> None:
+    def __init__(self, name: str, output: Path, seed: int, quick: bool = False) -> None:
         """
         Args:
             name: folder in configs/experiments.
             output: folder of all sets' runs.
             seed: of every training.
             quick: a few steps of everything.
-            rounds: of the weak run.
         """
         self.configs = CONFIGS / name
         self.train_set = f"{name.lower()}_train"
         self.folder = output / name.lower()
         self.data = Path("output/experiments/data") / name.lower()  # as data.yaml names it
         self.seed = seed
-        self.rounds = rounds
         self.steps = ["SOLVER.MAX_ITER", "3"] if quick else []
-        self.has_tags = (self.configs / "tag_segmenter.yaml").exists()
+        self.has_tags = self.has("tag_segmenter.yaml")
         self.jobs: dict[str, Job] = {}
+
+    def has(self, recipe: str) -> bool:
+        return (self.configs / recipe).is_file()
 
     def path(self, run: str) -> Path:
         """Folder of a run."""
@@ -75,16 +85,13 @@ class Experiment:
             self.jobs[name] = Job(name, [str(part) for part in command], needs, minutes)
         return name
 
-    def train(self, run: str, recipe: str, needs=(), options=(), tool="train_net", minutes=8.0):
+    def train(self, run: str, recipe: str, needs=(), options=(), tool="train_net", minutes=8.0,
+              rounds=ROUNDS):  # fmt: skip
         """Note a training by a recipe; it resumes from its last checkpoint."""
-        if not (self.configs / recipe).is_file():
-            raise InputError(
-                f"{self.configs / recipe}: no such recipe, which {run} needs; name other --runs"
-            )
         command = [sys.executable, ROOT / "tools" / f"{tool}.py", "--config-file",
                    self.configs / recipe, "--resume"]  # fmt: skip
         if tool == "train_iterative":
-            command += ["--rounds", self.rounds]
+            command += ["--rounds", rounds]
         seed = [] if run == "tag_segmenter" else ["SEED", str(self.seed)]
         command += ["OUTPUT_DIR", self.path(run), *seed, *self.steps, *options]
         return self.add(run, command, needs, minutes)
@@ -109,17 +116,20 @@ class Experiment:
         return ["DATASETS.LABEL_STORES", f"[['{self.train_set}{suffix}', '{folder}']]"]
 
     def weak_semantics(self) -> tuple[str, Path, Path]:
-        """Job, checkpoint and label store of the weakly supervised semantic subnetwork."""
+        """Job, checkpoint and label store of the weakly supervised semantic subnetwork.
+
+        In rounds where the experiment has a recipe for them, else on round 0's labels.
+        """
         labels = self.labels()
         first = self.stores(self.path("labels"))
-        if not self.has_tags:
+        if not self.has("rounds.yaml"):
             job = self.train("semantic_weak", "semantic_weak.yaml", [labels], first)
             return job, self.path("semantic_weak") / "model_final.pth", self.path("labels")
         detector = self.detector()
         first += ["MODEL.WSIS.DETECTOR_WEIGHTS", self.path("detector") / "model_final.pth"]
         job = self.train("rounds", "rounds.yaml", [labels, detector], first, "train_iterative")
-        last = self.path("rounds") / f"round_{self.rounds:02d}" / "model_final.pth"
-        store = self.path("rounds") / f"round_{self.rounds - 1:02d}" / "labels" / self.train_set
+        last = self.path("rounds") / f"round_{ROUNDS:02d}" / "model_final.pth"
+        store = self.path("rounds") / f"round_{ROUNDS - 1:02d}" / "labels" / self.train_set
         return job, last, store
 
     def panoptic(self, run: str, recipe: str, semantics: str, weights: Path, options=()) -> str:
@@ -151,6 +161,18 @@ class Experiment:
     def round_0(self) -> str:
         """As long a training as all rounds together, on round 0's labels."""
         return self._from_store("weak_round_0", self.labels(), self.path("labels"))
+
+    def round_1(self) -> str:
+        """One more round after the weak run: on the labels of its network, from its weights."""
+        weak, weights, _ = self.weak_semantics()
+        options = ["ITERATIVE.FIRST_WEIGHTS", weights, *self.stores(self.path("labels")),
+                   "MODEL.WSIS.DETECTOR_WEIGHTS",
+                   self.path("detector") / "model_final.pth"]  # fmt: skip
+        needs = [weak, self.detector()]
+        job = self.train("round_1", "round_1.yaml", needs, options, "train_iterative", rounds=2)
+        stores = self.stores(self.path("round_1") / "round_01" / "labels" / self.train_set)
+        last = self.path("round_1") / "round_02" / "model_final.pth"
+        return self.panoptic("weak_round_1", "panoptic_weak.yaml", job, last, stores)
 
     def true_masks(self) -> str:
         """Round 0 again with the true masks of the boxes, and the same cues."""
@@ -217,10 +239,22 @@ class Experiment:
         ]  # fmt: skip
         self.add(f"{run}_quality", command, [job], 0.5)
 
-    def plan(self, runs: Sequence[str]) -> dict[str, Job]:
-        """The jobs of the named runs, and of what they need, by name in an order that runs."""
-        for run in RUNS:
-            if run in runs and (self.has_tags or run not in ("round_0", "true_masks")):
+    def plan(self, runs: Sequence[str] | None = None) -> dict[str, Job]:
+        """The jobs of the named runs, and of what they need, by name in an order that runs.
+
+        Args:
+            runs: None is all that the experiment has recipes for.
+
+        Raises:
+            InputError: it has none for a run that is named.
+        """
+        for run, recipe in RUNS.items():
+            if run in (runs or ()) and not self.has(recipe):
+                raise InputError(
+                    f"{self.configs / recipe}: no such recipe, which the run {run!r} needs; "
+                    "name other --runs"
+                )
+            if run in runs if runs else self.has(recipe):
                 (self.label_baselines if run == "labels" else getattr(self, run))()
         return self.jobs
 
@@ -232,8 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="folder in configs/experiments")
     parser.add_argument("--output", type=Path, default=Path("output/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of weak supervision")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), help="default: all")
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     args = parser.parse_args(argv)
@@ -242,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.name}: no such experiment, expected one of {', '.join(names)}")
     jobs: dict[str, Job] = {}
     for seed in args.seeds:
-        jobs |= Experiment(args.name, args.output, seed, args.quick, args.rounds).plan(args.runs)
+        jobs |= Experiment(args.name, args.output, seed, args.quick).plan(args.runs)
     environment = {"OMP_NUM_THREADS": "1"}
     run_jobs(list(jobs.values()), args.output / args.name.lower() / "jobs", workers=args.workers,
              environment=environment)  # fmt: skip

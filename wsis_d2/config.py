@@ -327,6 +327,9 @@ def add_tag_config(cfg: CN) -> None:
     cfg.ITERATIVE = CN()
     # Begin each round from the config's weights instead of the last round's.
     cfg.ITERATIVE.RESTART = False
+    # A network trained on round 0's labels already, which is then the first round's: a checkpoint
+    # of tools/train_net.py. "": train it.
+    cfg.ITERATIVE.FIRST_WEIGHTS = ""
     # Processes that predict, refine and clean; each loads the model.
     cfg.ITERATIVE.WORKERS = 1
     # Box masks to merge in rounds up to CLEAN.MERGE_ROUNDS: [[dataset, boxes store], ...]. Default:

@@ -69,6 +69,21 @@ def test_a_round_trains_on_the_last_rounds_labels_from_its_weights(undisturbed):
     assert any(not torch.equal(one[k], two[k]) for k in one)
 
 
+def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undisturbed):
+    trained = undisturbed / "round_01" / "model_final.pth"
+    train_iterative(config(prepared, "given", "ITERATIVE.FIRST_WEIGHTS", str(trained)), 2)
+    given = prepared[0] / "given"
+    assert not (given / "round_01" / "metrics.json").exists()  # nothing was trained
+    for path in (undisturbed / "round_01" / "labels" / NAME / "semantic").glob("*.png"):
+        other = given / "round_01" / "labels" / NAME / "semantic" / path.name
+        assert other.read_bytes() == path.read_bytes()
+    one = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
+    two = torch.load(given / "round_02/model_final.pth", weights_only=False)["model"]
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    with pytest.raises(InputError, match="FIRST_WEIGHTS no.pth: no such file; train on"):
+        train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
+
+
 def test_labels_obey_boxes_and_tags(undisturbed, prepared):
     from detectron2.data import DatasetCatalog
 

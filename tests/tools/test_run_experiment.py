@@ -43,7 +43,14 @@ def data(tmp_path, monkeypatch):
 
 
 def jobs_of(name, *runs, seed=1):
-    return tool.Experiment(name, Path("output/experiments"), seed).plan(runs or tool.RUNS)
+    return tool.Experiment(name, Path("output/experiments"), seed).plan(runs)
+
+
+def weak_jobs(name):
+    """Those of weak supervision alone, as far as the experiment has recipes for them."""
+    experiment = tool.Experiment(name, Path("output/experiments"), 1)
+    weak = ("weak", "round_0", "round_1")
+    return experiment.plan([run for run in weak if experiment.has(tool.RUNS[run])])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -69,7 +76,7 @@ def test_weak_training_sets_name_no_masks(name, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_job_of_weak_supervision_is_told_of_truth(name):
-    words = [word for job in jobs_of(name, "weak", "round_0").values() for word in job.command]
+    words = [word for job in weak_jobs(name).values() for word in job.command]
     assert not [word for word in words if "panoptic_train" in word or "true_masks" in word]
     assert not [word for word in words if word.endswith(("_full.yaml", "_mixed.yaml"))]
 
@@ -99,6 +106,24 @@ def test_last_round_trains_on_the_labels_of_the_round_before():
     assert stores == f"[['camvid_train', '{rounds}/round_03/labels/camvid_train']]"
 
 
+def test_round_1_follows_the_weak_run_on_the_labels_of_its_network():
+    jobs = jobs_of("CamVidLong", "round_1", seed=6)
+    folder = "output/experiments/camvidlong"
+    command = list(jobs["round_1_seed6"].command)
+    first = command[command.index("ITERATIVE.FIRST_WEIGHTS") + 1]
+    assert first == f"{folder}/semantic_weak_seed6/model_final.pth"
+    assert command[command.index("--rounds") + 1] == "2"
+    assert "semantic_weak_seed6" in jobs["round_1_seed6"].needs
+    command = list(jobs["weak_round_1_seed6"].command)
+    weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
+    assert weights == f"{folder}/round_1_seed6/round_02/model_final.pth"
+    stores = command[command.index("DATASETS.LABEL_STORES") + 1]
+    assert (
+        stores
+        == f"[['camvidlong_train', '{folder}/round_1_seed6/round_01/labels/camvidlong_train']]"
+    )
+
+
 def test_isolating_runs_are_evaluations_with_a_variant_of_their_own():
     variants = set()
     for name, job in jobs_of("CamVid", "isolate").items():
@@ -114,6 +139,8 @@ def test_a_run_without_a_recipe_is_refused_before_anything_starts():
         jobs_of("COCO128", "mixed")
     with pytest.raises(Exception, match="semantic_full.yaml: no such recipe"):
         jobs_of("CamVid15", "full")
+    with pytest.raises(Exception, match="round_1.yaml: no such recipe, which the run 'round_1'"):
+        jobs_of("CamVid", "weak", "round_1")
 
 
 def test_truth_is_looked_for_where_the_recipes_name_it():
@@ -131,6 +158,7 @@ def test_objects_need_no_tags():
 
 def test_an_unknown_experiment_is_named_with_the_known_ones():
     with pytest.raises(
-        Exception, match="Mars: no such experiment, expected one of COCO128, CamVid, CamVid15"
+        Exception,
+        match="Mars: no such experiment, expected one of COCO128, CamVid, CamVid15, CamVidLong",
     ):
         tool.main(["Mars"])

@@ -16,6 +16,7 @@ from its last checkpoint, labels after the last image. A stage that has ended is
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class IterativeRun:
             raise InputError(
                 f"MODEL.WSIS.DETECTOR_WEIGHTS {detector}: no such file; train the detector with "
                 "tools/train_net.py --config-file DETECTOR.yaml, or set '' to measure IoU alone"
+            )
+        first = cfg.ITERATIVE.FIRST_WEIGHTS
+        if first and not os.path.isfile(first):
+            raise InputError(
+                f"ITERATIVE.FIRST_WEIGHTS {first}: no such file; train on round 0's labels with "
+                "tools/train_net.py, or set '' to train the first round here"
             )
         self.cfg = cfg
         self.rounds = rounds
@@ -155,6 +162,14 @@ class IterativeRun:
         return cfg
 
     def _train(self, number: int) -> None:
+        if number == 1 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
+            self.round_folder(1).mkdir(parents=True, exist_ok=True)
+            with (
+                open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
+                atomic_write(self.round_folder(1) / "model_final.pth") as file,
+            ):
+                shutil.copyfileobj(trained, file)
+            return
         stores = {name: str(self.label_store(number - 1, name)) for name in self.names}
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

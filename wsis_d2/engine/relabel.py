@@ -303,6 +303,7 @@ _PATH_KEYS = (
     "DATASETS.OWN",
     "DATASETS.LABEL_STORES",
     "ITERATIVE.BOX_STORES",
+    "ITERATIVE.FIRST_WEIGHTS",
     "MODEL.WEIGHTS",
     "MODEL.WSIS.DETECTOR_WEIGHTS",
     "MODEL.WSIS.SEMANTIC_WEIGHTS",
@@ -334,7 +335,8 @@ def config_fingerprint(cfg: CfgNode, store_hashes: Mapping[str, str]) -> str:
         store_hashes: dataset to the recipe hash of its round-0 labels.
     """
     weights = []
-    for path in (cfg.MODEL.WEIGHTS, cfg.MODEL.WSIS.SEMANTIC_WEIGHTS):
+    paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.WSIS.SEMANTIC_WEIGHTS, cfg.ITERATIVE.FIRST_WEIGHTS)
+    for path in paths:
         if path and os.path.isfile(path):
             with open(path, "rb") as file:
                 weights.append(hashlib.file_digest(file, "sha256").hexdigest())
