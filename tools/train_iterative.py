@@ -23,6 +23,10 @@ EPILOG = """examples:
   tools/train_iterative.py --config-file configs/Sample-Iterative/semantic.yaml --rounds 3 \\
       DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
 
+  # a network of tools/train_net.py, trained on round 0's labels, is the first round's
+  tools/train_iterative.py --config-file F --rounds 2 \\
+      ITERATIVE.FIRST_WEIGHTS output/semantic/model_final.pth
+
   # stopped or killed: go on where it was; or two rounds more
   tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
 
