@@ -143,6 +143,37 @@ def test_another_recipe_is_refused_until_forced(tmp_path):
         LabelStore.create(tmp_path, other, CATEGORIES[:2])
 
 
+@pytest.mark.parametrize("other", [RECIPE, {"kind": "other"}])
+def test_two_processes_that_begin_at_once_share_a_store_or_one_is_refused(
+    tmp_path, monkeypatch, other
+):
+    check = LabelStore.check_recipe
+    begun = []
+
+    def slow_check(*args, **kwargs):
+        found = check(*args, **kwargs)
+        if not begun:  # the other process comes between this check and the manifest
+            begun.append(True)
+            LabelStore.create(tmp_path / "s", other, CATEGORIES)
+        return found
+
+    monkeypatch.setattr(LabelStore, "check_recipe", staticmethod(slow_check))
+    if other is RECIPE:
+        LabelStore.create(tmp_path / "s", RECIPE, CATEGORIES)
+    else:
+        with pytest.raises(InputError, match="holds labels of recipe"):
+            LabelStore.create(tmp_path / "s", RECIPE, CATEGORIES)
+    assert LabelStore.open(tmp_path / "s").recipe == other
+
+
+def test_a_file_that_must_not_be_replaced_stays(tmp_path):
+    with atomic_write(tmp_path / "f", replace=False) as file:
+        file.write(b"1")
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "f", replace=False) as file:
+        file.write(b"2")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"1")]
+
+
 def test_a_folder_with_other_files_is_never_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in (False, True):

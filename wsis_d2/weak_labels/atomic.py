@@ -13,13 +13,19 @@ _counter = itertools.count()
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, temporary_folder: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: Path, temporary_folder: Path | None = None, replace: bool = True
+) -> Iterator[BinaryIO]:
     """Open ``path`` for writing so that it appears whole, by a rename, when the block ends.
 
     Args:
         path: the file to write; a file that is there is replaced.
         temporary_folder: where the temporary file lies (same file system); None: beside ``path``.
             Its name tells host and process, so :func:`remove_dead_temporaries` can judge it.
+        replace: off, a file that is there stays.
+
+    Raises:
+        FileExistsError: ``replace`` is off and ``path`` is there, whoever came first.
     """
     path = Path(path)
     folder = Path(temporary_folder) if temporary_folder is not None else path.parent
@@ -29,10 +35,27 @@ def atomic_write(path: Path, temporary_folder: Path | None = None) -> Iterator[B
     try:
         with open(temporary, "wb") as file:
             yield file
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _claim(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``, unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: the next best
+        if path.exists():
+            raise FileExistsError(f"{path}: is there") from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def remove_dead_temporaries(folder: Path) -> None:

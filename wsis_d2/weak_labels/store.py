@@ -75,14 +75,13 @@ class LabelStore:
         """
         path = Path(path)
         recipe, categories = as_json(recipe, categories)
+        replace = force or (path / "manifest.json").exists()
         wanted = cls.check_recipe(path, recipe, categories, force)
         if force and (path / "manifest.json").exists():
             # The manifest goes last: while it is there, the folder is known as a store.
             for part in _PARTS:
                 shutil.rmtree(path / part, ignore_errors=True)
             (path / "panoptic.json").unlink(missing_ok=True)
-        for part in _PARTS:
-            (path / part).mkdir(parents=True, exist_ok=True)
         remove_dead_temporaries(path / ".tmp")
         manifest = {
             "schema": SCHEMA,
@@ -93,7 +92,13 @@ class LabelStore:
             "versions": installed_versions(),
         }
         store = cls(path, manifest, writable=True)
-        store._write_json("manifest.json", manifest)
+        try:
+            store._write_json("manifest.json", manifest, replace)
+        except FileExistsError:
+            # Another process began between the check and now; its recipe must be this one.
+            cls.check_recipe(path, recipe, categories)
+        for part in _PARTS:
+            (path / part).mkdir(parents=True, exist_ok=True)
         return store
 
     @staticmethod
@@ -365,8 +370,8 @@ class LabelStore:
         with atomic_write(self.path / name, self.path / ".tmp") as file:
             Image.fromarray(array).save(file, format="PNG", compress_level=6)
 
-    def _write_json(self, name: str, value: dict) -> None:
-        with atomic_write(self.path / name, self.path / ".tmp") as file:
+    def _write_json(self, name: str, value: dict, replace: bool = True) -> None:
+        with atomic_write(self.path / name, self.path / ".tmp", replace) as file:
             file.write(json.dumps(value, default=plain_value).encode())
 
 
