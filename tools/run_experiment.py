@@ -88,6 +88,10 @@ class Experiment:
     def train(self, run: str, recipe: str, needs=(), options=(), tool="train_net", minutes=8.0,
               rounds=ROUNDS):  # fmt: skip
         """Note a training by a recipe; it resumes from its last checkpoint."""
+        if not self.has(recipe):
+            raise InputError(
+                f"{self.configs / recipe}: no such recipe, which {run} needs; name other --runs"
+            )
         command = [sys.executable, ROOT / "tools" / f"{tool}.py", "--config-file",
                    self.configs / recipe, "--resume"]  # fmt: skip
         if tool == "train_iterative":

@@ -143,6 +143,16 @@ def test_a_run_without_a_recipe_is_refused_before_anything_starts():
         jobs_of("CamVid", "weak", "round_1")
 
 
+def test_a_recipe_of_a_later_stage_is_missed_before_anything_starts(tmp_path, monkeypatch):
+    folder = tmp_path / "Own"
+    folder.mkdir()
+    for recipe in ("data", "semantic_full", "detector"):
+        (folder / f"{recipe}.yaml").touch()
+    monkeypatch.setattr(tool, "CONFIGS", tmp_path)
+    with pytest.raises(Exception, match="panoptic_full.yaml: no such recipe, which full needs"):
+        jobs_of("Own", "full")
+
+
 def test_truth_is_looked_for_where_the_recipes_name_it():
     jobs = tool.Experiment("CamVid", Path("elsewhere"), 1).plan(["labels"])
     assert "output/experiments/data/camvid/panoptic_train.json" in jobs["labels_quality"].command
