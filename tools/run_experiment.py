@@ -30,6 +30,7 @@ RUNS = {
     "mixed": "semantic_mixed.yaml",
     "round_0": "rounds.yaml",
     "round_1": "round_1.yaml",
+    "round_2": "round_2.yaml",
     "piecewise": "semantic_full.yaml",
     "isolate": "semantic_full.yaml",
     "true_masks": "tag_segmenter.yaml",
@@ -168,15 +169,23 @@ class Experiment:
 
     def round_1(self) -> str:
         """One more round after the weak run: on the labels of its network, from its weights."""
+        return self._more_rounds(1)
+
+    def round_2(self) -> str:
+        """Two more rounds after the weak run."""
+        return self._more_rounds(2)
+
+    def _more_rounds(self, count: int) -> str:
         weak, weights, _ = self.weak_semantics()
         options = ["ITERATIVE.FIRST_WEIGHTS", weights, *self.stores(self.path("labels")),
                    "MODEL.WSIS.DETECTOR_WEIGHTS",
                    self.path("detector") / "model_final.pth"]  # fmt: skip
         needs = [weak, self.detector()]
-        job = self.train("round_1", "round_1.yaml", needs, options, "train_iterative", rounds=2)
-        stores = self.stores(self.path("round_1") / "round_01" / "labels" / self.train_set)
-        last = self.path("round_1") / "round_02" / "model_final.pth"
-        return self.panoptic("weak_round_1", "panoptic_weak.yaml", job, last, stores)
+        run = f"round_{count}"
+        job = self.train(run, f"{run}.yaml", needs, options, "train_iterative", rounds=count + 1)
+        labels = self.path(run) / f"round_{count:02d}" / "labels" / self.train_set
+        last = self.path(run) / f"round_{count + 1:02d}" / "model_final.pth"
+        return self.panoptic(f"weak_{run}", "panoptic_weak.yaml", job, last, self.stores(labels))
 
     def true_masks(self) -> str:
         """Round 0 again with the true masks of the boxes, and the same cues."""

@@ -159,6 +159,9 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.WSIS.THING_IDS = []
     # Weight of the per-pixel semantic loss in the end_to_end stage, beside the instance loss.
     cfg.MODEL.WSIS.SEMANTIC_LOSS_WEIGHT = 1.0
+    # Weight of what tags and boxes say of the prediction itself, beside the loss on labels made
+    # of them; 0 (the paper): labels alone. Shares as MODEL.TAG_SEGMENTER's.
+    cfg.MODEL.WSIS.ANNOTATION_LOSS_WEIGHT = 0.0
     # Detections below this score are not used as instance labels.
     cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = 0.5
     # IoU of the non-maximum suppression before detections become instance labels.
@@ -270,6 +273,9 @@ def add_tag_config(cfg: CN) -> None:
     # Weights of the boxes' and of the entropy's losses; the others weigh 1.
     cfg.MODEL.TAG_SEGMENTER.BOX_WEIGHT = 0.3
     cfg.MODEL.TAG_SEGMENTER.ENTROPY_WEIGHT = 0.1
+    # Above 0, also learn where each class is possible, which tells rare classes from those that
+    # always come with them; exponent of that evidence beside the distribution's, 0 to 1.
+    cfg.MODEL.TAG_SEGMENTER.EVIDENCE = 0.0
 
     # Cues. A tag segmenter's are its distributions: THRESHOLD is then a probability, LAYER and
     # SCALES have no meaning.
@@ -323,6 +329,11 @@ def add_tag_config(cfg: CN) -> None:
     cfg.REFINE.BACKEND = "auto"
     # Leave out the classes that tags and boxes rule out before the CRF, not only when cleaning.
     cfg.REFINE.WITHIN_ANNOTATION = False
+    # Divide each class's probability by its share of the labels that the network learned from, to
+    # this power: a network predicts rare classes more rarely still. 0: as predicted.
+    cfg.REFINE.CLASS_BALANCE = 0.0
+    # Multiply the probability of the class that round 0's labels give a pixel; 1: as predicted.
+    cfg.REFINE.FIRST_LABELS_VOTE = 1.0
 
     cfg.ITERATIVE = CN()
     # Begin each round from the config's weights instead of the last round's.

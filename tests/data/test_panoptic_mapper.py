@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 from tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, scene, tiny_cfg
@@ -112,6 +112,38 @@ def test_detector_boxes_are_brought_into_the_crop(data):
     moved = sample["transforms"].apply_box(boxes).clip(0, [40, 30, 40, 30])
     kept = ((moved[:, 2:] - moved[:, :2]) > 0).all(1)
     assert np.allclose(moved[kept], sample["instances"].gt_boxes.tensor.numpy())
+
+
+def test_weak_samples_bring_their_windows_and_boxes_into_the_crop(data):
+    record = next(r for r in load_records(["tiny_weak"]) if len(r["annotations"]) > 1)
+    record["crop_tags"] = [{"box": [0, 0, 20, HEIGHT], "tags": [1]},
+                           {"box": [20, 10, 30, 20], "tags": [1, 3]}]  # fmt: skip
+    crop = T.CropTransform(10, 5, 40, 30)
+    sample = mapper(data, [T.RandomFlip(prob=1.0), crop], with_regions=True)(record)
+    assert sample["image"].shape == (3, 30, 40)
+
+    def moved(x0, y0, x1, y1):
+        return (WIDTH - x1 - 10, y0 - 5, WIDTH - x0 - 10, y1 - 5)
+
+    assert sample["crops"] == [moved(0, 0, 20, HEIGHT), moved(20, 10, 50, 30)]
+    assert sample["crop_targets"].tolist() == [[0, 1, 0, 0], [0, 1, 0, 1]]
+    assert sample["has_boxes"] is True
+    wanted = [(moved(*a["bbox"]), a["category_id"], False) for a in record["annotations"]]
+    assert sample["boxes"] == wanted
+    del record["crop_tags"]  # tags of the whole image
+    sample = mapper(data, with_regions=True)(record)
+    assert sample["crops"] == [(0, 0, WIDTH, HEIGHT)]
+    assert "crops" not in mapper(data)(record)
+    full = load_records(["tiny_full"])[0]
+    assert "crops" not in mapper(data, with_regions=True)(full)
+
+
+def test_what_lies_outside_boxes_needs_no_tag(data, monkeypatch):
+    record = load_records(["tiny_weak"])[0]
+    monkeypatch.setitem(MetadataCatalog.get("tiny_weak").__dict__, "outside_boxes", 3)
+    record["image_tags"] = [1]
+    sample = mapper(data, with_regions=True)(record)
+    assert sample["crop_targets"].tolist() == [[0, 1, 0, -1]]
 
 
 def test_missing_label_names_image_and_command(data):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from wsis_d2.engine.relabel import Relabeller
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
+from wsis_d2.weak_labels.label_prior import LabelPrior
 from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.refine import RefineOptions
 
@@ -50,3 +51,40 @@ def test_pixels_take_the_most_probable_class_that_their_tags_allow(record, crf):
     assert (deleted[:, :6] == 0).all() and (deleted[:, 6:] == IGNORE).all()
     given = label(record, enabled=crf, within_annotation=True)
     assert (given[:, :6] == 0).all() and (given[:, 6:] == 1).all()
+
+
+class Store:
+    """Labels of one image as round 0 and the last round left them."""
+
+    def __init__(self, label):
+        self.label = np.array(label, np.uint8)
+
+    def image_ids(self):
+        return [7]
+
+    def semantic(self, image_id):
+        assert image_id == 7
+        return self.label
+
+
+def test_rare_classes_and_votes_weigh_what_the_network_says(record):
+    """The network gives 0.6, 0.3, 0.1 everywhere; class 1 was a tenth of its labels."""
+    del record["crop_tags"], record["annotations"][:]
+    last = Store(np.array([0] * 90 + [1] * 10).reshape(10, 10))
+    first = Store(np.full((8, 12), IGNORE))
+    first.label[:4] = 1
+    clean = CleanOptions(score_threshold=None, fill=False)
+
+    def labels(balance, vote):
+        prior = LabelPrior(balance, vote, last, first, 3)
+        options = RefineOptions(enabled=False, class_balance=balance, first_labels_vote=vote)
+        annotation = Annotation(frozenset({2}))
+        return Relabeller(
+            Fixed(), dict, annotation, clean, options, None, prior=prior
+        )(record).semantic  # fmt: skip
+
+    assert (labels(0.0, 1.0) == 0).all()
+    assert (labels(0.2, 1.0) == 0).all()  # 0.6 against 0.3 * 9 ** 0.2 = 0.47
+    assert (labels(0.4, 1.0) == 1).all()  # 0.3 * 9 ** 0.4 = 0.72
+    voted = labels(0.0, 2.5)
+    assert (voted[:4] == 1).all() and (voted[4:] == 0).all()

@@ -62,51 +62,6 @@ def sample(height=48, width=48):
     }
 
 
-def test_tags_and_boxes_say_where_a_class_is_possible():
-    allowed = segmenter().possible(sample(), (12, 12))
-    assert allowed[SKY].all()
-    assert allowed[SEA, :, :6].all() and not allowed[SEA, :, 6:].any()
-    boat = torch.zeros(12, 12, dtype=torch.bool)
-    boat[4:8, 4:8] = True
-    boat[10:12, 0:2] = True  # a group's box counts
-    assert torch.equal(allowed[BOAT], boat)
-    free = segmenter().possible({**sample(), "has_boxes": False}, (12, 12))
-    assert free[BOAT].all()
-
-
-def test_no_stuff_is_possible_where_no_window_tells_of_any():
-    part = {
-        **sample(),
-        "crops": sample()["crops"][:1],
-        "crop_targets": sample()["crop_targets"][:1],
-    }
-    allowed = segmenter().possible(part, (12, 12))
-    assert allowed[[SKY, SEA], :, :6].all() and not allowed[[SKY, SEA], :, 6:].any()
-    nothing = segmenter().possible({**sample(), "crops": [], "crop_targets": []}, (12, 12))
-    assert not nothing[[SKY, SEA]].any() and nothing[BOAT].any()
-
-
-def test_losses_by_hand():
-    model = segmenter(tag_share=0.5, box_share=0.25)
-    p = torch.zeros(3, 12, 12)
-    p[SKY], p[SEA], p[BOAT] = 0.5, 0.3, 0.2
-    p[:, :, 6:] = torch.tensor([0.6, 0.1, 0.3]).view(3, 1, 1)
-    losses = {k: float(v) for k, v in model._losses(p, sample()).items()}
-    # Possible mass: left 0.8, in boxes 1 (8 + 4 cells); right 0.6, in the box 0.9 (8 cells).
-    wanted = -(60 * math.log(0.8) + 12 * math.log(1.0) + 64 * math.log(0.6) + 8 * math.log(0.9))
-    assert losses["loss_possible"] == pytest.approx(wanted / 144, rel=1e-5)
-    wanted = -(math.log(0.5) + math.log(0.3) + math.log(0.6)) / 3
-    assert losses["loss_tags"] == pytest.approx(wanted, rel=1e-5)
-    assert losses["loss_boxes"] == pytest.approx(-math.log(0.3), rel=1e-5)
-
-    def entropy(*shares):
-        total = sum(shares)
-        return -sum(s / total * math.log(s / total) for s in shares)
-
-    wanted = 60 * entropy(0.5, 0.3) + 12 * entropy(0.5, 0.3, 0.2) + 8 * entropy(0.6, 0.3)
-    assert losses["loss_entropy"] == pytest.approx(wanted / 144, rel=1e-4)
-
-
 def test_an_image_without_tags_or_boxes_gives_finite_losses():
     model = segmenter().train()
     nothing = {
@@ -153,6 +108,64 @@ def test_learns_from_tags_of_halves_which_colour_is_which():
     assert tags["crop_tags"].shape == (2, 3) and tags["tags"][:2].min() > 0.5 > tags["tags"][BOAT]
 
 
+def test_evidence_is_the_odds_against_those_of_all_cells_and_multiplies_the_distribution():
+    model = segmenter(evidence=0.75).eval()
+    for layers, bias in ((model.layers, [0.0, 1.0, 2.0]), (model.evidence_layers, [1.0, 0.0, -1])):
+        torch.nn.init.zeros_(layers[-1].weight)
+        layers[-1].bias.data = torch.tensor(bias)
+    model.cells_seen.fill_(1000)
+    model.cells_possible.copy_(torch.tensor([900.0, 500.0, 100.0]))
+    with torch.no_grad():
+        found = model.probabilities([noise(48, 48)])[0]
+    prior = [p / (1 - p) for p in (0.9, 0.5, 0.1)]
+    wanted = [
+        math.exp(own) ** 0.25 * (math.exp(odds) / base) ** 0.75
+        for own, odds, base in zip((0.0, 1.0, 2.0), (1.0, 0.0, -1.0), prior, strict=True)
+    ]
+    expected = torch.tensor(wanted) / sum(wanted)
+    torch.testing.assert_close(found, expected.view(3, 1, 1).expand(3, 12, 12))
+
+
+def test_counts_over_which_cells_a_class_was_possible():
+    model = segmenter(evidence=0.5).train()
+    model([{**sample(), "has_boxes": False}, sample()])
+    assert float(model.cells_seen) == 2 * 144
+    boat = 144 + 16 + 4  # everywhere in one image, in the box and the group in the other
+    assert model.cells_possible.tolist() == [2 * 144, 144, boat]
+
+
+def test_evidence_finds_a_class_that_never_comes_without_a_commoner_one():
+    """A third of the images is sky alone, a third sky and dark sea below it, a third sand."""
+    generator = torch.Generator().manual_seed(2)
+    sand = 2
+    batch = []
+    for index in range(6):
+        kind = index % 3
+        image = torch.full((3, 160, 160), 130.0 if kind == 2 else 220.0)
+        if kind == 1:
+            image[:, 100:] = 40.0
+        image += 10 * torch.randn(3, 160, 160, generator=generator)
+        target = torch.tensor([[[1.0, 0, 0], [1.0, 1.0, 0], [0, 0, 1.0]][kind]])
+        batch.append(
+            {"image": image, "crops": [(0, 0, 160, 160)], "crop_targets": target, "boxes": []}
+        )
+    torch.manual_seed(0)
+    model = TagSegmenter(num_classes=3, thing_ids=[], size=160, evidence=1.0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(batch)["loss_evidence"].backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        plain, both, other = (
+            p.argmax(0) for p in model.probabilities([s["image"] for s in batch[:3]])
+        )
+    assert (plain == SKY).float().mean() > 0.9 and (other == sand).float().mean() > 0.9
+    assert (both[34:] == SEA).float().mean() > 0.9  # wide averages reach across the edge, row 25
+    assert (both[:10] == SKY).float().mean() > 0.9
+
+
 def test_is_built_from_a_config_and_names_wrong_keys():
     base = ["MODEL.META_ARCHITECTURE", "TagSegmenter", "MODEL.DEVICE", "cpu"]
     model = build_model(read_config(None, [*base, "MODEL.WSIS.THING_IDS", [2]]))
@@ -161,3 +174,5 @@ def test_is_built_from_a_config_and_names_wrong_keys():
         build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.TAG_SHARE", 0.0]))
     with pytest.raises(ValueError, match="TAG_SEGMENTER.SIZE is 2"):
         build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.SIZE", 2]))
+    with pytest.raises(ValueError, match="TAG_SEGMENTER.EVIDENCE is 1.5"):
+        build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.EVIDENCE", 1.5]))

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, tiny_cfg
 
 from wsis_d2.data.build import build_mapper, load_records
+from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.checkpoint import load_backbone
 from wsis_d2.modeling.instance import InstanceCRFHead, make_labels, unary_scores
 from wsis_d2.utils.errors import InputError
@@ -75,6 +76,32 @@ def test_single_stages_hold_only_their_own_part(data, tmp_path):
         assert getattr(model, other) is None and model.instance is None
         sum(losses_of(model, batch_of(cfg)).values()).backward()
         assert gradients(model) == {stage}
+
+
+def test_annotation_losses_are_those_of_the_prediction_on_every_fourth_pixel(data, tmp_path):
+    weight = ["MODEL.WSIS.ANNOTATION_LOSS_WEIGHT", 0.5, "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0]
+    cfg, model = model_of(tmp_path, "semantic", *weight)
+    batch = batch_of(cfg)
+    losses = losses_of(model, batch)
+    with torch.no_grad():
+        logits, _ = model.semantic.logits([sample["image"] for sample in batch])
+    terms = AnnotationLosses(4, THING_IDS, box_weight=0.3, entropy_weight=0.0)
+    own = []
+    for sample, single in zip(batch, logits, strict=True):
+        height, width = sample["image"].shape[-2:]
+        own.append(terms(single[:, :height, :width].softmax(0)[:, ::4, ::4], sample))
+    for name in ("possible", "tags", "boxes"):
+        wanted = 0.5 * sum(float(o[name]) for o in own) / len(own)
+        assert float(losses[f"loss_{name}"].detach()) == pytest.approx(wanted, rel=1e-4)
+    assert "loss_entropy" not in losses
+    losses["loss_tags"].backward()
+    assert gradients(model) == {"semantic"}
+    # Full records have masks; every process must still report the same losses.
+    cfg, model = model_of(tmp_path, "semantic", *weight, train="tiny_full")
+    losses = losses_of(model, batch_of(cfg))
+    assert all(float(losses[f"loss_{k}"].detach()) == 0 for k in ("possible", "tags", "boxes"))
+    _, model = model_of(tmp_path, "semantic")
+    assert set(losses_of(model, batch)) == {"loss_sem_seg", "loss_sem_seg_aux"}
 
 
 def test_end_to_end_reaches_the_semantic_net_through_the_crf_alone(data, tmp_path):

@@ -49,7 +49,7 @@ def jobs_of(name, *runs, seed=1):
 def weak_jobs(name):
     """Those of weak supervision alone, as far as the experiment has recipes for them."""
     experiment = tool.Experiment(name, Path("output/experiments"), 1)
-    weak = ("weak", "round_0", "round_1")
+    weak = ("weak", "round_0", "round_1", "round_2")
     return experiment.plan([run for run in weak if experiment.has(tool.RUNS[run])])
 
 
@@ -106,22 +106,24 @@ def test_last_round_trains_on_the_labels_of_the_round_before():
     assert stores == f"[['camvid_train', '{rounds}/round_03/labels/camvid_train']]"
 
 
-def test_round_1_follows_the_weak_run_on_the_labels_of_its_network():
-    jobs = jobs_of("CamVidLong", "round_1", seed=6)
-    folder = "output/experiments/camvidlong"
-    command = list(jobs["round_1_seed6"].command)
+@pytest.mark.parametrize(
+    ("name", "run", "rounds"), [("CamVidLong", "round_1", 2), ("CamVidTags", "round_2", 3)]
+)
+def test_more_rounds_follow_the_weak_run_on_the_labels_of_its_network(name, run, rounds):
+    jobs = jobs_of(name, run, seed=6)
+    folder = f"output/experiments/{name.lower()}"
+    command = list(jobs[f"{run}_seed6"].command)
     first = command[command.index("ITERATIVE.FIRST_WEIGHTS") + 1]
     assert first == f"{folder}/semantic_weak_seed6/model_final.pth"
-    assert command[command.index("--rounds") + 1] == "2"
-    assert "semantic_weak_seed6" in jobs["round_1_seed6"].needs
-    command = list(jobs["weak_round_1_seed6"].command)
+    assert command[command.index("--rounds") + 1] == str(rounds)
+    assert "semantic_weak_seed6" in jobs[f"{run}_seed6"].needs
+    command = list(jobs[f"weak_{run}_seed6"].command)
     weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
-    assert weights == f"{folder}/round_1_seed6/round_02/model_final.pth"
+    assert weights == f"{folder}/{run}_seed6/round_{rounds:02d}/model_final.pth"
     stores = command[command.index("DATASETS.LABEL_STORES") + 1]
-    assert (
-        stores
-        == f"[['camvidlong_train', '{folder}/round_1_seed6/round_01/labels/camvidlong_train']]"
-    )
+    name = f"{name.lower()}_train"
+    labels = f"{folder}/{run}_seed6/round_{rounds - 1:02d}/labels/{name}"
+    assert stores == f"[['{name}', '{labels}']]"
 
 
 def test_isolating_runs_are_evaluations_with_a_variant_of_their_own():

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import get_cfg
 
 from wsis_d2.config import add_wsis_config
+from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
 
 
@@ -97,3 +98,25 @@ def test_refinement_does_not_bring_back_what_was_ruled_out(case):
     within, _ = labels_from_probabilities(probabilities, image, RefineOptions(), possible)
     assert (without[:, 16:24] == 1).all()
     assert not (within[:, 16:24] == 1).any() and (within[:, 24:] == 1).mean() > 0.9
+
+
+def test_factors_weigh_the_classes_and_the_sum_is_one_again():
+    probabilities = torch.tensor([0.6, 0.3, 0.1]).view(3, 1, 1).expand(3, 4, 6)
+    image = np.zeros((4, 6, 3), np.uint8)
+    factors = np.ones((3, 4, 6), np.float32)
+    factors[1, :, 3:] = 4.0
+    possible = np.ones((3, 4, 6), bool)
+    possible[1, 0] = False
+    off = RefineOptions(enabled=False)
+    labels, scores = labels_from_probabilities(probabilities, image, off, possible, factors)
+    assert (labels[:, :3] == 0).all() and (labels[1:, 3:] == 1).all() and (labels[0] == 0).all()
+    np.testing.assert_allclose(scores[1:, 3:], 1.2 / 1.9, rtol=1e-6)
+    np.testing.assert_allclose(scores[0], 6 / 7, rtol=1e-6)
+    with pytest.raises(ValueError, match="factors: shape \\(3, 4, 5\\)"):
+        labels_from_probabilities(probabilities, image, off, None, factors[..., 1:])
+
+
+@pytest.mark.parametrize(("key", "value"), [("class_balance", -0.1), ("first_labels_vote", 0.0)])
+def test_refuses_factors_that_make_no_sense(key, value):
+    with pytest.raises(InputError, match=f"REFINE.{key.upper()} is {value}"):
+        RefineOptions(**{key: value})

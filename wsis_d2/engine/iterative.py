@@ -213,6 +213,7 @@ class IterativeRun:
                 self.label_store(number, name),
                 round_number=number,
                 first_store=self.first_stores[name],
+                last_store=self.label_store(number - 1, name),
                 lineage=self.lineage,
                 weights=self.round_folder(number) / "model_final.pth",
             )

@@ -72,7 +72,7 @@ class RegionCueLabeller:
             ((box.x0, box.y0, box.x1 + 1, box.y1 + 1), box.class_id, box.is_group)
             for box in record_boxes(record)
         ]
-        found = found * self.segmenter.possible(sample, size)
+        found = found * self.segmenter.annotation.possible(sample, size, found.device)
         return (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
 
     def __call__(self, record: Mapping) -> driver.Labels:

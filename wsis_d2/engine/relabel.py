@@ -22,6 +22,7 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
+from wsis_d2.weak_labels.label_prior import LabelPrior
 from wsis_d2.weak_labels.merge import (
     Annotation,
     clean_options,
@@ -44,6 +45,7 @@ class Relabeller:
         clean, refine: options of both steps.
         masks: image id to the map of the box masks, (H, W) uint8; None: no merge.
         image_format: channel order in which images are read.
+        prior: what earlier labels say, where ``refine`` uses it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Relabeller:
         refine: RefineOptions,
         masks: Callable[[int | str], np.ndarray] | None,
         image_format: str = "BGR",
+        prior: LabelPrior | None = None,
     ) -> None:
         self.model = model
         self.mapper = mapper
@@ -63,6 +66,7 @@ class Relabeller:
         self.refine = refine
         self.masks = masks
         self.image_format = image_format
+        self.prior = prior
 
     @torch.no_grad()
     def __call__(self, record: Mapping) -> driver.Labels:
@@ -84,7 +88,10 @@ class Relabeller:
             possible = record_possible_classes(
                 record, image.shape[:2], len(output["sem_seg"]), self.annotation, self.clean
             )
-        labels, scores = labels_from_probabilities(output["sem_seg"], image, self.refine, possible)
+        factors = self.prior.factors(record["image_id"]) if self.prior is not None else None
+        labels, scores = labels_from_probabilities(
+            output["sem_seg"], image, self.refine, possible, factors
+        )
         masks = self.masks(record["image_id"]) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
         ignored = result.semantic == IGNORE
@@ -162,6 +169,8 @@ def _make_relabeller(
     annotation: Annotation,
     clean: CleanOptions,
     masks_store: Path | None,
+    last_store: Path,
+    first_store: Path,
 ) -> Relabeller:
     """Build the labelling function in the process that uses it."""
     cfg = CfgNode.load_cfg(cfg_text)
@@ -173,6 +182,23 @@ def _make_relabeller(
         RefineOptions.from_config(cfg),
         MaskSource(masks_store, annotation.thing_ids) if masks_store is not None else None,
         cfg.INPUT.FORMAT,
+        label_prior(cfg, last_store, first_store),
+    )
+
+
+def label_prior(
+    cfg: CfgNode, last_store: str | os.PathLike, first_store: str | os.PathLike
+) -> LabelPrior | None:
+    """Return what earlier labels say, None where the ``REFINE`` section does not ask for it."""
+    refine = RefineOptions.from_config(cfg)
+    if not refine.uses_prior:
+        return None
+    return LabelPrior(
+        refine.class_balance,
+        refine.first_labels_vote,
+        LabelStore.open(last_store),
+        LabelStore.open(first_store),
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     )
 
 
@@ -222,6 +248,7 @@ def relabel(
     round_number: int,
     first_store: str | os.PathLike,
     lineage: str,
+    last_store: str | os.PathLike | None = None,
     weights: str | os.PathLike | None = None,
     model: nn.Module | None = None,
 ) -> LabelStore:
@@ -233,6 +260,7 @@ def relabel(
         output: the round's store.
         round_number: 1 for the labels that the first trained model makes.
         first_store: the store of round 0, for its box masks.
+        last_store: the store that the model learned from; None: ``first_store``.
         lineage: identifies what the model was trained with; part of the store's recipe.
         weights: the trained checkpoint; processes load it.
         model: or the live model itself, for the training hook; one process.
@@ -256,13 +284,20 @@ def relabel(
         "refine": {k: v for k, v in vars(refine).items()},
         "masks": MaskSource(source, annotation.thing_ids).recipe_hash if source else None,
     }
+    last_store = Path(last_store or first_store)
+    if refine.uses_prior:
+        stores = (LabelStore.open(last_store), LabelStore.open(first_store))
+        recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
     store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
     records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
     if model is not None:
         own = prediction_config(cfg)
         masks = MaskSource(source, annotation.thing_ids) if source else None
         mapper = build_mapper(own, is_train=False)
-        labeller = Relabeller(model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT)
+        prior = label_prior(own, last_store, first_store)
+        labeller = Relabeller(
+            model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, prior
+        )
 
         def make() -> Relabeller:
             return labeller
@@ -271,8 +306,9 @@ def relabel(
     else:
         own = prediction_config(cfg)
         make = functools.partial(
-            _make_relabeller, own.dump(), os.fspath(weights), annotation, clean, source
-        )
+            _make_relabeller, own.dump(), os.fspath(weights), annotation, clean, source,
+            last_store, Path(first_store),
+        )  # fmt: skip
         workers = cfg.ITERATIVE.WORKERS
     threads = torch.get_num_threads()
     try:

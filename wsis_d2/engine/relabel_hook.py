@@ -78,6 +78,7 @@ class RelabelHook(HookBase):
                     self.store(number, name),
                     round_number=number,
                     first_store=self.first_stores[name],
+                    last_store=self.store(number - 1, name) if number > 1 else None,
                     lineage=self.lineage,
                     model=self.trainer._plain_model,
                 )

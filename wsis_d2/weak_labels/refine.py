@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from wsis_d2.layers import dense_crf_refine
+from wsis_d2.utils.errors import InputError
 
 # A probability of 0 that can still be divided.
 _TINY = 1e-30
@@ -26,6 +27,7 @@ class RefineOptions:
         within_annotation: before the CRF, leave out the classes that tags and boxes rule out, so
             that a pixel takes the most probable class that it can have. Cleaning alone, as in the
             paper, deletes such a pixel's label after it has spread to its neighbours.
+        class_balance, first_labels_vote: see :class:`wsis_d2.weak_labels.label_prior.LabelPrior`.
     """
 
     enabled: bool = True
@@ -37,6 +39,23 @@ class RefineOptions:
     iterations: int = 10
     backend: str = "auto"
     within_annotation: bool = False
+    class_balance: float = 0.0
+    first_labels_vote: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.class_balance < 0:
+            raise InputError(
+                f"REFINE.CLASS_BALANCE is {self.class_balance}, expected 0 (off) or more"
+            )
+        if self.first_labels_vote <= 0:
+            raise InputError(
+                f"REFINE.FIRST_LABELS_VOTE is {self.first_labels_vote}, expected above 0 (1: off)"
+            )
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether earlier labels weigh the probabilities."""
+        return self.class_balance > 0 or self.first_labels_vote != 1
 
     @classmethod
     def from_config(cls, cfg) -> "RefineOptions":
@@ -52,6 +71,8 @@ class RefineOptions:
             iterations=own.ITERATIONS,
             backend=own.BACKEND,
             within_annotation=own.WITHIN_ANNOTATION,
+            class_balance=own.CLASS_BALANCE,
+            first_labels_vote=own.FIRST_LABELS_VOTE,
         )
 
 
@@ -60,6 +81,7 @@ def labels_from_probabilities(
     image: np.ndarray,
     options: RefineOptions,
     possible: np.ndarray | None = None,
+    factors: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pixel's label and the label's probability, after refinement if that is on.
 
@@ -69,6 +91,8 @@ def labels_from_probabilities(
         options: see :class:`RefineOptions`.
         possible: (C, H, W) bool, the classes that a pixel can have; the probability of the others
             goes to these. A pixel that can have none keeps its probabilities. None: all.
+        factors: (C, H, W) float above 0 that the probabilities are multiplied by, for sums of 1
+            again; None: as they are.
 
     Returns:
         (H, W) uint8 labels and (H, W) float32 probabilities in [0, 1].
@@ -84,17 +108,22 @@ def labels_from_probabilities(
         raise ValueError(
             f"image: shape {image.shape}, probabilities have {tuple(probabilities.shape[1:])}"
         )
-    if possible is not None:
-        if possible.shape != tuple(probabilities.shape):
+    for name, given in (("possible", possible), ("factors", factors)):
+        if given is not None and given.shape != tuple(probabilities.shape):
             raise ValueError(
-                f"possible: shape {possible.shape}, probabilities have {tuple(probabilities.shape)}"
+                f"{name}: shape {given.shape}, probabilities have {tuple(probabilities.shape)}"
             )
+    if factors is not None:
+        weighed = probabilities.float() * torch.from_numpy(factors).to(probabilities.device)
+        probabilities = weighed / weighed.sum(dim=0, keepdim=True).clamp_min(_TINY)
+    if possible is not None:
         mask = torch.from_numpy(possible).to(probabilities.device)
         mask = mask | ~mask.any(dim=0)
         probabilities = _restrict(probabilities, mask)
     if options.enabled:
         arguments = dataclasses.asdict(options)
-        del arguments["enabled"], arguments["within_annotation"]
+        for key in ("enabled", "within_annotation", "class_balance", "first_labels_vote"):
+            del arguments[key]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         probabilities = dense_crf_refine(
             probabilities.float(), pixels.to(probabilities.device), **arguments

@@ -14,8 +14,11 @@ from panopticapi.utils import rgb2id
 
 from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY, supervision_of
+from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.weak_labels.cam_labels import record_crops
+from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.store import LabelStore
 
 IGNORE = 255
@@ -53,6 +56,7 @@ class PanopticMapper:
         label_stores: dict[str, str | None],
         with_maps: bool = True,
         with_detector_image: bool = False,
+        with_regions: bool = False,
     ) -> None:
         """
         Args:
@@ -64,6 +68,7 @@ class PanopticMapper:
             label_stores: dataset name to the label store of its weak records, or None.
             with_maps: whether samples need maps (a detector does not).
             with_detector_image: whether samples need the untouched image.
+            with_regions: whether weak samples need their windows, tags and boxes.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -73,6 +78,7 @@ class PanopticMapper:
         self.label_stores = dict(label_stores)
         self.with_maps = with_maps
         self.with_detector_image = with_detector_image
+        self.with_regions = with_regions
         self._open_stores: dict[str, LabelStore] = {}
 
     @classmethod
@@ -89,6 +95,8 @@ class PanopticMapper:
             "label_stores": {n: MetadataCatalog.get(n).get("label_store") for n in names},
             "with_maps": options.STAGE != "detector",
             "with_detector_image": joint and options.TRAIN_BOXES == "detector",
+            "with_regions": options.ANNOTATION_LOSS_WEIGHT > 0
+            and options.STAGE in ("semantic", "end_to_end"),
         }
 
     def check(self, records: Sequence[dict]) -> None:
@@ -126,6 +134,8 @@ class PanopticMapper:
             sample["sem_seg"] = torch.from_numpy(semantic)
             sample["inst_seg"] = torch.from_numpy(instance)
             sample["inst_classes"] = torch.tensor(classes, dtype=torch.int64)
+        if self.with_regions and sample["supervision"] == "weak":
+            sample.update(self._regions(record, transforms))
         if self.with_detector_image:
             sample["detector_image"] = _to_tensor(image)
             sample["transforms"] = transforms
@@ -204,6 +214,17 @@ class PanopticMapper:
             kept = utils.transform_instance_annotations(copy.deepcopy(kept), transforms, size)
             annotations.append(kept)
         return utils.filter_empty_instances(utils.annotations_to_instances(annotations, size))
+
+    def _regions(self, record: dict, transforms: T.TransformList) -> dict:
+        """What tags and boxes say, for the losses that read them; see ``annotation_regions``."""
+        annotation = Annotation.of_dataset(MetadataCatalog.get(record["dataset_name"]))
+        windows = []
+        for x0, y0, x1, y1, tags in record_crops(record):
+            target = torch.zeros(self.num_classes)
+            target[list(annotation.outside_classes)] = UNKNOWN
+            target[list(tags)] = 1.0
+            windows.append(((x0, y0, x1, y1), target))
+        return annotation_regions(record, windows, transforms, annotation.has_boxes)
 
     def _thing(self, category: int, record: dict) -> int:
         if category not in self.thing_index:

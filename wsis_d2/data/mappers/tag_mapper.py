@@ -14,11 +14,9 @@ from detectron2.structures import BoxMode
 
 from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.regions import UNKNOWN
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
-
-UNKNOWN = -1.0
-"""The target of a class of which nobody knows whether it is there."""
 
 
 @DATASET_MAPPER_REGISTRY.register()

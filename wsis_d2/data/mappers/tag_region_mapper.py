@@ -9,9 +9,9 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
 
 from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.regions import annotation_regions
 from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
 
 
@@ -35,24 +35,14 @@ class TagRegionMapper(TagMapper):
         windows = crop_windows(record) or [(whole, image_tags(record))]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
-        annotations = record.get("annotations", ())
-        corners = [
-            BoxMode.convert(a["bbox"], BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS)
-            for a in annotations
-        ]
-        moved = transforms.apply_box(np.array([w for w, _ in windows] + corners, float))
-        moved = [tuple(row) for row in moved.tolist()]
         metadata = MetadataCatalog.get(record["dataset_name"]) if "dataset_name" in record else None
         return {
             **{k: record[k] for k in ("file_name", "image_id", "height", "width") if k in record},
             "image": torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),
-            "crops": moved[: len(windows)],
-            "crop_targets": torch.stack(
-                [self.target(record, window, tags) for window, tags in windows]
+            **annotation_regions(
+                record,
+                [(window, self.target(record, window, tags)) for window, tags in windows],
+                transforms,
+                metadata.get("has_boxes", True) if metadata else True,
             ),
-            "boxes": [
-                (box, int(a["category_id"]), bool(a.get("iscrowd", 0)))
-                for box, a in zip(moved[len(windows) :], annotations, strict=True)
-            ],
-            "has_boxes": metadata.get("has_boxes", True) if metadata else True,
         }

@@ -3,21 +3,20 @@
 
 Grad-CAM on a classifier (paper 3.3) lives on pretrained weights; one that starts from random
 weights finds what tells crops apart, not what fills them. Here each cell of an image gets a
-distribution over the classes, and what tags and boxes say of sets of cells is the loss
-(constrained multiple-instance learning, as Pathak, Krähenbühl, Darrell, "Constrained convolutional
-neural networks for weakly supervised segmentation", ICCV 2015). The supervision is the paper's.
+distribution over the classes, learned from what tags and boxes say of sets of cells. The
+supervision is the paper's.
 """
 
-import math
-
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from wsis_d2.modeling.backbone.color_texture import NUM_FEATURES, color_texture
+from wsis_d2.modeling.annotation_losses import AnnotationLosses
+from wsis_d2.modeling.backbone.color_texture import NUM_FEATURES, NUM_PLACES, color_texture
 
-_TINY = 1e-6
+_TINY = 1e-4
 
 
 @META_ARCH_REGISTRY.register()
@@ -25,15 +24,15 @@ class TagSegmenter(nn.Module):
     """Colour, texture and place of a cell, three linear layers, a distribution over the classes.
 
     A sample is one of :class:`wsis_d2.data.mappers.TagRegionMapper`: the whole image with its
-    windows (crops), which classes each has, and its boxes. Losses, each a mean of negative
-    logarithms:
+    windows (crops), which classes each has, and its boxes. The losses are those of
+    :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses`.
 
-    - ``loss_possible``: a cell's probability of the classes possible there. Stuff is possible
-      where every window that holds the cell has it, a thing in the boxes of its class.
-    - ``loss_tags``: for each window and stuff class in it, the mean of the cells that are surest
-      of the class, a small share of the window.
-    - ``loss_boxes``: the same for each box and its class.
-    - ``loss_entropy``: entropy among the possible classes: a cell should make up its mind.
+    These losses leave it open which of the classes that always come together a cell is, and
+    training settles that early, for the commoner one. Where ``evidence`` is above 0, three more
+    layers that see no place learn how probable it is that a class is *possible* at a cell that
+    looks so (``loss_evidence``, binary cross entropy). A class is never impossible where it is,
+    and as often as anywhere where it is not; so the odds of "possible", divided by those over all
+    cells, tell for the class and know nothing of its frequency. Both are multiplied.
     """
 
     @configurable
@@ -48,6 +47,7 @@ class TagSegmenter(nn.Module):
         box_share: float = 0.3,
         box_weight: float = 0.3,
         entropy_weight: float = 0.1,
+        evidence: float = 0.0,
     ) -> None:
         """
         Args:
@@ -56,10 +56,11 @@ class TagSegmenter(nn.Module):
             size: longer side that images are resized to, in pixels.
             hidden: width of the two hidden layers.
             tag_share, box_share: share of a window's or a box's cells that must show its class.
-            box_weight, entropy_weight: of their losses, beside 1 for the other two.
+            box_weight, entropy_weight: of their losses, beside 1 for the others.
+            evidence: its exponent in the product, in [0, 1]; the distribution has the rest of 1.
 
         Raises:
-            ValueError: a share outside (0, 1], no class, or a size below a cell.
+            ValueError: a share outside its range, no class, or a size below a cell.
         """
         super().__init__()
         for key, value in (("TAG_SHARE", tag_share), ("BOX_SHARE", box_share)):
@@ -67,24 +68,25 @@ class TagSegmenter(nn.Module):
                 raise ValueError(
                     f"MODEL.TAG_SEGMENTER.{key} is {value}, expected a share in (0, 1]"
                 )
+        if not 0 <= evidence <= 1:
+            raise ValueError(f"MODEL.TAG_SEGMENTER.EVIDENCE is {evidence}, expected 0 to 1")
         if num_classes < 1:
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         if size < 4:
             raise ValueError(f"MODEL.TAG_SEGMENTER.SIZE is {size}, expected at least 4 pixels")
         self.num_classes = num_classes
         self.thing_ids = list(thing_ids)
-        self.stuff_ids = [c for c in range(num_classes) if c not in set(thing_ids)]
+        self.annotation = AnnotationLosses(
+            num_classes, thing_ids, tag_share, box_share, box_weight, entropy_weight
+        )
         self.size = size
-        self.tag_share = tag_share
-        self.box_share = box_share
-        self.box_weight = box_weight
-        self.entropy_weight = entropy_weight
+        self.evidence = evidence
         self.standardize = nn.BatchNorm1d(NUM_FEATURES, affine=False)
-        self.layers = nn.Sequential(
-            nn.Linear(NUM_FEATURES, hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, num_classes),
-        )  # fmt: skip
+        self.layers = _layers(NUM_FEATURES, hidden, num_classes)
+        if evidence > 0:
+            self.evidence_layers = _layers(NUM_FEATURES - NUM_PLACES, hidden, num_classes)
+            self.register_buffer("cells_seen", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("cells_possible", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("_device", torch.zeros(()), False)
 
     @classmethod
@@ -99,6 +101,7 @@ class TagSegmenter(nn.Module):
             "box_share": own.BOX_SHARE,
             "box_weight": own.BOX_WEIGHT,
             "entropy_weight": own.ENTROPY_WEIGHT,
+            "evidence": own.EVIDENCE,
         }
 
     @property
@@ -119,12 +122,25 @@ class TagSegmenter(nn.Module):
         Returns:
             (C, h, w) each, sums of 1 over C.
         """
+        cells, shapes = self._cells(images)
+        return _images(self._distribution(cells), shapes)
+
+    def _cells(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Size]]:
+        """Standardized features of all images' cells, (cells, features), and the grids."""
         features = [color_texture(image.to(self.device), self.size) for image in images]
         cells = torch.cat([f.flatten(1).T for f in features])
-        found = self.layers(self.standardize(cells)).softmax(1)
-        shapes = [f.shape[-2:] for f in features]
-        parts = found.split([h * w for h, w in shapes])
-        return [p.T.reshape(-1, *shape) for p, shape in zip(parts, shapes, strict=True)]
+        return self.standardize(cells), [f.shape[-2:] for f in features]
+
+    def _distribution(self, cells: torch.Tensor) -> torch.Tensor:
+        """Features to (cells, classes), sums of 1 over the classes."""
+        logits = self.layers(cells)
+        if self.evidence == 0:
+            return logits.softmax(1)
+        found = self.evidence_layers(cells[:, :-NUM_PLACES]).sigmoid()
+        base = (self.cells_possible / self.cells_seen.clamp(min=1)).float()
+        odds = found.logit(_TINY) - base.logit(_TINY)
+        own = logits.log_softmax(1).clamp(min=-14.0)
+        return ((1 - self.evidence) * own + self.evidence * odds).softmax(1)
 
     def forward(self, batched_inputs: list[dict]) -> dict | list[dict]:
         """Return the losses while training, else what :class:`TagClassifier` returns.
@@ -133,76 +149,43 @@ class TagSegmenter(nn.Module):
             In evaluation a list of ``{"tags": (classes,), "crop_tags": (crops, classes)}``: the
             mean probability of the surest cells of the image and of each of its crops.
         """
-        found = self.probabilities([sample["image"] for sample in batched_inputs])
+        cells, shapes = self._cells([sample["image"] for sample in batched_inputs])
         if not self.training:
-            return [self._tags(p.detach(), s) for p, s in zip(found, batched_inputs, strict=True)]
-        losses = [self._losses(p, s) for p, s in zip(found, batched_inputs, strict=True)]
-        weights = {"loss_boxes": self.box_weight, "loss_entropy": self.entropy_weight}
-        return {
-            name: weights.get(name, 1.0) * torch.stack([own[name] for own in losses]).mean()
-            for name in losses[0]
+            found = _images(self._distribution(cells).detach(), shapes)
+            return [self._tags(p, s) for p, s in zip(found, batched_inputs, strict=True)]
+        found = _images(self.layers(cells).softmax(1), shapes)
+        parts = [self.annotation(p, s) for p, s in zip(found, batched_inputs, strict=True)]
+        losses = {
+            f"loss_{name}": torch.stack([own[name] for own in parts]).mean() for name in parts[0]
         }
+        if self.evidence > 0:
+            losses["loss_evidence"] = self._evidence_loss(cells, shapes, batched_inputs)
+        return losses
 
-    def _losses(self, probabilities: torch.Tensor, sample: dict) -> dict[str, torch.Tensor]:
-        zero = probabilities.sum() * 0.0
-        possible = self.possible(sample, probabilities.shape[-2:])
-        mass = (probabilities * possible).sum(0)
-        some = possible.any(0)
-        own = (probabilities * possible / mass.clamp(min=_TINY))[:, some]
-        tags = [
-            self._surest(probabilities[class_id], sample, window, self.tag_share)
-            for window, target in zip(sample["crops"], sample["crop_targets"], strict=True)
-            for class_id in self.stuff_ids
-            if target[class_id] > 0
-        ]
-        boxes = [
-            self._surest(probabilities[class_id], sample, box, self.box_share)
-            for box, class_id, group in _boxes(sample)
-            if not group
-        ]
-        return {
-            "loss_possible": -mass[some].clamp(min=_TINY).log().mean() if some.any() else zero,
-            "loss_tags": torch.stack(tags).mean() if tags else zero,
-            "loss_boxes": torch.stack(boxes).mean() if boxes else zero,
-            "loss_entropy": -(own * own.clamp(min=_TINY).log()).sum(0).mean()
-            if some.any()
-            else zero,
-        }
-
-    def possible(self, sample: dict, grid: tuple[int, int]) -> torch.Tensor:
-        """Return where annotation allows each class, (C, *grid) bool.
-
-        Where no window tells of stuff, none is allowed: nothing is known there. A sample whose
-        ``has_boxes`` is False allows things everywhere.
-        """
-        allowed = torch.ones(self.num_classes, *grid, dtype=torch.bool, device=self.device)
-        told = torch.zeros(grid, dtype=torch.bool, device=self.device)
-        for window, target in zip(sample["crops"], sample["crop_targets"], strict=True):
-            absent = [c for c in self.stuff_ids if target[c] == 0]
-            rows, columns = _cells(window, sample, grid)
-            allowed[absent, rows, columns] = False
-            told[rows, columns] = True
-        allowed[self.stuff_ids] &= told
-        if sample.get("has_boxes", True):
-            allowed[self.thing_ids] = False
-            for box, class_id, _ in _boxes(sample):
-                rows, columns = _cells(box, sample, grid)
-                allowed[class_id, rows, columns] = True
-        return allowed
-
-    def _surest(self, probability: torch.Tensor, sample: dict, window, share: float):
-        """Return -log of the mean over the surest share of a window's cells, one at least."""
-        rows, columns = _cells(window, sample, probability.shape)
-        cells = probability[rows, columns].flatten()
-        count = max(1, int(share * len(cells)))
-        return -cells.topk(count).values.mean().clamp(min=_TINY).log()
+    def _evidence_loss(
+        self, cells: torch.Tensor, shapes: list[torch.Size], samples: list[dict]
+    ) -> torch.Tensor:
+        possible = torch.cat(
+            [
+                self.annotation.possible(sample, grid, cells.device).flatten(1).T
+                for sample, grid in zip(samples, shapes, strict=True)
+            ]
+        )
+        some = possible.any(1)
+        logits = self.evidence_layers(cells[:, :-NUM_PLACES])
+        if not some.any():
+            return logits.sum() * 0.0
+        target = possible[some].float()
+        self.cells_seen += len(target)
+        self.cells_possible += target.sum(0)
+        return F.binary_cross_entropy_with_logits(logits[some], target)
 
     def _tags(self, probabilities: torch.Tensor, sample: dict) -> dict:
         height, width = sample["image"].shape[-2:]
 
         def scores(window) -> torch.Tensor:
-            own = [self._surest(p, sample, window, self.tag_share) for p in probabilities]
-            return (-torch.stack(own)).exp()
+            surest, share = self.annotation.surest, self.annotation.tag_share
+            return (-torch.stack([surest(p, sample, window, share) for p in probabilities])).exp()
 
         result = {"tags": scores((0, 0, width, height))}
         if sample.get("crops"):
@@ -210,18 +193,15 @@ class TagSegmenter(nn.Module):
         return result
 
 
-def _boxes(sample: dict) -> list[tuple]:
-    """(corners, class, is a group) of each box; none where boxes are unreliable."""
-    return sample.get("boxes", []) if sample.get("has_boxes", True) else []
+def _layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )  # fmt: skip
 
 
-def _cells(window, sample: dict, grid: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the cells that a window of the image touches, one at least."""
-    result = []
-    for low, high, side, cells in (
-        (window[1], window[3], sample["image"].shape[-2], grid[0]),
-        (window[0], window[2], sample["image"].shape[-1], grid[1]),
-    ):
-        first = min(int(low / side * cells), cells - 1)
-        result.append(slice(first, min(max(math.ceil(high / side * cells), first + 1), cells)))
-    return result[0], result[1]
+def _images(cells: torch.Tensor, shapes: list[torch.Size]) -> list[torch.Tensor]:
+    """Split (cells, C) into images, (C, h, w) each."""
+    parts = cells.split([h * w for h, w in shapes])
+    return [p.T.reshape(-1, *shape) for p, shape in zip(parts, shapes, strict=True)]

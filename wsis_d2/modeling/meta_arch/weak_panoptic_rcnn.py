@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import nn
 
+from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.instance import (
     InstanceLabels,
     build_instance_head,
@@ -23,6 +24,7 @@ from wsis_d2.modeling.postprocessing import (
 )
 from wsis_d2.modeling.semantic import SemanticSubnetwork
 
+_STEP = 4
 STAGES = ("detector", "semantic", "instance_piecewise", "end_to_end")
 TRAIN_BOXES = ("detector", "gt", "gt_jitter")
 
@@ -51,6 +53,8 @@ class WeakPanopticRCNN(nn.Module):
         box_jitter: float = 0.05,
         semantic_loss_weight: float = 1.0,
         instance_loss_weight: float = 1.0,
+        annotation: AnnotationLosses | None = None,
+        annotation_loss_weight: float = 0.0,
         match_box_weight: float = 1e-3,
         min_thing_area: int = 0,
         min_stuff_area: int = 0,
@@ -69,6 +73,8 @@ class WeakPanopticRCNN(nn.Module):
             box_jitter: each side of a "gt_jitter" box moves by up to this share of its size.
             semantic_loss_weight: weight of the semantic losses in the end_to_end stage.
             instance_loss_weight: weight of the instance loss.
+            annotation: what tags and boxes say of the semantics of weak samples.
+            annotation_loss_weight: its weight wherever the semantic losses are; 0: not used.
             match_box_weight: see :func:`wsis_d2.modeling.instance.match_instances`.
             min_thing_area, min_stuff_area: see
                 :func:`wsis_d2.modeling.postprocessing.assign_labels`.
@@ -102,6 +108,8 @@ class WeakPanopticRCNN(nn.Module):
         self.box_jitter = box_jitter
         self.semantic_loss_weight = semantic_loss_weight
         self.instance_loss_weight = instance_loss_weight
+        self.annotation = annotation
+        self.annotation_loss_weight = annotation_loss_weight
         self.match_box_weight = match_box_weight
         self.min_thing_area = min_thing_area
         self.min_stuff_area = min_stuff_area
@@ -117,6 +125,7 @@ class WeakPanopticRCNN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         options, head = cfg.MODEL.WSIS, cfg.MODEL.INSTANCE_HEAD
+        shares = cfg.MODEL.TAG_SEGMENTER
         joint = options.STAGE in STAGES[2:]
         return {
             "stage": options.STAGE,
@@ -129,6 +138,15 @@ class WeakPanopticRCNN(nn.Module):
             "box_jitter": options.BOX_JITTER,
             "semantic_loss_weight": options.SEMANTIC_LOSS_WEIGHT,
             "instance_loss_weight": head.LOSS_WEIGHT,
+            "annotation": AnnotationLosses(
+                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+                options.THING_IDS,
+                shares.TAG_SHARE,
+                shares.BOX_SHARE,
+                shares.BOX_WEIGHT,
+                entropy_weight=0.0,
+            ),
+            "annotation_loss_weight": options.ANNOTATION_LOSS_WEIGHT,
             "match_box_weight": head.MATCH_BOX_WEIGHT,
             "min_thing_area": head.MIN_THING_AREA,
             "min_stuff_area": head.MIN_STUFF_AREA,
@@ -191,9 +209,30 @@ class WeakPanopticRCNN(nn.Module):
         images = [record["image"].to(self.device) for record in batched_inputs]
         if self.stage == "semantic":
             logits, aux = self.semantic.logits(images)
-            targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
-            return self.semantic.losses(logits, aux, targets)
+            return self._semantic_losses(logits, aux, batched_inputs)
         return self._joint_losses(batched_inputs, images)
+
+    def _semantic_losses(
+        self, logits: torch.Tensor, aux: torch.Tensor | None, batched_inputs: list[dict]
+    ) -> dict[str, torch.Tensor]:
+        """Losses on the labels, and of weak samples what their tags and boxes say."""
+        targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
+        losses = self.semantic.losses(logits, aux, targets)
+        if self.annotation_loss_weight == 0:
+            return losses
+        found = []
+        for own, record in zip(logits, batched_inputs, strict=True):
+            if "crops" in record:
+                height, width = record["image"].shape[-2:]
+                # The logits are smooth: every fourth pixel tells it all.
+                cells = own[:, :height:_STEP, :width:_STEP].float().softmax(0)
+                found.append(self.annotation(cells, record))
+        # Every process must have every loss, also one that drew no weak image.
+        zero = logits.sum() * 0.0
+        for name in self.annotation.weights:
+            mean = torch.stack([own[name] for own in found]).mean() if found else zero
+            losses[f"loss_{name}"] = self.annotation_loss_weight * mean
+        return losses
 
     def _joint_losses(
         self, batched_inputs: list[dict], images: list[torch.Tensor]
@@ -204,8 +243,7 @@ class WeakPanopticRCNN(nn.Module):
             logits, aux = self.semantic.logits(images)
         losses = {}
         if trained and self.semantic_loss_weight > 0:
-            targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
-            losses = self.semantic.losses(logits, aux, targets)
+            losses = self._semantic_losses(logits, aux, batched_inputs)
             losses = {k: v * self.semantic_loss_weight for k, v in losses.items()}
         total = logits.sum() * 0.0 + sum(p.sum() for p in self.instance.parameters()) * 0.0
         for index, (record, image) in enumerate(zip(batched_inputs, images, strict=True)):
