@@ -38,8 +38,9 @@ class PanopticMapper:
     4. Give ``image`` uint8 (3, H, W); ``instances`` with ``gt_boxes`` and ``gt_classes`` (thing
        indices 0..T-1; crowds left out); ``sem_seg`` int64 (H, W), unified ids, 255 ignore;
        ``inst_seg`` int64 (H, W), index into ``inst_classes`` (int64, unified ids), -1 ignore;
-       ``supervision``; and where the detector's boxes are wanted, ``detector_image`` (the whole
-       image) and ``transforms``.
+       ``supervision``; of a weak record, where losses read tags and boxes, what
+       :func:`wsis_d2.data.mappers.regions.annotation_regions` gives; and where the detector's
+       boxes are wanted, ``detector_image`` (the whole image) and ``transforms``.
 
     While testing, the image as it is.
     """
