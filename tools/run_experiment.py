@@ -31,6 +31,7 @@ RUNS = {
     "round_0": "rounds.yaml",
     "round_1": "round_1.yaml",
     "round_2": "round_2.yaml",
+    "round_4": "round_4.yaml",
     "piecewise": "semantic_full.yaml",
     "isolate": "semantic_full.yaml",
     "true_masks": "tag_segmenter.yaml",
@@ -174,6 +175,10 @@ class Experiment:
     def round_2(self) -> str:
         """Two more rounds after the weak run."""
         return self._more_rounds(2)
+
+    def round_4(self) -> str:
+        """Four more rounds after the weak run."""
+        return self._more_rounds(4)
 
     def _more_rounds(self, count: int) -> str:
         weak, weights, _ = self.weak_semantics()

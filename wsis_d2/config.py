@@ -290,6 +290,9 @@ def add_tag_config(cfg: CN) -> None:
     cfg.CAM.FLIP = False
     # Give cues for things too; their masks come from boxes, so the merge drops them.
     cfg.CAM.THINGS = False
+    # Weigh a tag segmenter's distributions by how each class looks in the image itself, to this
+    # power; 0: off.
+    cfg.CAM.APPEARANCE_WEIGHT = 0.0
 
     cfg.CLEAN = CN()
     # Labels less probable than this become ignore (not in round 0); 0 is off. 0.99 on Cityscapes.
@@ -334,6 +337,9 @@ def add_tag_config(cfg: CN) -> None:
     cfg.REFINE.CLASS_BALANCE = 0.0
     # Multiply the probability of the class that round 0's labels give a pixel; 1: as predicted.
     cfg.REFINE.FIRST_LABELS_VOTE = 1.0
+    # Weigh the probabilities by how each class looks in the image itself, to this power, before the
+    # CRF; 0: off.
+    cfg.REFINE.APPEARANCE_WEIGHT = 0.0
 
     cfg.ITERATIVE = CN()
     # Begin each round from the config's weights instead of the last round's.

@@ -21,6 +21,7 @@ from wsis_d2.engine.tag_labels import (
     make_tag_labels,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.appearance import weigh_by_appearance
 from wsis_d2.weak_labels.cam_labels import cue_labels
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -186,6 +187,34 @@ def test_a_segmenters_cues_are_its_surest_classes_among_those_that_annotation_al
             classifier=segmenter,
         )  # fmt: skip
     assert not (root / "no").exists()
+
+
+def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
+    scenes, classifier, segmenter
+):
+    root, records = scenes
+    labellers = [
+        build_labeller(classifier_config(cfg, segmenter, 7), segmenter, THINGS)
+        for cfg in (plain_cfg("CAM.THRESHOLD", 0.4),
+                    plain_cfg("CAM.THRESHOLD", 0.4, "CAM.APPEARANCE_WEIGHT", 0.5))
+    ]  # fmt: skip
+    for record in records:
+        plain, weighed = (labeller.distribution(record) for labeller in labellers)
+        image = np.array(Image.open(record["file_name"]))[:, :, ::-1]
+        np.testing.assert_allclose(weighed, weigh_by_appearance(plain, image, 0.5), atol=1e-4)
+        assert not np.allclose(plain, weighed, atol=0.05)
+        assert not weighed[plain == 0].any()
+    cfg = plain_cfg("CAM.APPEARANCE_WEIGHT", 0.5, "CAM.THRESHOLD", 0.4)
+    make_tag_labels(
+        cfg, records, CATEGORIES, root / "looks", classifier=segmenter, workers=1
+    )  # fmt: skip
+    assert LabelStore.open(root / "looks").recipe["appearance_weight"] == 0.5
+    with pytest.raises(InputError, match="CAM.APPEARANCE_WEIGHT is 0.5; a TagClassifier"):
+        make_tag_labels(cfg, records, CATEGORIES, root / "not", classifier=classifier)
+    bad = plain_cfg("CAM.APPEARANCE_WEIGHT", -1.0)
+    with pytest.raises(InputError, match="CAM.APPEARANCE_WEIGHT is -1.0"):
+        make_tag_labels(bad, records, CATEGORIES, root / "not", classifier=segmenter)
+    assert not (root / "not").exists()
 
 
 def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):

@@ -49,7 +49,7 @@ def jobs_of(name, *runs, seed=1):
 def weak_jobs(name):
     """Those of weak supervision alone, as far as the experiment has recipes for them."""
     experiment = tool.Experiment(name, Path("output/experiments"), 1)
-    weak = ("weak", "round_0", "round_1", "round_2")
+    weak = ("weak", "round_0", "round_1", "round_2", "round_4")
     return experiment.plan([run for run in weak if experiment.has(tool.RUNS[run])])
 
 
@@ -107,7 +107,8 @@ def test_last_round_trains_on_the_labels_of_the_round_before():
 
 
 @pytest.mark.parametrize(
-    ("name", "run", "rounds"), [("CamVidLong", "round_1", 2), ("CamVidTags", "round_2", 3)]
+    ("name", "run", "rounds"),
+    [("CamVidLong", "round_1", 2), ("CamVidTags", "round_2", 3), ("CamVidLooks", "round_4", 5)],
 )
 def test_more_rounds_follow_the_weak_run_on_the_labels_of_its_network(name, run, rounds):
     jobs = jobs_of(name, run, seed=6)

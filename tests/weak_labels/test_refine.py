@@ -116,7 +116,31 @@ def test_factors_weigh_the_classes_and_the_sum_is_one_again():
         labels_from_probabilities(probabilities, image, off, None, factors[..., 1:])
 
 
-@pytest.mark.parametrize(("key", "value"), [("class_balance", -0.1), ("first_labels_vote", 0.0)])
+def test_appearance_weighs_what_annotation_allows_before_the_crf(case):
+    probabilities, image, truth, _ = case
+    guess = torch.full_like(probabilities, 1 / 3)
+    guess[:, :, :8] = torch.tensor([0.4, 0.2, 0.4])[:, None, None]
+    guess[:, :, 24:] = torch.tensor([0.2, 0.4, 0.4])[:, None, None]
+    possible = np.ones(guess.shape, bool)
+    possible[2] = False
+    off = RefineOptions(enabled=False)
+    plain, _ = labels_from_probabilities(guess, image, off, possible)
+    assert (plain != truth).mean() > 0.2
+    looks = RefineOptions(enabled=False, appearance_weight=1.0)
+    labels, scores = labels_from_probabilities(guess, image, looks, possible)
+    flat = np.r_[0:12, 20:32]  # away from the edge, where contrast is nobody's
+    np.testing.assert_array_equal(labels[:, flat], truth[:, flat])
+    assert scores[:, flat].min() > 0.9
+    both, _ = labels_from_probabilities(
+        guess, image, RefineOptions(appearance_weight=1.0), possible
+    )
+    np.testing.assert_array_equal(both, truth)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("class_balance", -0.1), ("first_labels_vote", 0.0), ("appearance_weight", -1.0)],
+)
 def test_refuses_factors_that_make_no_sense(key, value):
     with pytest.raises(InputError, match=f"REFINE.{key.upper()} is {value}"):
         RefineOptions(**{key: value})

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 from wsis_d2.weak_labels.box_masks import read_image
 from wsis_d2.weak_labels.cam_labels import IGNORE, record_crops
 from wsis_d2.weak_labels.merge import record_boxes
@@ -25,6 +26,8 @@ class RegionCueLabeller:
         things: give cues for things too; else their pixels are ignore.
         image_format: channel order of the segmenter's input, "BGR" or "RGB".
         has_boxes: whether the dataset's boxes are complete.
+        appearance_weight: power of what each class looks like in the image itself; see
+            :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
     """
 
     def __init__(
@@ -36,15 +39,18 @@ class RegionCueLabeller:
         things: bool = False,
         image_format: str = "BGR",
         has_boxes: bool = True,
+        appearance_weight: float = 0.0,
     ) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"CAM.THRESHOLD is {threshold}, expected above 0 and at most 1")
+        check_weight(appearance_weight, "CAM.APPEARANCE_WEIGHT")
         self.segmenter = segmenter
         self.threshold = threshold
         self.flip = flip
         self.left_out = [] if things else segmenter.thing_ids
         self.image_format = image_format
         self.has_boxes = has_boxes
+        self.appearance_weight = appearance_weight
 
     @torch.no_grad()
     def distribution(self, record: Mapping) -> np.ndarray:
@@ -73,7 +79,8 @@ class RegionCueLabeller:
             for box in record_boxes(record)
         ]
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
-        return (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
+        found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
+        return weigh_by_appearance(found, image, self.appearance_weight)
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return cue labels; there are no instances in them."""

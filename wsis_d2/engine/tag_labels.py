@@ -221,6 +221,11 @@ def build_labeller(
         InputError: the checkpoint does not fit, or a key that this kind cannot follow.
     """
     if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
+        if cfg.CAM.APPEARANCE_WEIGHT:
+            raise InputError(
+                f"CAM.APPEARANCE_WEIGHT is {cfg.CAM.APPEARANCE_WEIGHT}; a TagClassifier's "
+                "activation maps are no distribution that it could weigh: leave it at 0"
+            )
         return CueLabeller.from_config(cfg, weights, thing_ids)
     if list(cfg.CAM.SCALES) != [1.0]:
         raise InputError(
@@ -234,6 +239,7 @@ def build_labeller(
         things=cfg.CAM.THINGS,
         image_format=cfg.INPUT.FORMAT,
         has_boxes=has_boxes,
+        appearance_weight=cfg.CAM.APPEARANCE_WEIGHT,
     )
 
 
@@ -256,6 +262,7 @@ def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
         "scales": [float(scale) for scale in cfg.CAM.SCALES],
         "flip": bool(cfg.CAM.FLIP),
         "things": bool(cfg.CAM.THINGS),
+        "appearance_weight": float(cfg.CAM.APPEARANCE_WEIGHT),
     }
 
 

@@ -8,9 +8,14 @@ import torch
 
 from wsis_d2.layers import dense_crf_refine
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 
 # A probability of 0 that can still be divided.
 _TINY = 1e-30
+_CRF_OPTIONS = (
+    "bilateral_weight", "bilateral_xy", "bilateral_rgb", "gaussian_weight", "gaussian_xy",
+    "iterations", "backend",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,8 @@ class RefineOptions:
             that a pixel takes the most probable class that it can have. Cleaning alone, as in the
             paper, deletes such a pixel's label after it has spread to its neighbours.
         class_balance, first_labels_vote: see :class:`wsis_d2.weak_labels.label_prior.LabelPrior`.
+        appearance_weight: power of what each class looks like in the image itself, before the CRF;
+            see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
     """
 
     enabled: bool = True
@@ -41,8 +48,10 @@ class RefineOptions:
     within_annotation: bool = False
     class_balance: float = 0.0
     first_labels_vote: float = 1.0
+    appearance_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        check_weight(self.appearance_weight, "REFINE.APPEARANCE_WEIGHT")
         if self.class_balance < 0:
             raise InputError(
                 f"REFINE.CLASS_BALANCE is {self.class_balance}, expected 0 (off) or more"
@@ -73,6 +82,7 @@ class RefineOptions:
             within_annotation=own.WITHIN_ANNOTATION,
             class_balance=own.CLASS_BALANCE,
             first_labels_vote=own.FIRST_LABELS_VOTE,
+            appearance_weight=own.APPEARANCE_WEIGHT,
         )
 
 
@@ -120,10 +130,13 @@ def labels_from_probabilities(
         mask = torch.from_numpy(possible).to(probabilities.device)
         mask = mask | ~mask.any(dim=0)
         probabilities = _restrict(probabilities, mask)
+    if options.appearance_weight:
+        weighed = weigh_by_appearance(
+            probabilities.float().cpu().numpy(), image, options.appearance_weight
+        )
+        probabilities = torch.from_numpy(weighed).to(probabilities.device)
     if options.enabled:
-        arguments = dataclasses.asdict(options)
-        for key in ("enabled", "within_annotation", "class_balance", "first_labels_vote"):
-            del arguments[key]
+        arguments = {key: getattr(options, key) for key in _CRF_OPTIONS}
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         probabilities = dense_crf_refine(
             probabilities.float(), pixels.to(probabilities.device), **arguments
