@@ -42,7 +42,8 @@ def weigh_by_appearance(
 
     Args:
         distribution: (C, H, W) float, 0 or above; sums of 1 over C, or 0 where nothing is known.
-        image: (H, W, 3) uint8; the order of its channels does not matter.
+        image: (H, W, 3) uint8; with one component the order of its channels does not matter, with
+            more a fit begins in the order of the first channel, so keep to one.
         weight: power of the likelihoods, 0 or above; 0: the distribution as it is.
         components: Gaussians of a class.
         iterations: of fitting and weighing.

@@ -97,7 +97,8 @@ def labels_from_probabilities(
 
     Args:
         probabilities: (C, H, W) float, at most 255 classes.
-        image: (H, W, 3) uint8, the photograph; the order of its channels does not matter.
+        image: (H, W, 3) uint8, the photograph; the order of its channels matters to
+            ``appearance_weight`` alone.
         options: see :class:`RefineOptions`.
         possible: (C, H, W) bool, the classes that a pixel can have; the probability of the others
             goes to these. A pixel that can have none keeps its probabilities. None: all.
