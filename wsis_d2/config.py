@@ -340,6 +340,12 @@ def add_tag_config(cfg: CN) -> None:
     # Weigh the probabilities by how each class looks in the image itself, to this power, before the
     # CRF; 0: off.
     cfg.REFINE.APPEARANCE_WEIGHT = 0.0
+    # Multiply each class's probability by how far tags vouch for the cues of round 0, to this
+    # power; 0: off. Needs the labels of a tag segmenter.
+    cfg.REFINE.RELIABILITY_POWER = 0.0
+    # Predictions are averaged over these sizes of the image, and over its mirror image.
+    cfg.REFINE.SCALES = [1.0]
+    cfg.REFINE.FLIP = False
 
     cfg.ITERATIVE = CN()
     # Begin each round from the config's weights instead of the last round's.

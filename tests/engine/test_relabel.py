@@ -4,13 +4,20 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from PIL import Image
 
-from wsis_d2.engine.relabel import Relabeller
+from wsis_d2.config import add_wsis_config
+from wsis_d2.engine.relabel import Relabeller, label_prior
+from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
 from wsis_d2.weak_labels.label_prior import LabelPrior
 from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.refine import RefineOptions
+from wsis_d2.weak_labels.reliability import save_reliability
+from wsis_d2.weak_labels.store import LabelStore
+
+CATEGORIES = [{"id": k + 1, "name": f"class {k}", "isthing": int(k == 2)} for k in range(3)]
 
 
 class Fixed(torch.nn.Module):
@@ -88,3 +95,51 @@ def test_rare_classes_and_votes_weigh_what_the_network_says(record):
     assert (labels(0.4, 1.0) == 1).all()  # 0.3 * 9 ** 0.4 = 0.72
     voted = labels(0.0, 2.5)
     assert (voted[:4] == 1).all() and (voted[4:] == 0).all()
+
+
+def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
+    """Of 0.6, 0.3, 0.1 the first is trusted to 0.6 only: 0.36 against 0.3, squared 0.216."""
+    del record["crop_tags"], record["annotations"][:]
+    first = LabelStore.create(tmp_path / "first", {"kind": "t"}, CATEGORIES)
+    first.write(record, np.zeros((8, 12), np.uint8), np.full((8, 12), -1, np.int32), [])
+
+    def labels(power):
+        cfg = get_cfg()
+        add_wsis_config(cfg)
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+        cfg.REFINE.ENABLED = False
+        cfg.REFINE.RELIABILITY_POWER = power
+        options, prior = RefineOptions.from_config(cfg), label_prior(cfg, first.path, first.path)
+        clean = CleanOptions(score_threshold=None, fill=False)
+        annotation = Annotation(frozenset({2}))
+        return Relabeller(
+            Fixed(), dict, annotation, clean, options, None, prior=prior
+        )(record).semantic  # fmt: skip
+
+    with pytest.raises(InputError, match="reliability.json: no such file"):
+        labels(1.0)
+    save_reliability(first.path, [c["name"] for c in CATEGORIES], np.array([0.6, 1.0, 1.0]))
+    assert (labels(0.0) == 0).all() and (labels(1.0) == 0).all()
+    assert (labels(2.0) == 1).all()
+    with pytest.raises(InputError, match="REFINE.RELIABILITY_POWER is -1.0"):
+        labels(-1.0)
+
+
+def test_sizes_and_mirror_image_reach_the_network(record):
+    class Seen(Fixed):
+        shapes = []
+
+        def forward(self, samples):
+            self.shapes += [tuple(s["image"].shape) for s in samples]
+            return super().forward(samples)
+
+    clean = CleanOptions(score_threshold=None, fill=False)
+    options = RefineOptions(enabled=False, scales=(1.0, 1.5), flip=True)
+    Relabeller(
+        Seen(), lambda r: {"image": torch.zeros(3, 8, 12)}, Annotation(frozenset({2})), clean,
+        options, None,
+    )(record)  # fmt: skip
+    assert Seen.shapes == [(3, 8, 12)] * 2 + [(3, 12, 18)] * 2
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(InputError, match="REFINE.SCALES"):
+            RefineOptions(scales=scales)

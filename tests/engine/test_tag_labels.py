@@ -3,6 +3,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from wsis_d2.engine.tag_labels import (
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.appearance import weigh_by_appearance
 from wsis_d2.weak_labels.cam_labels import cue_labels
+from wsis_d2.weak_labels.reliability import load_reliability, tag_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 THINGS = frozenset({0, 1, 2})
@@ -215,6 +217,44 @@ def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
     with pytest.raises(InputError, match="CAM.APPEARANCE_WEIGHT is -1.0"):
         make_tag_labels(bad, records, CATEGORIES, root / "not", classifier=segmenter)
     assert not (root / "not").exists()
+
+
+def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(scenes, classifier, segmenter):
+    root, records = scenes
+    cfg = plain_cfg("CAM.THRESHOLD", 0.4, "WEAK_LABELS.MASKS", "box")
+    arguments = dict(classifier=segmenter, workers=1)
+    make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
+    names = [c["name"] for c in CATEGORIES]
+    found = load_reliability(root / "vouched", names)
+    # The same from the segmenter's cells as they are, stretched to pixels by another library.
+    model = build_labeller(classifier_config(cfg, segmenter, 7), segmenter, THINGS).segmenter
+    shares, tagged, places = [], [], []
+    for record in records:
+        image = np.array(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1).copy()
+        with torch.no_grad():
+            cells = model.probabilities([torch.from_numpy(image)])[0].numpy()
+        pixels = cv2.resize(cells.transpose(1, 2, 0), image.shape[:0:-1])
+        for place, crop in enumerate(record["crop_tags"]):
+            x, y, w, h = map(int, crop["box"])
+            shares.append(pixels[y : y + h, x : x + w].mean((0, 1)))
+            tagged.append([c in crop["tags"] for c in range(7)])
+            places.append(place)
+    wanted = tag_reliability(np.array(shares), np.array(tagged), np.array(places))
+    wanted[sorted(THINGS)] = 1.0
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+    assert np.array_equal(load_reliability(root / "vouched/parts/tags", names), found)
+    # Written when it is missing, and left where labels stay; a classifier's maps have none.
+    (root / "vouched/parts/tags/reliability.json").unlink()
+    (root / "vouched/reliability.json").unlink()
+    make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
+    assert np.array_equal(load_reliability(root / "vouched", names), found)
+    before = (root / "vouched/parts/tags/reliability.json").stat().st_mtime_ns
+    make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
+    assert (root / "vouched/parts/tags/reliability.json").stat().st_mtime_ns == before
+    make_tag_labels(
+        plain_cfg(), records, CATEGORIES, root / "maps", classifier=classifier, workers=1
+    )
+    assert not (root / "maps/reliability.json").exists()
 
 
 def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):

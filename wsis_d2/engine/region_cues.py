@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Tags to cue labels by a trained tag segmenter, whose distributions over classes are the cues."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,11 +9,13 @@ import torch.nn.functional as F
 
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 from wsis_d2.weak_labels.box_masks import read_image
 from wsis_d2.weak_labels.cam_labels import IGNORE, record_crops
 from wsis_d2.weak_labels.merge import record_boxes
+from wsis_d2.weak_labels.reliability import tag_reliability
 
 
 class RegionCueLabeller:
@@ -59,14 +61,9 @@ class RegionCueLabeller:
         Returns:
             (C, H, W) float32; sums of 1 over C, or 0 where tags and boxes allow no class.
         """
-        image = read_image(record)
-        image = image if self.image_format == "BGR" else image[:, :, ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        cells = self.segmenter.probabilities([tensor])[0]
-        if self.flip:
-            cells = (cells + self.segmenter.probabilities([tensor.flip(-1)])[0].flip(-1)) / 2
+        image, tensor = self._read(record)
+        found = self._predict(tensor)
         size = tuple(tensor.shape[-2:])
-        found = F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]
         sample = {"image": tensor, "has_boxes": self.has_boxes}
         sample["crops"], sample["crop_targets"] = [], []
         for x0, y0, x1, y1, tags in record_crops(record):
@@ -81,6 +78,47 @@ class RegionCueLabeller:
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
         found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
         return weigh_by_appearance(found, image, self.appearance_weight)
+
+    def _read(self, record: Mapping) -> tuple[np.ndarray, torch.Tensor]:
+        image = read_image(record)
+        image = image if self.image_format == "BGR" else image[:, :, ::-1]
+        return image, torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def _predict(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the segmenter's distribution at each pixel, whatever annotation says."""
+        cells = self.segmenter.probabilities([image])[0]
+        if self.flip:
+            cells = (cells + self.segmenter.probabilities([image.flip(-1)])[0].flip(-1)) / 2
+        size = image.shape[-2:]
+        return F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    @torch.no_grad()
+    def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
+        """Return how far tags vouch for the segmenter's classes, (C,) float64 in (0, 1].
+
+        Windows with one index among equally many are taken to lie at the same place; what is no
+        stuff has 1, its masks come from boxes. See
+        :func:`wsis_d2.weak_labels.reliability.tag_reliability`.
+        """
+        shares, tagged, places = [], [], []
+        for record in progress(records, desc="reliability of tags"):
+            crops = record_crops(record)
+            if not crops:
+                continue
+            try:
+                found = self._predict(self._read(record)[1])
+            except InputError:  # named by the labelling of this image, which goes on without it
+                continue
+            for index, (x0, y0, x1, y1, tags) in enumerate(crops):
+                shares.append(found[:, y0:y1, x0:x1].mean((1, 2)).cpu().numpy())
+                tagged.append([c in tags for c in range(self.segmenter.num_classes)])
+                places.append((len(crops), index))
+        if not shares:
+            return np.ones(self.segmenter.num_classes)
+        place_ids = np.unique(np.array(places), axis=0, return_inverse=True)[1].reshape(-1)
+        result = tag_reliability(np.stack(shares), np.array(tagged), place_ids)
+        result[self.segmenter.thing_ids] = 1.0
+        return result
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return cue labels; there are no instances in them."""

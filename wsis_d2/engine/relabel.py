@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from wsis_d2.data.build import build_mapper, load_records, supervision_of
+from wsis_d2.modeling.averaged import averaged_semantics
 from wsis_d2.modeling.checkpoint import load_part
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
@@ -30,6 +31,7 @@ from wsis_d2.weak_labels.merge import (
     record_possible_classes,
 )
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
+from wsis_d2.weak_labels.reliability import load_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -74,24 +76,19 @@ class Relabeller:
         was_training = self.model.training
         self.model.eval()
         try:
-            output = self.model([self.mapper(dict(record))])[0]
+            predicted = averaged_semantics(
+                self.model, self.mapper(dict(record)), self.refine.scales, self.refine.flip
+            )
         finally:
             self.model.train(was_training)
-        if "sem_seg" not in output:
-            raise InputError(
-                "MODEL.WSIS.STAGE: this model gives no sem_seg; labels come from a semantic or an "
-                "instance stage"
-            )
         image = read_for_network(record["file_name"], self.image_format)
         possible = None
         if self.refine.within_annotation:
             possible = record_possible_classes(
-                record, image.shape[:2], len(output["sem_seg"]), self.annotation, self.clean
+                record, image.shape[:2], len(predicted), self.annotation, self.clean
             )
         factors = self.prior.factors(record["image_id"]) if self.prior is not None else None
-        labels, scores = labels_from_probabilities(
-            output["sem_seg"], image, self.refine, possible, factors
-        )
+        labels, scores = labels_from_probabilities(predicted, image, self.refine, possible, factors)
         masks = self.masks(record["image_id"]) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
         ignored = result.semantic == IGNORE
@@ -193,13 +190,23 @@ def label_prior(
     refine = RefineOptions.from_config(cfg)
     if not refine.uses_prior:
         return None
+    first = LabelStore.open(first_store)
     return LabelPrior(
         refine.class_balance,
         refine.first_labels_vote,
         LabelStore.open(last_store),
-        LabelStore.open(first_store),
+        first,
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        _trust(refine, first),
     )
+
+
+def _trust(refine: RefineOptions, first: LabelStore) -> np.ndarray | None:
+    """Return the factor of each class that round 0's reliability gives, None where it is off."""
+    if not refine.reliability_power:
+        return None
+    names = [category["name"] for category in first.categories]
+    return load_reliability(first.path, names) ** refine.reliability_power
 
 
 def weak_datasets(cfg: CfgNode) -> list[str]:
@@ -288,6 +295,8 @@ def relabel(
     if refine.uses_prior:
         stores = (LabelStore.open(last_store), LabelStore.open(first_store))
         recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
+        trust = _trust(refine, stores[1])
+        recipe["trust"] = None if trust is None else trust.round(6).tolist()
     store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
     records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
     if model is not None:

@@ -30,6 +30,8 @@ from wsis_d2.weak_labels.merge import (
     make_merged_labels,
     merge_recipe,
 )
+from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
+from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -311,7 +313,7 @@ def make_tag_labels(
     if dry_run:
         logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
         return 0
-    build_labeller(own, classifier, thing_ids)  # one clear error now, not one for each image
+    labeller = build_labeller(own, classifier, thing_ids, has_boxes)  # errors now, not by image
     store = LabelStore.create(output, recipe, categories, force)
     if workers is None and own.MODEL.DEVICE != "cpu":
         workers = 1
@@ -319,6 +321,10 @@ def make_tag_labels(
         _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes
     )
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
+    known = (store.path / RELIABILITY_FILE).is_file()
+    if isinstance(labeller, RegionCueLabeller) and (result.made or not known):
+        names = [category["name"] for category in ordered]
+        save_reliability(store.path, names, labeller.reliability(records[:limit]))
     return result.exit_status
 
 

@@ -27,6 +27,7 @@ from wsis_d2.weak_labels.clean import (
     clean_labels,
     possible_classes,
 )
+from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -360,4 +361,6 @@ def make_merged_labels(
         cfg.CLEAN.INSTANCES_FROM,
     )
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
+    if tags is not None:
+        copy_reliability(tags, store.path)
     return result.exit_status

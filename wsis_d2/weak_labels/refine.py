@@ -32,9 +32,12 @@ class RefineOptions:
         within_annotation: before the CRF, leave out the classes that tags and boxes rule out, so
             that a pixel takes the most probable class that it can have. Cleaning alone, as in the
             paper, deletes such a pixel's label after it has spread to its neighbours.
-        class_balance, first_labels_vote: see :class:`wsis_d2.weak_labels.label_prior.LabelPrior`.
+        class_balance, first_labels_vote, reliability_power: see
+            :class:`wsis_d2.weak_labels.label_prior.LabelPrior`.
         appearance_weight: power of what each class looks like in the image itself, before the CRF;
             see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
+        scales, flip: sizes of the image that predictions are averaged over, and over its mirror
+            image; see :func:`wsis_d2.modeling.averaged.averaged_semantics`.
     """
 
     enabled: bool = True
@@ -49,12 +52,23 @@ class RefineOptions:
     class_balance: float = 0.0
     first_labels_vote: float = 1.0
     appearance_weight: float = 0.0
+    reliability_power: float = 0.0
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     def __post_init__(self) -> None:
         check_weight(self.appearance_weight, "REFINE.APPEARANCE_WEIGHT")
         if self.class_balance < 0:
             raise InputError(
                 f"REFINE.CLASS_BALANCE is {self.class_balance}, expected 0 (off) or more"
+            )
+        if self.reliability_power < 0:
+            raise InputError(
+                f"REFINE.RELIABILITY_POWER is {self.reliability_power}, expected 0 (off) or more"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(
+                f"REFINE.SCALES is {list(self.scales)}, expected one size above 0 or more"
             )
         if self.first_labels_vote <= 0:
             raise InputError(
@@ -64,7 +78,7 @@ class RefineOptions:
     @property
     def uses_prior(self) -> bool:
         """Whether earlier labels weigh the probabilities."""
-        return self.class_balance > 0 or self.first_labels_vote != 1
+        return self.class_balance > 0 or self.first_labels_vote != 1 or self.reliability_power > 0
 
     @classmethod
     def from_config(cls, cfg) -> "RefineOptions":
@@ -83,6 +97,9 @@ class RefineOptions:
             class_balance=own.CLASS_BALANCE,
             first_labels_vote=own.FIRST_LABELS_VOTE,
             appearance_weight=own.APPEARANCE_WEIGHT,
+            reliability_power=own.RELIABILITY_POWER,
+            scales=tuple(float(scale) for scale in own.SCALES),
+            flip=own.FLIP,
         )
 
 
