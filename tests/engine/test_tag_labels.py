@@ -219,7 +219,9 @@ def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
     assert not (root / "not").exists()
 
 
-def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(scenes, classifier, segmenter):
+def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
+    scenes, classifier, segmenter, monkeypatch
+):
     root, records = scenes
     cfg = plain_cfg("CAM.THRESHOLD", 0.4, "WEAK_LABELS.MASKS", "box")
     arguments = dict(classifier=segmenter, workers=1)
@@ -227,7 +229,8 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(scenes, cla
     names = [c["name"] for c in CATEGORIES]
     found = load_reliability(root / "vouched", names)
     # The same from the segmenter's cells as they are, stretched to pixels by another library.
-    model = build_labeller(classifier_config(cfg, segmenter, 7), segmenter, THINGS).segmenter
+    labeller = build_labeller(classifier_config(cfg, segmenter, 7), segmenter, THINGS)
+    model = labeller.segmenter
     shares, tagged, places = [], [], []
     for record in records:
         image = np.array(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1).copy()
@@ -243,6 +246,15 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(scenes, cla
     wanted[sorted(THINGS)] = 1.0
     np.testing.assert_allclose(found, wanted, atol=2e-3)
     assert np.array_equal(load_reliability(root / "vouched/parts/tags", names), found)
+    # What cannot be read or has no tags tells nothing; of very many images some do.
+    gone = {**records[0], "file_name": str(root / "gone.png")}
+    untagged = {**records[0], "image_tags": [], "crop_tags": None}
+    np.testing.assert_allclose(labeller.reliability([gone, untagged, *records]), found, atol=1e-6)
+    assert (labeller.reliability([gone]) == 1).all()
+    monkeypatch.setattr("wsis_d2.engine.region_cues._MOST_RECORDS", 2)
+    thinned = labeller.reliability([records[0], records[2]])
+    np.testing.assert_array_equal(labeller.reliability(records), thinned)
+    monkeypatch.undo()
     # Written when it is missing, and left where labels stay; a classifier's maps have none.
     (root / "vouched/parts/tags/reliability.json").unlink()
     (root / "vouched/reliability.json").unlink()

@@ -17,6 +17,8 @@ from wsis_d2.weak_labels.cam_labels import IGNORE, record_crops
 from wsis_d2.weak_labels.merge import record_boxes
 from wsis_d2.weak_labels.reliability import tag_reliability
 
+_MOST_RECORDS = 1000
+
 
 class RegionCueLabeller:
     """Weak record to cue labels; the labelling function of the ``tags`` command.
@@ -97,11 +99,12 @@ class RegionCueLabeller:
         """Return how far tags vouch for the segmenter's classes, (C,) float64 in (0, 1].
 
         Windows with one index among equally many are taken to lie at the same place; what is no
-        stuff has 1, its masks come from boxes. See
-        :func:`wsis_d2.weak_labels.reliability.tag_reliability`.
+        stuff has 1, its masks come from boxes. Of more than 1000 records, 1000 or fewer, evenly
+        spread, are looked at. See :func:`wsis_d2.weak_labels.reliability.tag_reliability`.
         """
         shares, tagged, places = [], [], []
-        for record in progress(records, desc="reliability of tags"):
+        chosen = records[:: -(-len(records) // _MOST_RECORDS) or 1]
+        for record in progress(chosen, desc="reliability of tags"):
             crops = record_crops(record)
             if not crops:
                 continue
@@ -110,7 +113,10 @@ class RegionCueLabeller:
             except InputError:  # named by the labelling of this image, which goes on without it
                 continue
             for index, (x0, y0, x1, y1, tags) in enumerate(crops):
-                shares.append(found[:, y0:y1, x0:x1].mean((1, 2)).cpu().numpy())
+                window = found[:, y0:y1, x0:x1]
+                if not window.numel():
+                    continue
+                shares.append(window.mean((1, 2)).cpu().numpy())
                 tagged.append([c in tags for c in range(self.segmenter.num_classes)])
                 places.append((len(crops), index))
         if not shares:
