@@ -14,6 +14,7 @@ from wsis_d2.weak_labels.reliability import (
     save_reliability,
     tag_reliability,
 )
+from wsis_d2.weak_labels.store import LabelStore
 
 
 def test_compares_windows_of_one_place():
@@ -77,3 +78,14 @@ def test_the_file_goes_from_cues_to_labels_and_is_checked(tmp_path):
         (labels / FILE).write_text(content)
         with pytest.raises(InputError, match=message):
             load_reliability(labels, names)
+
+
+def test_a_store_that_is_thrown_away_forgets_it(tmp_path):
+    categories = [{"id": 1, "name": "sky", "isthing": 0}]
+    store = LabelStore.create(tmp_path / "store", {"kind": "one"}, categories)
+    save_reliability(store.path, ["sky"], np.array([0.5]))
+    LabelStore.create(tmp_path / "store", {"kind": "one"}, categories)
+    assert load_reliability(store.path, ["sky"]) == [0.5]
+    LabelStore.create(tmp_path / "store", {"kind": "two"}, categories, force=True)
+    with pytest.raises(InputError, match="no such file"):
+        load_reliability(store.path, ["sky"])

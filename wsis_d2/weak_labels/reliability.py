@@ -12,7 +12,6 @@ segmenter, not the network that was trained on its cues.
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +76,8 @@ def copy_reliability(source: str | os.PathLike, store: str | os.PathLike) -> Non
     """Hand on what a store of cues knows to the store that is merged from it."""
     path = Path(source) / FILE
     if path.is_file():
-        shutil.copyfile(path, Path(store) / FILE)
+        with atomic_write(Path(store) / FILE) as file:
+            file.write(path.read_bytes())
 
 
 def load_reliability(store: str | os.PathLike, names: Sequence[str]) -> np.ndarray:

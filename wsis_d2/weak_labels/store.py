@@ -7,6 +7,7 @@
     STORE/semantic/*.png                   uint8, contiguous class ids, 255 = ignore
     STORE/status/*.json                    one small file an image, written last, as the commit
     STORE/manifest.json                    recipe, its hash, versions, status and counters of images
+    STORE/reliability.json                 how far tags vouch for a tag segmenter's cues
 
 Every file is written under a temporary name and renamed, so a killed run leaves no half file; an
 image counts as done when its status file is there, so the next run continues after it. Processes
@@ -34,6 +35,7 @@ from wsis_d2.weak_labels.recipe import (
     recipe_differences,
     recipe_hash,
 )
+from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 
 SCHEMA = 1
 IGNORE = 255
@@ -81,7 +83,8 @@ class LabelStore:
             # The manifest goes last: while it is there, the folder is known as a store.
             for part in _PARTS:
                 shutil.rmtree(path / part, ignore_errors=True)
-            (path / "panoptic.json").unlink(missing_ok=True)
+            for name in ("panoptic.json", RELIABILITY_FILE):
+                (path / name).unlink(missing_ok=True)
         remove_dead_temporaries(path / ".tmp")
         manifest = {
             "schema": SCHEMA,
