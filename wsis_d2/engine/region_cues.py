@@ -64,8 +64,8 @@ class RegionCueLabeller:
             (C, H, W) float32; sums of 1 over C, or 0 where tags and boxes allow no class.
         """
         image, tensor = self._read(record)
-        found = self._predict(tensor)
         size = tuple(tensor.shape[-2:])
+        found = self._predict(tensor, size)
         sample = {"image": tensor, "has_boxes": self.has_boxes}
         sample["crops"], sample["crop_targets"] = [], []
         for x0, y0, x1, y1, tags in record_crops(record):
@@ -86,12 +86,11 @@ class RegionCueLabeller:
         image = image if self.image_format == "BGR" else image[:, :, ::-1]
         return image, torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
-    def _predict(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the segmenter's distribution at each pixel, whatever annotation says."""
+    def _predict(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Return the segmenter's distribution in a size, (C, *size), whatever annotation says."""
         cells = self.segmenter.probabilities([image])[0]
         if self.flip:
             cells = (cells + self.segmenter.probabilities([image.flip(-1)])[0].flip(-1)) / 2
-        size = image.shape[-2:]
         return F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]
 
     @torch.no_grad()
@@ -109,10 +108,15 @@ class RegionCueLabeller:
             if not crops:
                 continue
             try:
-                found = self._predict(self._read(record)[1])
+                image = self._read(record)[1]
             except InputError:  # named by the labelling of this image, which goes on without it
                 continue
-            for index, (x0, y0, x1, y1, tags) in enumerate(crops):
+            # Large images are no better known: the segmenter saw them in its own size.
+            shrink = min(1.0, self.segmenter.size / max(image.shape[-2:]))
+            height, width = (max(1, round(side * shrink)) for side in image.shape[-2:])
+            found = self._predict(image, (height, width))
+            for index, (*corners, tags) in enumerate(crops):
+                x0, y0, x1, y1 = (max(0, round(corner * shrink)) for corner in corners)
                 window = found[:, y0:y1, x0:x1]
                 if not window.numel():
                     continue
