@@ -14,8 +14,10 @@ from wsis_d2.data.datasets.custom import unregister
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.engine import iterative as module
 from wsis_d2.engine.iterative import mend_last_checkpoint, train_iterative
+from wsis_d2.engine.relabel_hook import RelabelHook
 from wsis_d2.engine.round_plot import format_rounds, plot_rounds
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 NAME = "iterative_test"
@@ -82,6 +84,43 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
     assert all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(InputError, match="FIRST_WEIGHTS no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
+
+
+def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
+    trained = undisturbed / "round_01" / "model_final.pth"
+    opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0,
+            "REFINE.SCALES", [1.0, 1.5], "REFINE.FLIP", True]  # fmt: skip
+    # Before anything is trained, by the command and by the hook.
+    with pytest.raises(InputError, match="reliability.json: no such file"):
+        train_iterative(config(prepared, "held_back", *opts), 1)
+    assert not (prepared[0] / "held_back").exists()
+    with pytest.raises(InputError, match="reliability.json: no such file"):
+        RelabelHook(config(prepared, "held_back", *opts), 2)
+    with pytest.raises(InputError, match="REFINE.SCALES"):
+        train_iterative(config(prepared, "held_back", "REFINE.SCALES", [0.0]), 1)
+    first = LabelStore.open(prepared[0] / "labels")
+    names = [category["name"] for category in first.categories]
+    usual = np.bincount(
+        np.concatenate([
+            LabelStore.open(undisturbed / "round_01" / "labels" / NAME).semantic(i).ravel()
+            for i in first.image_ids()
+        ]), minlength=256,
+    )  # fmt: skip
+    stuff = [i for i, c in enumerate(first.categories) if not c["isthing"]]
+    held = max(stuff, key=lambda class_id: usual[class_id])
+    values = np.where(np.arange(len(names)) == held, 0.05, 1.0)
+    save_reliability(first.path, names, values)
+    try:
+        train_iterative(config(prepared, "held_back", *opts), 1)
+    finally:
+        (first.path / "reliability.json").unlink()
+    store = LabelStore.open(prepared[0] / "held_back" / "round_01" / "labels" / NAME)
+    assert store.recipe["trust"] == (values**2).round(6).tolist()
+    assert store.recipe["refine"]["scales"] == [1.0, 1.5] and store.recipe["refine"]["flip"]
+    found = np.bincount(
+        np.concatenate([store.semantic(i).ravel() for i in store.image_ids()]), minlength=256
+    )
+    assert found[held] < usual[held]
 
 
 def test_labels_obey_boxes_and_tags(undisturbed, prepared):

@@ -14,6 +14,7 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.sample import CATEGORIES, prepare_sample
 from wsis_d2.data.datasets.weak import load_weak_json
+from wsis_d2.engine.region_cues import RegionCueLabeller
 from wsis_d2.engine.tag_labels import (
     CueLabeller,
     build_labeller,
@@ -219,6 +220,10 @@ def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
     assert not (root / "not").exists()
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
     scenes, classifier, segmenter, monkeypatch
 ):
@@ -263,6 +268,16 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
     before = (root / "vouched/parts/tags/reliability.json").stat().st_mtime_ns
     make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
     assert (root / "vouched/parts/tags/reliability.json").stat().st_mtime_ns == before
+    # Of two images first; stopped before that of all is known, it is not taken for theirs.
+    make_all_labels(cfg, records, CATEGORIES, root / "partly", limit=2, **arguments)
+    assert not np.array_equal(load_reliability(root / "partly", names), found)
+    with monkeypatch.context() as patch:
+        patch.setattr(RegionCueLabeller, "reliability", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_all_labels(cfg, records, CATEGORIES, root / "partly", **arguments)
+    assert len(LabelStore.open(root / "partly/parts/tags").image_ids()) == 3
+    make_all_labels(cfg, records, CATEGORIES, root / "partly", **arguments)
+    assert np.array_equal(load_reliability(root / "partly", names), found)
     make_tag_labels(
         plain_cfg(), records, CATEGORIES, root / "maps", classifier=classifier, workers=1
     )

@@ -67,6 +67,11 @@ def test_the_file_goes_from_cues_to_labels_and_is_checked(tmp_path):
     save_reliability(tags, names, np.array([1.0, 0.25]))
     copy_reliability(tags, labels)
     np.testing.assert_array_equal(load_reliability(labels, names), [1.0, 0.25])
+    (tags / FILE).rename(tags / "elsewhere")
+    copy_reliability(tags, labels)  # no copy outlives what it tells of
+    assert not (labels / FILE).exists()
+    (tags / "elsewhere").rename(tags / FILE)
+    copy_reliability(tags, labels)
     with pytest.raises(InputError, match="expected .'pole', 'sky'."):
         load_reliability(labels, names[::-1])
     for content, message in (

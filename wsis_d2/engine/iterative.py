@@ -27,6 +27,7 @@ from detectron2.modeling import build_model
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
 from wsis_d2.engine.launch import launch
 from wsis_d2.engine.relabel import (
+    check_refinement,
     config_fingerprint,
     plain_config,
     prediction_config,
@@ -87,6 +88,7 @@ class IterativeRun:
         self.first_stores = {
             name: Path(MetadataCatalog.get(name).label_store) for name in self.names
         }
+        check_refinement(cfg, self.first_stores)
         identity = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }

@@ -209,6 +209,17 @@ def _trust(refine: RefineOptions, first: LabelStore) -> np.ndarray | None:
     return load_reliability(first.path, names) ** refine.reliability_power
 
 
+def check_refinement(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
+    """Check the ``REFINE`` section and what it needs of round 0's labels, before any training.
+
+    Raises:
+        InputError: a value that means nothing, or a store that does not know its reliability.
+    """
+    refine = RefineOptions.from_config(cfg)
+    for path in first_stores.values():
+        _trust(refine, LabelStore.open(path))
+
+
 def weak_datasets(cfg: CfgNode) -> list[str]:
     """Return the training sets that have weak records, in order.
 

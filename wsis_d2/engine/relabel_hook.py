@@ -11,7 +11,12 @@ from detectron2.utils import comm
 
 from wsis_d2.data.build import build_train_loader
 from wsis_d2.data.datasets import set_label_store
-from wsis_d2.engine.relabel import config_fingerprint, relabel, weak_datasets
+from wsis_d2.engine.relabel import (
+    check_refinement,
+    config_fingerprint,
+    relabel,
+    weak_datasets,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -38,6 +43,7 @@ class RelabelHook(HookBase):
         self.first_stores = {
             name: Path(MetadataCatalog.get(name).label_store) for name in self.names
         }
+        check_refinement(cfg, self.first_stores)
         hashes = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }

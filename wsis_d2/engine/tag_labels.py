@@ -320,9 +320,11 @@ def make_tag_labels(
     make = functools.partial(
         _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes
     )
+    reliability = store.path / RELIABILITY_FILE
+    if driver.plan(records, store, limit):  # wherever this stops, no file tells of other labels
+        reliability.unlink(missing_ok=True)
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
-    known = (store.path / RELIABILITY_FILE).is_file()
-    if isinstance(labeller, RegionCueLabeller) and (result.made or not known):
+    if isinstance(labeller, RegionCueLabeller) and not reliability.is_file():
         names = [category["name"] for category in ordered]
         save_reliability(store.path, names, labeller.reliability(records[:limit]))
     return result.exit_status

@@ -74,10 +74,12 @@ def save_reliability(store: str | os.PathLike, names: Sequence[str], values: np.
 
 def copy_reliability(source: str | os.PathLike, store: str | os.PathLike) -> None:
     """Hand on what a store of cues knows to the store that is merged from it."""
-    path = Path(source) / FILE
-    if path.is_file():
-        with atomic_write(Path(store) / FILE) as file:
-            file.write(path.read_bytes())
+    path, copy = Path(source) / FILE, Path(store) / FILE
+    if not path.is_file():
+        copy.unlink(missing_ok=True)
+        return
+    with atomic_write(copy) as file:
+        file.write(path.read_bytes())
 
 
 def load_reliability(store: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
