@@ -12,14 +12,11 @@ from PIL import Image
 from shared_data import shared_data
 
 from wsis_d2.data.datasets.format_coco import read_coco
-from wsis_d2.data.datasets.format_files import (
-    read_labelme,
-    read_voc,
-    read_yolo,
-    read_yolo_classes,
-)
+from wsis_d2.data.datasets.format_files import read_labelme, read_voc
+from wsis_d2.data.datasets.format_own import to_own_data
 from wsis_d2.data.datasets.format_tags import read_tags_csv
-from wsis_d2.data.datasets.formats import ImageIndex, ImportLog, to_own_data
+from wsis_d2.data.datasets.format_yolo import read_yolo, read_yolo_classes
+from wsis_d2.data.datasets.formats import ImageIndex, ImportLog
 from wsis_d2.data.datasets.weak import load_weak_json
 from wsis_d2.utils.errors import InputError
 
@@ -52,7 +49,7 @@ def read_any(kind, folder, truth, classes, images, log):
         return read_voc(write_voc(folder, truth, kind == "voc edges"), images, log)
     if kind.startswith("yolo"):
         path = write_yolo(folder, truth, classes, polygons=kind == "yolo polygons")
-        return read_yolo(path, images, log, classes=classes)
+        return read_yolo(path, images, log, classes=dict(enumerate(classes)))
     return read_labelme(write_labelme(folder, truth), images, log)
 
 
@@ -279,8 +276,8 @@ HOSTILE_FILES = {
                            "finite"),
     "YOLO NaN": ("txt", "0 nan 0.5 0.1 0.1", "expected class cx cy w h"),
     "YOLO short": ("txt", "0 0.5 0.5", "expected class cx cy w h"),
-    "YOLO class": ("txt", "7 0.5 0.5 0.1 0.1", "class 7 of 2"),
-    "YOLO class NaN": ("txt", "nan 0.5 0.5 0.1 0.1", "unknown"),
+    "YOLO class": ("txt", "7 0.5 0.5 0.1 0.1", "class 7 is none of 2"),
+    "YOLO class NaN": ("txt", "nan 0.5 0.5 0.1 0.1", "class nan is none"),
     "YOLO pixels": ("txt", "0 30 20 10 10", "not relative"),
     "YOLO huge": ("txt", "0 1e308 0.5 1e308 0.1", "not relative"),
     "YOLO binary": ("txt", b"\xff\xfe\x00", "a.txt"),
@@ -306,7 +303,7 @@ def test_hostile_files_are_named(case, photos, tmp_path):
         if suffix == "xml":
             return read_voc(folder, images, log)
         if suffix == "txt":
-            return read_yolo(folder, images, log, classes=CLASSES)
+            return read_yolo(folder, images, log, classes=dict(enumerate(CLASSES)))
         return read_labelme(folder, images, log)
 
     with pytest.raises(InputError, match=expected) as error:
@@ -324,7 +321,7 @@ HOSTILE_COCO = {
     "traversal": (("images", "file_name", "../../etc/passwd"), "leaves the image root"),
     "absolute": (("images", "file_name", "/etc/passwd"), "leaves the image root"),
     "name": (("images", "file_name", 3), "expected text"),
-    "size": (("images", "width", 61), "61 x 40 pixels, and the image a.png has 60 x 40"),
+    "size": (("images", "width", 61), "the image a.png has 60 x 40 pixels, its annotation says 61 x 40"),
     "image id": (("images", "id", []), "with an id"),
     "box NaN": (("annotations", "bbox", [math.nan, 1, 2, 3]), "finite"),
     "box huge": (("annotations", "bbox", [10**400, 1, 2, 3]), "finite"),
@@ -377,12 +374,21 @@ def _png_header(width, height):
 def test_yolo_classes(tmp_path):
     def read(name, text):
         (tmp_path / name).write_text(text)
-        return read_yolo_classes(tmp_path / name)
+        return read_yolo_classes([tmp_path / name])
 
-    assert read("classes.txt", "dog\ncow\n\n") == ["dog", "cow"]
-    assert read("data.yaml", "names: [dog, cow]") == ["dog", "cow"]
-    assert read("data.yaml", "names:\n  1: cow\n  0: dog\n") == ["dog", "cow"]
+    assert read("classes.txt", "dog\ncow\n\n") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names: [dog, cow]") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names:\n  1: cow\n  0: dog\n") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names: {1: cow}")[0] == {1: "cow"}  # numbers may start anywhere
+    assert read("data.yaml", "names: [yes, no, 1.0, null]")[0] == {
+        0: "yes", 1: "no", 2: "1.0", 3: "null",
+    }  # fmt: skip
+    assert read("data.yaml", "names: [cow]\nkpt_shape: [17, 3]")[1] == (17, 3)
     for text in ("", "names: 3", "a: [", "!!python/object/apply:os.system ['true']",
-                 "names: {0: dog, 2: cow}"):  # fmt: skip
+                 "names: {dog: 0}", "names: [[dog]]", "names: [cow]\nkpt_shape: [3]"):  # fmt: skip
         with pytest.raises(InputError, match=r"data\.yaml"):
             read("data.yaml", text)
+    (tmp_path / "data.yaml").write_text("names: [dog, cow]")
+    (tmp_path / "classes.txt").write_text("cow\ndog\n")
+    with pytest.raises(InputError, match=r"classes\.txt: has other classes than .*data\.yaml"):
+        read_yolo_classes([tmp_path / "data.yaml", tmp_path / "classes.txt"])

@@ -65,7 +65,8 @@ def test_coco_with_stuff_and_report(tool, place, capsys):
     assert "dropped 1 x box: no area" in said and "things: cow; stuff: sky" in said
     assert "1 images of" in said  # b.png has no annotation
     reasons = {d["why"] for d in json.loads(report.read_text())["dropped"]}
-    assert reasons == {"no area", "no such file under --images", "its image was left out"}
+    missing = f"no image of this name under --images {place / 'photos'}"
+    assert reasons == {"no area", missing, "its image was left out"}
 
 
 def test_second_file_takes_the_ids_of_the_first(tool, place):
