@@ -45,8 +45,9 @@ def read_picture(path):
         warnings.simplefilter("ignore")  # of large pictures and transparent palettes
         with Image.open(path) as image:
             image.load()
+            deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
+            if image.mode.startswith("I") and deep:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("F", "I"):
                 raise ValueError("has floating-point or 32-bit pixels; save it with 8 bits")

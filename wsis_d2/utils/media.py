@@ -27,7 +27,11 @@ def find_media(inputs: Sequence[str]) -> list[Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _MEDIA)
+            inside = sorted(
+                p
+                for p in path.iterdir()  # not the "._photo.jpg" that some systems put beside it
+                if p.suffix.lower() in _MEDIA and not p.name.startswith(".") and p.is_file()
+            )
             if not inside:
                 raise InputError(f"{text}: no picture or video in this folder")
             found.update(dict.fromkeys(inside))
