@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 from load_tool import load_tool
-from PIL import Image
 from pictures import save, turned
+from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import explain_size, picture_size, read_picture, read_record
@@ -95,8 +95,10 @@ def kinds(folder, shown):
             expected[folder / name] = np.asarray(again.convert("RGBA").convert("RGB"))
     alpha.save(folder / "alpha.png")  # what transparency hides is shown, as it is to Detectron2
     expected[folder / "alpha.png"] = shown
-    for name, options in (("deep.png", {}), ("deep.tif", {}),
-                          ("deep_lzw.tif", {"compression": "tiff_lzw"}), ("deep.pgm", {})):  # fmt: skip
+    packed = {"compression": "tiff_lzw"}
+    for name, options in (
+        ("deep.png", {}), ("deep.tif", {}), ("deep_lzw.tif", packed), ("deep.pgm", {}),
+    ):  # fmt: skip
         Image.fromarray(deep).save(folder / name, **options)
         expected[folder / name] = np.repeat(grey[..., None], 3, axis=2)
     return expected
