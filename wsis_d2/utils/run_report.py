@@ -13,6 +13,7 @@ import numpy as np
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.html_report import write_report
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.label_report import spread
 from wsis_d2.utils.progress import progress
 from wsis_d2.utils.sources import (
@@ -358,7 +359,7 @@ def _load(item: dict[str, Any], data: DataSource, predicted: list, store: Any):
     def make() -> dict[str, Any]:
         record = item["record"]
         key = record["image_id"]
-        layers = {"image": record["file_name"], "annotation": annotation_layer(record)}
+        layers = {"image": read_record(record), "annotation": annotation_layer(record)}
         if store is not None:
             layers["pseudo label"] = store_layer(store, key)
         for name, file in predicted:
