@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def sample_scenes(count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, RGB picture) of scenes that no model was trained on."""
-    from wsis_d2.data.datasets.sample_scenes import draw_scene
+    from wsis_d2.data.datasets.sample.scenes import draw_scene
 
     for index in range(count):
         yield f"sample_{index:04d}", draw_scene(np.random.default_rng([2026, index])).image
@@ -99,8 +99,8 @@ class Results:
     def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
         from wsis_d2.evaluation.panoptic_format import write_panoptic_png
-        from wsis_d2.utils.html_report import Annotation
-        from wsis_d2.utils.visualizer import blend, draw_annotation, draw_labels
+        from wsis_d2.report.html import Annotation
+        from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
         prediction = self.predictor(image)
         layer, classes = prediction.layer(), self.predictor.classes
@@ -150,7 +150,7 @@ class Results:
         return blend(image, drawn), item
 
     def _segments(self, prediction: Any) -> list[dict[str, Any]]:
-        from wsis_d2.data.datasets.prepare import segment_sizes
+        from wsis_d2.data.datasets.builtin.preparation import segment_sizes
 
         sizes = segment_sizes(prediction.ids)
         return [
@@ -182,10 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
-    from wsis_d2.utils.checkpoint import trust_checkpoints
-    from wsis_d2.utils.html_report import write_report
-    from wsis_d2.utils.media import find_media
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.checkpoint.reader import trust_checkpoints
+    from wsis_d2.inference.media import find_media
+    from wsis_d2.inference.predictor import PanopticPredictor
+    from wsis_d2.report.html import write_report
 
     if not args.input and args.sample < 1:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
@@ -220,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[dict[str, Any]]:
     """Predict scenes, pictures and videos, one picture in memory; yield a report's items."""
     from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.inference.media import is_video
     from wsis_d2.utils.image_io import read_picture
-    from wsis_d2.utils.media import is_video
     from wsis_d2.utils.progress import progress
 
     def one(name: str, image: np.ndarray) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[di
 
 def predict_video(path: Path, results: Results) -> None:
     """Predict every frame; write one overlay video and the frames' panoptic PNGs."""
-    from wsis_d2.utils.media import VideoFrames, VideoWriter
+    from wsis_d2.inference.media import VideoFrames, VideoWriter
     from wsis_d2.utils.progress import progress
 
     frames = VideoFrames(path)

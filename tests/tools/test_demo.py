@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2.evaluation.panoptic_format import PanopticFile
 from wsis_d2.utils.errors import InputError
@@ -98,7 +98,7 @@ def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, t
 @pytest.mark.parametrize("full_size", [False, True])
 def test_large_pictures_are_given_back_in_their_own_size(run, full_size):
     """Network and CRF work at most at --max-side, the CRF on all pixels only where asked to."""
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.inference.predictor import PanopticPredictor
 
     predictor = PanopticPredictor(str(run), "cpu", max_side=64, full_size=full_size)
     sizes, model = {}, predictor.model

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 from pictures import is_red, red_square, save
 from PIL import Image
 
-from wsis_d2.data.datasets.weak import load_weak_json
+from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -114,10 +114,10 @@ def test_training_sees_picture_and_label_at_one_place(walk):
 
 
 def test_cues_and_measures_of_proposals_see_it_too(walk, monkeypatch):
-    from wsis_d2.engine.region_cues import RegionCueLabeller
     from wsis_d2.evaluation import panoptic_format
+    from wsis_d2.evaluation.label_quality import evaluate_proposals
+    from wsis_d2.relabeling.region_cues import RegionCueLabeller
     from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
-    from wsis_d2.weak_labels.quality import evaluate_proposals
 
     _, records = walk
     turned = [r for r in records if r["file_name"].endswith(("turned 3.png", "turned 6.png"))]
@@ -152,7 +152,7 @@ class Reds:
         pass
 
     def __call__(self, image):
-        from wsis_d2.utils.predictor import Prediction
+        from wsis_d2.inference.predictor import Prediction
 
         red = is_red(image)
         scores = {"score": 0.9, "scores": {}}
@@ -165,7 +165,7 @@ class Reds:
 
 def test_the_demo_and_an_exported_network_find_it_there(walk, tmp_path, monkeypatch):
     from wsis_d2.evaluation.panoptic_format import PanopticFile
-    from wsis_d2.utils import predictor
+    from wsis_d2.inference import predictor
 
     folder, records = walk
     monkeypatch.setattr(predictor, "PanopticPredictor", Reds)
@@ -215,7 +215,7 @@ def spoil(photos):
 
 def test_what_cannot_be_read_is_refused_alike_everywhere(tmp_path, monkeypatch, capsys):
     from wsis_d2.data.mappers import TagMapper
-    from wsis_d2.utils import predictor
+    from wsis_d2.inference import predictor
 
     reasons = spoil(tmp_path / "photos")
     photos = tmp_path / "photos"

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 from pictures import save, turned
 from PIL import Image
 

@@ -1,0 +1,355 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""From annotation tools' files to the own-data format: what all readers share.
+
+A reader (``format_coco``, ``format_cvat``, ``format_files``, ``format_label_studio``,
+``format_tags``) turns one tool's files into :class:`Picture` objects with class names;
+:func:`.format_own.to_own_data` gives names their ids and writes nothing but boxes and tags. Masks
+and polygons end here: only their bounding box goes on.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsis_d2.data.datasets.own.weak import MAX_SIDE, is_number, shorten
+from wsis_d2.data.importers.names import fold, path_variants
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES
+from wsis_d2.utils.image_io import explain_size, picture_size
+
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
+
+
+@dataclass
+class Picture:
+    """One image and its annotation, classes by name.
+
+    Attributes:
+        file_name: relative to the image root, with forward slashes.
+        width, height: pixels as they are shown, that is after EXIF rotation.
+        boxes: (class name, x, y, width, height, is crowd) in pixels; class names as they are
+            written, here and below.
+        tags: class names seen in the image.
+        crop_tags: ((x, y, width, height), class names).
+        image_id: the id that the source has for it, so that other files which name it still fit;
+            None: it gets a number.
+    """
+
+    file_name: str
+    width: int
+    height: int
+    boxes: list[tuple[str, float, float, float, float, bool]] = field(default_factory=list)
+    tags: set[str] = field(default_factory=set)
+    crop_tags: list[tuple[tuple[float, float, float, float], set[str]]] = field(
+        default_factory=list
+    )
+    image_id: int | str | None = None
+
+
+class ImportLog:
+    """What was dropped or changed, and why.
+
+    Args:
+        keep_going: turn errors of single records and files into drops.
+    """
+
+    def __init__(self, keep_going: bool = False) -> None:
+        self.keep_going = keep_going
+        self.dropped: list[dict[str, str]] = []
+        self.changed: list[dict[str, str]] = []
+        self.notes: list[str] = []
+
+    def drop(self, what: str, where: str, why: str) -> None:
+        """Note that ``what`` ("box", "image", "tag", "file") of ``where`` was left out."""
+        self.dropped.append({"what": what, "where": where, "why": why})
+
+    def change(self, what: str, where: str, why: str) -> None:
+        """Note that ``what`` of ``where`` was taken in another form."""
+        self.changed.append({"what": what, "where": where, "why": why})
+
+    def bad(self, what: str, where: str, why: str) -> None:
+        """Raise InputError, or drop where going on was asked for."""
+        if not self.keep_going:
+            raise InputError(f"{where}: {why}; correct it, or drop such records with --keep-going")
+        self.drop(what, where, why)
+
+    def lines(self) -> list[str]:
+        """The report as text: notes, then each reason once, with its number and some examples."""
+        changed = self._grouped("changed", self.changed)
+        return [*self.notes, *self._grouped("dropped", self.dropped), *changed]
+
+    def reasons(self) -> str:
+        """Why records were dropped, in one line: first what happened to files and images."""
+        groups = self._grouped("dropped", self.dropped, examples=2)
+        groups.sort(key=lambda line: not re.match(r"dropped \d+ x (file|image)", line))
+        return "; ".join(groups[:4])
+
+    @staticmethod
+    def _grouped(label: str, entries: list[dict[str, str]], examples: int = 3) -> list[str]:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for entry in entries:
+            groups.setdefault((entry["what"], entry["why"]), []).append(entry["where"])
+        result = []
+        for (what, why), places in sorted(groups.items(), key=lambda g: -len(g[1])):
+            shown = ", ".join(places[:examples]) + (", ..." if len(places) > examples else "")
+            result.append(f"{label} {len(places)} x {what}: {why} ({shown})")
+        return result
+
+
+class ImageIndex:
+    """The images of a folder, found by relative path, by name or by stem.
+
+    Args:
+        root: the image root; searched with its sub-folders.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise InputError(f"--images {root}: no such folder")
+        paths = []
+        for folder, folders, files in os.walk(self.root):
+            folders.sort()
+            for name in sorted(files):
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    paths.append((Path(folder) / name).relative_to(self.root).as_posix())
+        if not paths:
+            raise InputError(f"--images {root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        self.paths = dict.fromkeys(paths)
+        # Each table: key of a path -> the paths that have it, the strictest key first.
+        self._paths = [_table(paths, fold)]
+        self._names = [_table(paths, _last), _table(paths, lambda p: fold(_last(p)))]
+        self._stems = [_table(paths, _stem), _table(paths, lambda p: fold(_stem(p)))]
+        self._last_stems = [
+            _table(paths, lambda p: _last(_stem(p))),
+            _table(paths, lambda p: fold(_last(_stem(p)))),
+        ]
+
+    def find(self, name: Any, where: str, log: ImportLog, near: str = "") -> str | None:
+        """Return the image that a file means by ``name``, or None, noted in ``log``.
+
+        A path is taken as it is where it leads to an image of the root, else with other letter
+        case or Unicode form, else its last part counts, where one image alone has it. Nothing
+        outside the root is ever touched.
+
+        Args:
+            name: as it is written (:func:`~.format_names.path_variants`).
+            where: who asks, for messages.
+            log: where problems go, and how the image was found if not by the path as written.
+            near: a folder of the root that the name may be relative to.
+        """
+        if not isinstance(name, str) or not name or "\0" in name:
+            log.bad("image", where, f"the image's name is {shorten(name)}, expected text")
+            return None
+        label, variants = f"{where}: {shorten(name)}", path_variants(name)
+        nearby = [os.path.normpath(f"{near}/{v}").replace(os.sep, "/") for v in variants]
+        for path in (nearby if near else []) + variants:
+            if path in self.paths:
+                if path not in (nearby[0], variants[0]):
+                    log.change("image name", label, "read without its URL's parts or escapes")
+                return path
+        last = [part for v in variants for part in (_last(v), _UPLOAD_PREFIX.sub("", _last(v)))]
+        searches = (
+            (self._paths[0], map(fold, variants), "found in other letter case or Unicode form"),
+            (self._names[0], last, "found by its last part"),
+            (self._names[1], map(fold, last), "found by its last part in other letter case"),
+        )
+        for table, keys, how in searches:
+            for key in keys:
+                found = table.get(key, [])
+                if len(found) > 1:
+                    log.bad("image", where, f"{shorten(name)} may be {found[0]} or {found[1]}")
+                    return None
+                if found:
+                    log.change("image name", label, how)
+                    return found[0]
+        self._explain(name, where, log, variants)
+        return None
+
+    def _explain(self, name: str, where: str, log: ImportLog, variants: list[str]) -> None:
+        """Note why no image has this name."""
+        have = f"no image of this name under --images {self.root}"
+        if variants and all(v.startswith(("/", "../")) or v == ".." for v in variants):
+            log.bad("image", where, f"{shorten(name)} leaves the image root, and there is {have}")
+        elif any((self.root / v).is_file() for v in variants if not v.startswith(("/", ".."))):
+            log.drop(
+                "image",
+                f"{where}: {shorten(name)}",
+                f"the file has no suffix of a picture ({' '.join(IMAGE_SUFFIXES)})",
+            )
+        else:
+            log.drop("image", f"{where}: {shorten(name)}", have)
+
+    def by_stem(self, relative: str, where: str, log: ImportLog) -> str | None:
+        """Return the image of an annotation file that has its name, whatever the suffix.
+
+        Args:
+            relative: the annotation file's path under its root, without suffix.
+            where: the file, for messages.
+            log: where problems go.
+        """
+        found, how = self._with_stem(relative)
+        if len(found) > 1:
+            log.bad("image", where, f"may belong to {found[0]} or {found[1]}")
+        elif not found:
+            log.drop("image", where, f"no image of its name under --images {self.root}")
+        else:
+            if how:
+                log.change("image name", where, how)
+            return found[0]
+        return None
+
+    def of_file(self, relative: str, named: Any, where: str, log: ImportLog) -> str | None:
+        """Return the image of an annotation file that also names one, or None, noted in ``log``.
+
+        Copies and renamed files keep the old name inside. Where that leads to one image and the
+        file's own name to another, nothing tells which one the boxes belong to.
+
+        Args:
+            relative: the annotation file's path under its root, without suffix.
+            named: the image's name in the file, of any type.
+            where: the file, for messages.
+            log: where problems go.
+        """
+        quiet = ImportLog(keep_going=True)
+        by_name = self.find(named, where, quiet, near=relative.rpartition("/")[0])
+        if by_name is None and isinstance(named, str) and named:
+            candidates = self._with_stem(_stem(path_variants(named)[0]))[0] if named else []
+            by_name = candidates[0] if len(candidates) == 1 else None
+        candidates, how = self._with_stem(relative)
+        if by_name is None:
+            if len(candidates) == 1 and named:
+                how = "what it names is no image here; taken by the file's own name"
+                log.change("image name", f"{where}: {shorten(named)}", how)
+                return candidates[0]
+            return self.by_stem(relative, where, log)
+        if by_name in candidates or not candidates:
+            if by_name not in candidates or how:
+                log.changed += quiet.changed
+            return by_name
+        log.bad(
+            "file",
+            where,
+            f"names the image {shorten(named)}, which is {by_name}, and has the name of "
+            f"{candidates[0]}; rename it or correct what it names",
+        )
+        return None
+
+    def _with_stem(self, relative: str) -> tuple[list[str], str]:
+        """The images of a stem, and how they were found if not by the path itself."""
+        last = relative.rsplit("/", 1)[-1]
+        for table, key, how in (
+            (self._stems[0], relative, ""),
+            (self._stems[1], fold(relative), "found in other letter case or Unicode form"),
+            (self._last_stems[0], last, "found by its last part"),
+            (self._last_stems[1], fold(last), "found by its last part in other letter case"),
+        ):
+            if key in table:
+                return table[key], how
+        return [], ""
+
+    def picture(
+        self, path: str, where: str, log: ImportLog, size: tuple[Any, Any] | None = None
+    ) -> Picture | None:
+        """Read an image whole and return an empty :class:`Picture`, or None, noted in ``log``.
+
+        Args:
+            path: relative to the root, as :meth:`find` returns it.
+            where: who asks, for messages.
+            log: where problems go.
+            size: (width, height) as the annotation has it; another size is an error, since its
+                boxes are then in other pixels.
+        """
+        try:
+            width, height = picture_size(self.root / path)
+        except InputError as error:
+            name = str(self.root / path)
+            log.bad("image", name, str(error).removeprefix(f"{name}: "))
+            return None
+        if not 1 <= width <= MAX_SIDE or not 1 <= height <= MAX_SIDE:
+            log.bad("image", f"{self.root / path}", f"has {width} x {height} pixels, too many")
+            return None
+        if size is not None and any(v is not None and v != 0 for v in size):
+            if not all(is_number(v) for v in size) or (width, height) != tuple(size):
+                wanted = (shorten(size[0]), shorten(size[1]))
+                if all(is_number(v) for v in size):
+                    wanted = tuple(size)
+                why = explain_size(self.root / path, (width, height), wanted)
+                log.bad("image", where, f"the image {path} {why}")
+                return None
+        return Picture(path, width, height)
+
+
+def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    table: dict[str, list[str]] = {}
+    for path in paths:
+        table.setdefault(key(path), []).append(path)
+    return table
+
+
+def _last(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def add_box(
+    picture: Picture,
+    name: Any,
+    xyxy: Iterable[Any],
+    where: str,
+    log: ImportLog,
+    crowd: bool = False,
+    relative: bool = False,
+) -> None:
+    """Add a box given by its corners; clip it to the image; drop what has no area there.
+
+    NaN, infinity and what is no number are errors, and so are corners of 0 to 1: values relative
+    to the image, unless they were (``relative``) and are pixels by now.
+    """
+    corners = list(xyxy)
+    if not isinstance(name, str) or not name.strip():
+        log.bad("box", where, f"its class is {shorten(name)}, expected a name")
+        return
+    if len(corners) != 4 or not all(is_number(v) and math.isfinite(v) for v in corners):
+        log.bad("box", where, f"its corners are {shorten(corners)}, expected four finite numbers")
+        return
+    x0, y0, x1, y1 = map(float, corners)
+    if not relative and min(x0, y0) >= 0 and 0 < max(x1, y1) <= 1:
+        shown = shorten([round(v, 4) for v in (x0, y0, x1, y1)])
+        log.bad("box", where, f"its corners {shown} are relative to the image, expected pixels")
+        return
+    if x1 <= x0 or y1 <= y0:
+        log.drop("box", where, "no area")
+        return
+    u0, v0 = max(x0, 0.0), max(y0, 0.0)
+    u1, v1 = min(x1, float(picture.width)), min(y1, float(picture.height))
+    if u1 <= u0 or v1 <= v0:
+        log.drop("box", where, "wholly outside the image")
+        return
+    if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
+        log.change("box", where, "more than a pixel outside the image, clipped")
+    digits = [round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0)]
+    picture.boxes.append((name, *digits, bool(crowd)))
+
+
+def write_json(content: Any, path: str | os.PathLike) -> None:
+    """Write a JSON file whole: under a temporary name, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Readers of one annotation file an image: Pascal VOC XML, labelme JSON.
+
+Each takes the annotations' folder, an :class:`~.formats.ImageIndex` and an
+:class:`~.formats.ImportLog`, and returns pictures. A file that cannot be parsed and a record with
+impossible values are errors (drops with ``keep_going``); what has no place in the own-data format
+is dropped and noted.
+"""
+
+import math
+import os
+from typing import Any
+
+from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
+from wsis_d2.data.importers.files import (
+    annotation_files,
+    bad_file,
+    check_size,
+    hull,
+    is_finite,
+    parse_xml,
+    relative_stem,
+    to_number,
+    unique,
+)
+from wsis_d2.data.importers.foreign import what_it_is, what_xml_it_is
+from wsis_d2.data.importers.names import to_flag
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
+
+_VOC_ENDS = ("xmin", "ymin", "xmax", "ymax")
+# Shapes of labelme and X-AnyLabeling whose points span the object.
+_AREAS = ("polygon", "rectangle", "mask", "oriented_rectangle", "rotation", "quadrilateral",
+          "cuboid")  # fmt: skip
+
+
+def read_voc(
+    path: str | os.PathLike, images: ImageIndex, log: ImportLog, *, difficult: str = "keep",
+    corners: str = "auto",
+) -> list[Picture]:  # fmt: skip
+    """Read a folder of Pascal VOC XML files (labelImg, CVAT, Roboflow, the VOC challenge).
+
+    Args:
+        path, images, log: as for all readers.
+        difficult: what becomes of objects marked so: "keep", "crowd" (a group box) or "drop".
+        corners: "inclusive": VOC's own, pixel numbers from 1, both ends inside the object;
+            "edges": coordinates from 0, as CVAT writes them; "auto": edges if most boxes of the
+            folder have a fraction, or if more of them start at 0 than at 1. (A few of VOC 2012's
+            own boxes have fractions; none starts at 0.)
+    """
+    boxes, pictures = [], []
+    for file, where in annotation_files(path, ".xml"):
+        try:
+            root = parse_xml(file)
+        except InputError as error:
+            bad_file(error, where, log)
+            continue
+        if root.tag != "annotation":
+            what = what_xml_it_is(root) or f"its root is <{root.tag[:40]}>"
+            log.bad("file", where, f"{what}; expected VOC's <annotation>")
+            continue
+        found = images.of_file(relative_stem(file, path), root.findtext("filename"), where, log)
+        if found is None:
+            continue
+        size = None
+        if root.find("size") is not None:
+            size = tuple(to_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        picture = images.picture(found, where, log, size)
+        if picture is None:
+            continue
+        pictures.append(picture)
+        for k, item in enumerate(root.iterfind("object")):
+            label = f"{where}: object {k}"
+            marked = difficult != "keep" and to_flag(item.findtext("difficult"))
+            if marked is None:
+                log.bad("box", label, f"difficult is {shorten(item.findtext('difficult'))}")
+                continue
+            if marked and difficult == "drop":
+                log.drop("box", label, "marked difficult")
+                continue
+            ends = [to_number(item.findtext(f"bndbox/{e}")) for e in _VOC_ENDS]
+            crowd = marked and difficult == "crowd"
+            boxes.append((picture, item.findtext("name"), ends, label, crowd))
+    finite = [b[2] for b in boxes if all(map(is_finite, b[2]))]
+    fractions = sum(any(v != int(v) for v in ends) for ends in finite)
+    zeros, ones = (sum(ends[:2].count(v) for ends in finite) for v in (0, 1))
+    if corners == "auto":
+        corners = "edges" if 2 * fractions > len(finite) or zeros > ones else "inclusive"
+    log.notes.append(
+        f"VOC corners read as: {corners} (--corners; {fractions} of {len(finite)} boxes have "
+        f"fractions, {zeros} sides start at 0 and {ones} at 1)"
+    )
+    for picture, name, ends, label, crowd in boxes:
+        counted = corners == "inclusive" and all(map(is_finite, ends)) and min(ends) >= 1
+        if corners == "inclusive" and all(map(is_finite, ends)):
+            if 0 in ends[:2]:
+                log.change("box", label, "starts at 0 in a folder that numbers pixels from 1")
+            ends = [ends[0] - 1, ends[1] - 1, ends[2], ends[3]]
+        add_box(picture, name, ends, label, log, crowd, relative=counted)
+    return unique(pictures, log)
+
+
+def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) -> list[Picture]:
+    """Read a folder of labelme JSON files.
+
+    Shapes are taken by their box; shapes of one label and one ``group_id`` are one object; flags
+    of the image that are set are its tags.
+    """
+    pictures = []
+    for file, where in annotation_files(path, ".json"):
+        try:
+            check_size(file)
+            content = read_json(file)
+        except InputError as error:
+            bad_file(error, where, log)
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            what = what_it_is(content) or 'has no "shapes" list'
+            log.bad("file", where, f"{what}; so it is no labelme file")
+            continue
+        found = images.of_file(relative_stem(file, path), content.get("imagePath"), where, log)
+        if found is None:
+            continue
+        size = (content.get("imageWidth"), content.get("imageHeight"))
+        picture = images.picture(found, where, log, size)
+        if picture is None:
+            continue
+        pictures.append(picture)
+        flags = content.get("flags")
+        if isinstance(flags, dict):
+            tags = {name for name, on in flags.items() if to_flag(on)}
+            picture.tags |= tags
+            for name in tags:
+                log.change("flag", where, f'"{name}" is set, taken as an image tag')
+        groups: dict[Any, list] = {}
+        for k, shape in enumerate(content["shapes"]):
+            label = f"{where}: shapes[{k}]"
+            corners = _shape_corners(shape, label, log)
+            if corners is None:
+                continue
+            group = shape.get("group_id")
+            name = shape.get("label")
+            alone = group is None or not isinstance(group, int) or not isinstance(name, str)
+            groups.setdefault(k if alone else (name, group), []).append((name, corners, label))
+        for parts in groups.values():
+            name, _, label = parts[0]
+            corners = hull([p for _, c, _ in parts for p in (c[:2], c[2:])])
+            if len(parts) > 1:
+                log.change("box", label, "parts of one group_id, taken as one object")
+            add_box(picture, name, corners, label, log)
+    return unique(pictures, log)
+
+
+def _shape_corners(shape: Any, label: str, log: ImportLog) -> list[float] | None:
+    points = shape.get("points") if isinstance(shape, dict) else None
+    if (
+        not isinstance(points, list)
+        or not points
+        or not all(isinstance(p, list) and len(p) == 2 and all(map(is_finite, p)) for p in points)
+    ):
+        log.bad("box", label, f"points are {shorten(points)}, expected [x, y] of finite numbers")
+        return None
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "circle" and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        return [x - radius, y - radius, x + radius, y + radius]
+    if kind in _AREAS and len(points) >= 2:
+        return hull(points)
+    log.drop("box", label, f"a {kind} has no area")
+    return None
