@@ -159,7 +159,7 @@ setup(
     package_data={
         "wsis_d2": ["_build_info.json"],
         "wsis_d2.model_zoo": ["*.json", "weights/*"],
-        "wsis_d2.utils": ["report_template/*"],
+        "wsis_d2.report": ["template/*"],
         "wsis_d2.weak_labels.proposals": ["*.npz", "*.json"],
     },
     # torch, torchvision and Detectron2 are the user's own: see README.md.

@@ -11,8 +11,9 @@ import argparse
 import os
 from pathlib import Path
 
-from wsis_d2.data.datasets import cityscapes, prepare
-from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from wsis_d2.data.datasets.builtin import cityscapes
+from wsis_d2.data.datasets.builtin import preparation as prepare
+from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
 from wsis_d2.utils.cli import main_with_errors
 
 EXAMPLES = """examples:

@@ -11,8 +11,9 @@ import argparse
 import os
 from pathlib import Path
 
-from wsis_d2.data.datasets import coco, prepare
-from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin import coco
+from wsis_d2.data.datasets.builtin import preparation as prepare
+from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
 from wsis_d2.utils.cli import main_with_errors
 
 EXAMPLES = """examples:

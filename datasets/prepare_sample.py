@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from wsis_d2.data.datasets.sample import FOLDER, check_sample, prepare_sample
+from wsis_d2.data.datasets.sample.dataset import FOLDER, check_sample, prepare_sample
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 

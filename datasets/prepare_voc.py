@@ -12,8 +12,9 @@ import argparse
 import os
 from pathlib import Path
 
-from wsis_d2.data.datasets import prepare, voc
-from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin import preparation as prepare
+from wsis_d2.data.datasets.builtin import voc
+from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from official_trees import REPOSITORY, registered_under
+from helpers.official_trees import REPOSITORY, registered_under
 
 from wsis_d2.engine.setup import load_cfg
 

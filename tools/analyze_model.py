@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wsis_d2.engine import load_cfg
     from wsis_d2.evaluation.panoptic_format import write_json
-    from wsis_d2.utils.model_analysis import compute_table, parameter_table
+    from wsis_d2.modeling.analysis import compute_table, parameter_table
 
     cfg = load_cfg(args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE != "WeakPanopticRCNN" and "compute" in args.tasks:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from wsis_d2.utils.annotation_cost import (
+from wsis_d2.planning.annotation_cost import (
     AnnotationCounts,
     AnnotationTimes,
     RunPoint,
@@ -49,7 +49,7 @@ EPILOG = """examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    from wsis_d2.utils.sources import add_data_arguments
+    from wsis_d2.report.sources import add_data_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,7 +112,7 @@ def read_counts(args: argparse.Namespace) -> AnnotationCounts:
         tags = args.num_tags or 0
         masks = args.num_boxes + tags if args.num_masks is None else args.num_masks
         return AnnotationCounts(args.num_images, args.num_boxes, tags, masks)
-    from wsis_d2.utils.sources import open_data
+    from wsis_d2.report.sources import open_data
 
     data = open_data(args)
     things = [index for index, c in enumerate(data.classes) if c["isthing"]]

@@ -10,7 +10,7 @@ import torch
 
 from wsis_d2.modeling.semantic.public_pspnet import convert, layer_names, read_caffemodel
 from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.utils.files import atomic_write
 
 EXAMPLES = """examples:
   # what the recipes *_pspnet_init.yaml expect

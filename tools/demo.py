@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def sample_scenes(count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, RGB picture) of scenes that no model was trained on."""
-    from wsis_d2.data.datasets.sample_scenes import draw_scene
+    from wsis_d2.data.datasets.sample.scenes import draw_scene
 
     for index in range(count):
         yield f"sample_{index:04d}", draw_scene(np.random.default_rng([2026, index])).image
@@ -94,8 +94,8 @@ class Results:
     def add(self, name: str, image: np.ndarray, page: bool = True) -> np.ndarray:
         """Predict a picture and write its files; return the overlay, RGB."""
         from wsis_d2.evaluation.panoptic_format import write_panoptic_png
-        from wsis_d2.utils.html_report import Annotation
-        from wsis_d2.utils.visualizer import blend, draw_annotation, draw_labels
+        from wsis_d2.report.html import Annotation
+        from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
         prediction = self.predictor(image)
         layer, classes = prediction.layer(), self.predictor.classes
@@ -178,11 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
-    from wsis_d2.utils.checkpoint import trust_checkpoints
-    from wsis_d2.utils.html_report import write_report
+    from wsis_d2.checkpoint.reader import trust_checkpoints
+    from wsis_d2.inference.media import find_media, is_video
+    from wsis_d2.inference.predictor import PanopticPredictor
+    from wsis_d2.report.html import write_report
     from wsis_d2.utils.image_io import read_rgb
-    from wsis_d2.utils.media import find_media, is_video
-    from wsis_d2.utils.predictor import PanopticPredictor
     from wsis_d2.utils.progress import progress
 
     if not args.input and args.sample < 1:
@@ -234,7 +234,7 @@ def _save(path: Path, picture: np.ndarray) -> None:
 
 def predict_video(path: Path, results: Results) -> None:
     """Predict every frame; write one overlay video and the frames' panoptic PNGs."""
-    from wsis_d2.utils.media import VideoFrames, VideoWriter
+    from wsis_d2.inference.media import VideoFrames, VideoWriter
     from wsis_d2.utils.progress import progress
 
     frames = VideoFrames(path)

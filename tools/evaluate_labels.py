@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     truth = _truth(args, cfg)
     results: dict = {}
     if args.store:
-        from wsis_d2.weak_labels.quality import evaluate_store
+        from wsis_d2.evaluation.label_quality import evaluate_store
 
         results["stores"] = {store: evaluate_store(store, *truth) for store in args.store}
         print(_table(results["stores"]))
     if args.proposals:
         results["proposals"] = _proposals(args, cfg, truth)
     if args.output:
-        from wsis_d2.weak_labels.atomic import atomic_write
+        from wsis_d2.utils.files import atomic_write
 
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.output) as file:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _config(args: argparse.Namespace):
     from wsis_d2.config import read_config
-    from wsis_d2.data.datasets.custom import register_own_datasets
+    from wsis_d2.data.datasets.own.custom import register_own_datasets
 
     cfg = read_config(args.config_file, args.opts)
     register_own_datasets(cfg)
@@ -115,8 +115,8 @@ def _truth(args: argparse.Namespace, cfg) -> tuple[str, str]:
 def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
     from detectron2.data import DatasetCatalog
 
+    from wsis_d2.evaluation.label_quality import evaluate_proposals
     from wsis_d2.weak_labels.proposals import build_proposal_source
-    from wsis_d2.weak_labels.quality import evaluate_proposals
 
     if not args.dataset:
         raise InputError("--proposals needs the images: name --dataset")

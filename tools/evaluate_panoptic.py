@@ -15,8 +15,8 @@ if __name__ == "__main__":
 
 from wsis_d2.evaluation.average_precision import MATCHINGS
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
+from wsis_d2.evaluation.image_match import SCORE_MODES
 from wsis_d2.evaluation.instance_ap import PROTOCOLS
-from wsis_d2.evaluation.matching import SCORE_MODES
 from wsis_d2.evaluation.metrics import DEFAULT_THRESHOLDS, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS
 from wsis_d2.evaluation.results import (

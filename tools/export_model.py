@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from wsis_d2.utils.checkpoint import trust_checkpoints
-    from wsis_d2.utils.export import OUTPUTS, compare_with_eager, export_model
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.checkpoint.reader import trust_checkpoints
+    from wsis_d2.export.model import OUTPUTS, compare_with_eager, export_model
+    from wsis_d2.inference.predictor import PanopticPredictor
 
     if args.trust:
         trust_checkpoints()

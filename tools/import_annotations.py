@@ -7,22 +7,22 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsis_d2.data.datasets.format_coco import read_coco
-from wsis_d2.data.datasets.format_files import (
-    read_labelme,
-    read_voc,
-    read_yolo,
-    read_yolo_classes,
-)
-from wsis_d2.data.datasets.format_tags import read_tags_csv
-from wsis_d2.data.datasets.formats import (
+from wsis_d2.data.datasets.own.weak import read_weak_file
+from wsis_d2.data.importers.base import (
     ImageIndex,
     ImportLog,
     read_categories,
     to_own_data,
     write_json,
 )
-from wsis_d2.data.datasets.weak import read_weak_file
+from wsis_d2.data.importers.coco import read_coco
+from wsis_d2.data.importers.per_image import (
+    read_labelme,
+    read_voc,
+    read_yolo,
+    read_yolo_classes,
+)
+from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 

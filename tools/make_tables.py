@@ -23,7 +23,7 @@ from wsis_d2.evaluation.run_tables import (
     table_markdown,
 )
 from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.utils.files import atomic_write
 
 EXAMPLES = """examples:
   # all runs of the recipes on VOC and Cityscapes (each folder holds a results.json)

@@ -51,7 +51,7 @@ def _boxes(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
 
 
 def _tags(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
-    from wsis_d2.engine.tag_labels import make_tag_labels
+    from wsis_d2.relabeling.tag_cues import make_tag_labels
 
     return make_tag_labels(
         cfg,
@@ -81,7 +81,7 @@ def _merge(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
 
 
 def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
-    from wsis_d2.engine.tag_labels import make_all_labels
+    from wsis_d2.relabeling.tag_cues import make_all_labels
 
     return make_all_labels(
         cfg,
@@ -182,8 +182,8 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
     """Return records, categories, outside_boxes and has_boxes of what the arguments name."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from wsis_d2.data.datasets.custom import register_own_datasets
-    from wsis_d2.data.datasets.weak import read_weak_file
+    from wsis_d2.data.datasets.own.custom import register_own_datasets
+    from wsis_d2.data.datasets.own.weak import read_weak_file
 
     if bool(args.dataset) == bool(args.annotations):
         raise InputError("name either --dataset NAME or --annotations A.json with --images DIR")

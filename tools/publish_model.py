@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     args = make_parser().parse_args(argv)
 
+    from wsis_d2.checkpoint.reader import trust_checkpoints
     from wsis_d2.evaluation.results import git_commit
     from wsis_d2.model_zoo.publish import publish
-    from wsis_d2.utils.checkpoint import trust_checkpoints
 
     if args.trust:
         trust_checkpoints()

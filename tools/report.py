@@ -40,7 +40,7 @@ Keys in the page: 1 to 9 layers, m side by side or stacked, p safe colours, Ente
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    from wsis_d2.utils.sources import add_data_arguments
+    from wsis_d2.report.sources import add_data_arguments
 
     common = argparse.ArgumentParser(add_help=False)
     add_data_arguments(common)
@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
-    from wsis_d2.utils.label_report import label_report
-    from wsis_d2.utils.run_report import run_report
-    from wsis_d2.utils.sources import open_data
+    from wsis_d2.report.labels import label_report
+    from wsis_d2.report.runs import run_report
+    from wsis_d2.report.sources import open_data
     from wsis_d2.weak_labels.store import LabelStore
 
     if args.output.suffix.lower() not in (".html", ".htm"):

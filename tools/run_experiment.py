@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.jobs import Job, run_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "experiments"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.evaluation.results import fs_percent, merge_results_json
 from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.utils.jobs import Job, run_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "Sample-Panoptic"

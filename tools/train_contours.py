@@ -20,9 +20,9 @@ import numpy as np
 
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.image_io import read_rgb
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels.atomic import atomic_write
 from wsis_d2.weak_labels.proposals.contours import (
     WEIGHTS,
     contour_features,

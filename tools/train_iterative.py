@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     from wsis_d2.engine import load_cfg
-    from wsis_d2.engine.iterative import train_iterative
+    from wsis_d2.relabeling.rounds import train_iterative
 
     cfg = load_cfg(args.config_file, args.opts)
     cfg.freeze()

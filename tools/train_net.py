@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
+from wsis_d2.checkpoint.reader import check_complete, trust_checkpoints
 from wsis_d2.engine import WSISTrainer, launch, load_weights, setup
-from wsis_d2.utils.checkpoint import check_complete, trust_checkpoints
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 

@@ -37,7 +37,7 @@ EPILOG = """examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    from wsis_d2.utils.sources import add_data_arguments
+    from wsis_d2.report.sources import add_data_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -65,9 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield (name, panels) of every source but the data loader."""
-    from wsis_d2.utils import sources
+    from wsis_d2.report import sources
+    from wsis_d2.report.labels import spread
     from wsis_d2.utils.image_io import read_rgb
-    from wsis_d2.utils.label_report import spread
 
     cfg = None
     if args.config_file or args.opts:
@@ -100,7 +100,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
 
 
 def _blend(image: np.ndarray, layer: Any, data: Any, palette: str) -> np.ndarray:
-    from wsis_d2.utils.sample_pictures import draw_layer
+    from wsis_d2.visualization.sample_pictures import draw_layer
 
     return draw_layer(image, layer, data.classes, palette)
 
@@ -123,7 +123,7 @@ class _Pseudo:
         return self.store.done(record["image_id"])
 
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
-        from wsis_d2.utils.sources import store_layer
+        from wsis_d2.report.sources import store_layer
 
         layer = store_layer(self.store, record["image_id"])
         return {"pseudo label": _blend(image, layer, self.data, self.palette)}
@@ -134,7 +134,7 @@ class _Prediction:
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
         from wsis_d2.evaluation.panoptic_format import PanopticFile
-        from wsis_d2.utils.run_report import find_predictions, open_run
+        from wsis_d2.report.runs import find_predictions, open_run
 
         self.data, self.palette = data, args.palette
         if args.run is not None:
@@ -153,7 +153,7 @@ class _Prediction:
         return str(record["image_id"]) in self.file.annotations
 
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
-        from wsis_d2.utils.sources import panoptic_layer
+        from wsis_d2.report.sources import panoptic_layer
 
         layer = panoptic_layer(self.file, record["image_id"], self.data.classes)
         return {"prediction": _blend(image, layer, self.data, self.palette)}
@@ -175,7 +175,7 @@ class _Proposal:
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
         import cv2
 
-        from wsis_d2.utils.visualizer import blend, draw_regions
+        from wsis_d2.visualization.visualizer import blend, draw_regions
         from wsis_d2.weak_labels.box_masks import box_parts, thing_boxes
         from wsis_d2.weak_labels.proposals import MCGSource
         from wsis_d2.weak_labels.proposals.contours import make_contours
@@ -209,7 +209,7 @@ class _Proposal:
         return panels
 
     def _panel(self, image: np.ndarray, masks: list) -> np.ndarray:
-        from wsis_d2.utils.html_report import Labels
+        from wsis_d2.report.html import Labels
 
         semantic = np.full(image.shape[:2], 255, np.uint8)
         instance = np.zeros(image.shape[:2], np.int32)
@@ -230,9 +230,9 @@ def loader_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, n
 
     from wsis_d2.data.build import build_mapper, load_records
     from wsis_d2.engine import load_cfg
-    from wsis_d2.utils.label_report import spread
-    from wsis_d2.utils.palette import metadata_classes
-    from wsis_d2.utils.sample_pictures import sample_panels
+    from wsis_d2.report.labels import spread
+    from wsis_d2.visualization.palette import metadata_classes
+    from wsis_d2.visualization.sample_pictures import sample_panels
 
     if not args.config_file:
         raise InputError("--source dataloader: expected --config-file F, it names data and mapper")
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wsis_d2.evaluation.panoptic_format import write_png
     from wsis_d2.utils.progress import progress
-    from wsis_d2.utils.visualizer import side_by_side
+    from wsis_d2.visualization.visualizer import side_by_side
 
     pictures = loader_pictures if args.source == "dataloader" else dataset_pictures
     written: set[str] = set()

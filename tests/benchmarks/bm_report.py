@@ -19,8 +19,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
-from wsis_d2.utils.html_report import Annotation, Labels, write_report
-from wsis_d2.utils.palette import class_list
+from wsis_d2.report.html import Annotation, Labels, write_report
+from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(
     [{"id": 1, "name": "cow", "isthing": 1}, {"id": 2, "name": "grass", "isthing": 0}]

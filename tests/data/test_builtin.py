@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from official_trees import (
+from helpers.official_trees import (
     make_cityscapes,
     make_coco,
     make_voc,

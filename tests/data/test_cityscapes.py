@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from official_trees import (
+from helpers.official_trees import (
     assert_round_trip,
     cityscapes_ids,
     make_cityscapes,
@@ -15,8 +15,8 @@ from official_trees import (
 )
 from PIL import Image
 
-from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
-from wsis_d2.data.datasets.prepare import crop_starts
+from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
+from wsis_d2.data.datasets.builtin.preparation import crop_starts
 from wsis_d2.utils.errors import InputError
 
 

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from official_trees import assert_round_trip, make_coco, panoptic_pairs, run_prepare
+from helpers.official_trees import assert_round_trip, make_coco, panoptic_pairs, run_prepare
 
-from wsis_d2.data.datasets import coco
-from wsis_d2.data.datasets.builtin_meta import VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin import coco
+from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
 from wsis_d2.utils.errors import InputError
 
 
@@ -77,7 +77,7 @@ def test_min_area_raises_the_bar(tmp_path):
 
 
 def test_every_voc_class_has_its_coco_name():
-    from official_trees import coco_category_table
+    from helpers.official_trees import coco_category_table
 
     names = {c["id"]: c["name"] for c in coco_category_table()}
     to_voc = coco.voc_category_ids(coco_category_table(), "x")

@@ -10,15 +10,15 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from wsis_d2.data.datasets.custom import (
+from wsis_d2.data.datasets.own.custom import (
     register_known_panoptic,
     register_own_datasets,
     register_weak_panoptic,
     set_label_store,
     unregister,
 )
-from wsis_d2.data.datasets.sample import prepare_sample
-from wsis_d2.data.datasets.weak import WEAK_RECORD_FIELDS
+from wsis_d2.data.datasets.own.weak import WEAK_RECORD_FIELDS
+from wsis_d2.data.datasets.sample.dataset import prepare_sample
 from wsis_d2.utils.errors import InputError
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsis_d2.data.datasets.sample import prepare_sample
+from wsis_d2.data.datasets.sample.dataset import prepare_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, scene, tiny_cfg
 from PIL import Image
-from tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, scene, tiny_cfg
 
 from wsis_d2.data.build import build_mapper, build_train_loader, load_records
 from wsis_d2.data.mappers import PanopticMapper
@@ -234,7 +234,7 @@ def test_a_mixture_inside_one_file(data):
     import json
 
     from wsis_d2.data.datasets import register_weak_panoptic
-    from wsis_d2.data.datasets.custom import unregister
+    from wsis_d2.data.datasets.own.custom import unregister
 
     content = json.loads((data.folder / "weak.json").read_text())
     for image in content["images"][::2]:

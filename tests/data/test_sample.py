@@ -16,9 +16,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from wsis_d2.data.datasets import sample
-from wsis_d2.data.datasets.custom import unregister
-from wsis_d2.data.datasets.sample_scenes import STUFF, THINGS, draw_scene
+from wsis_d2.data.datasets.own.custom import unregister
+from wsis_d2.data.datasets.sample import dataset as sample
+from wsis_d2.data.datasets.sample.scenes import STUFF, THINGS, draw_scene
 from wsis_d2.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_foreign_files_are_not_overwritten(tmp_path):
 def test_killed_halfway_leaves_no_sample_that_looks_complete(tmp_path):
     code = (
         "import os, sys\n"
-        "from wsis_d2.data.datasets import sample\n"
+        "from wsis_d2.data.datasets.sample import dataset as sample\n"
         "old = os.replace; n = [0]\n"
         "def replace(*a):\n"
         "    n[0] += 1\n"

@@ -8,9 +8,9 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from PIL import Image
 
-from wsis_d2.data.datasets.custom import register_weak_panoptic, unregister
-from wsis_d2.data.datasets.sample import prepare_sample
-from wsis_d2.data.datasets.separated import register_separated
+from wsis_d2.data.datasets.own.custom import register_weak_panoptic, unregister
+from wsis_d2.data.datasets.own.separated import register_separated
+from wsis_d2.data.datasets.sample.dataset import prepare_sample
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 

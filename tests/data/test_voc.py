@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from official_trees import (
+from helpers.official_trees import (
     REPOSITORY,
     assert_round_trip,
     make_voc,
@@ -23,7 +23,7 @@ from official_trees import (
 )
 from PIL import Image
 
-from wsis_d2.data.datasets import voc
+from wsis_d2.data.datasets.builtin import voc
 from wsis_d2.utils.errors import InputError
 
 SPLITS = ("train", "val", "trainaug")

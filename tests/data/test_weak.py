@@ -7,7 +7,7 @@ import json
 import pytest
 from detectron2.structures import BoxMode
 
-from wsis_d2.data.datasets.weak import (
+from wsis_d2.data.datasets.own.weak import (
     WEAK_ANNOTATION_FIELDS,
     WEAK_RECORD_FIELDS,
     load_weak_json,

@@ -6,9 +6,9 @@ import json
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
-from tiny_panoptic import CATEGORIES, THING_IDS, TinyData
+from helpers.tiny_panoptic import CATEGORIES, THING_IDS, TinyData
 
-from wsis_d2.data.datasets.separated import register_separated
+from wsis_d2.data.datasets.own.separated import register_separated
 
 
 def test_stock_panoptic_fpn_trains_from_the_label_store(tmp_path):

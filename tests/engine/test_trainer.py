@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from helpers.tiny_panoptic import TinyData, tiny_cfg
 from PIL import Image
-from tiny_panoptic import TinyData, tiny_cfg
 from torch import nn
 
 from wsis_d2.engine import WSISTrainer, build_lr_scheduler, build_optimizer, launch

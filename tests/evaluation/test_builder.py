@@ -9,7 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from panoptic_scenes import CATEGORIES, CLASSES
+from helpers.panoptic_scenes import CATEGORIES, CLASSES
 
 from wsis_d2.config import add_wsis_config
 from wsis_d2.evaluation import (

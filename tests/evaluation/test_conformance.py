@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.shared_data import shared_data
 from PIL import Image
-from shared_data import shared_data
 
 from wsis_d2.evaluation import InstanceAP, Matcher, PanopticQuality
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files

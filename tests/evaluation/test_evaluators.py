@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import print_csv_format
-from panoptic_scenes import CATEGORIES, CLASSES, random_image, write_files
+from helpers.panoptic_scenes import CATEGORIES, CLASSES, random_image, write_files
 from PIL import Image
 
 from wsis_d2.config import add_wsis_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from panoptic_scenes import CLASSES, random_image
+from helpers.panoptic_scenes import CLASSES, random_image
 from PIL import Image
 
 from wsis_d2.evaluation import InstanceAP, Matcher

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from metrics_by_hand import (
+from helpers.metrics_by_hand import (
     average_precision,
     coco_quality,
     iou_of,
@@ -14,7 +14,7 @@ from metrics_by_hand import (
     oracle_precision,
     paper_quality,
 )
-from panoptic_scenes import CATEGORIES, CLASSES, random_image, write_files
+from helpers.panoptic_scenes import CATEGORIES, CLASSES, random_image, write_files
 
 from wsis_d2.evaluation import AveragePrecision, Matcher, PanopticQuality, SemanticIoU
 from wsis_d2.evaluation.average_precision import parse_thresholds

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from wsis_d2.config import add_wsis_config
-from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
 from wsis_d2.evaluation import Classes, InstanceAP, Matcher, SemanticIoU, build_evaluator
 from wsis_d2.evaluation.submission import voc_palette, write_submission
 from wsis_d2.utils.cli import main_with_errors

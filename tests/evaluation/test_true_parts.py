@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from tiny_panoptic import TinyData, scene, tiny_cfg
+from helpers.tiny_panoptic import TinyData, scene, tiny_cfg
 
 from wsis_d2.data.build import build_test_loader
 from wsis_d2.engine import WSISTrainer

@@ -23,7 +23,7 @@ pytestmark = [
 
 COMPARE = """
 import sys, torch
-from layers.crf_inputs import picture, unary
+from helpers.crf_inputs import picture, unary
 from wsis_d2.layers import mean_field, permutohedral_filter, spatial_filter
 
 def results():

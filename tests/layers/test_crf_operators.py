@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from layers.crf_inputs import picture, unary
+from helpers.crf_inputs import picture, unary
 
 from wsis_d2.layers import mean_field, native_crf, permutohedral_filter, spatial_filter
 from wsis_d2.layers._extension import build_info, extension_error
@@ -169,7 +169,7 @@ def test_every_instruction_set_gives_the_same(capability, tmp_path):
     """In a process of its own, since the choice is made once."""
     script = (
         "import sys, torch\n"
-        "from layers.crf_inputs import picture, unary\n"
+        "from helpers.crf_inputs import picture, unary\n"
         "from wsis_d2.layers import mean_field\n"
         "out = []\n"
         "for labels in (1, 5, 21, 32, 40):\n"

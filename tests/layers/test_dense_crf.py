@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from layers.crf_inputs import picture, smooth, unary
+from helpers.crf_inputs import picture, smooth, unary
 
 from wsis_d2.layers import DenseCRF, dense_crf_refine, mean_field, mean_field_batch
 from wsis_d2.layers._extension import extension_error

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2 import model_zoo
 from wsis_d2.model_zoo.download import fetch_file
@@ -107,8 +107,8 @@ def test_same_run_gives_the_same_release_and_half_is_smaller(run, zoo, tmp_path)
 def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, over_http):
     from detectron2.modeling import build_model
 
+    from wsis_d2.checkpoint.reader import load_exactly
     from wsis_d2.engine import load_cfg
-    from wsis_d2.utils.checkpoint import load_exactly
 
     server, url = serve(zoo) if over_http else (None, str(zoo))
     monkeypatch.setenv("WSIS_D2_MODEL_ZOO", url)
@@ -221,7 +221,7 @@ def test_forged_weights_are_not_loaded(zoo, tmp_path, monkeypatch):
 
 
 def test_detectron2_loads_models_of_the_zoo_by_id(zoo, monkeypatch):
-    from wsis_d2.utils.checkpoint import SafeCheckpointer
+    from wsis_d2.checkpoint.reader import SafeCheckpointer
 
     monkeypatch.setenv("WSIS_D2_MODEL_ZOO", str(zoo))
     cfg = model_zoo.get_config(NAME, trained=True)

@@ -16,12 +16,12 @@ def tiny(tmp_path_factory):
     The run's predictions are the truth of the validation scenes moved by 4 pixels, so that
     every image has a quality of its own below 1.
     """
-    from wsis_d2.data.datasets.sample import prepare_sample
-    from wsis_d2.data.datasets.weak import read_weak_file
+    from wsis_d2.data.datasets.own.weak import read_weak_file
+    from wsis_d2.data.datasets.sample.dataset import prepare_sample
     from wsis_d2.evaluation.panoptic_format import PanopticFile, write_json, write_panoptic_png
     from wsis_d2.evaluation.results import make_meta, write_results_json
-    from wsis_d2.utils.palette import class_list
-    from wsis_d2.utils.sources import panoptic_layer
+    from wsis_d2.report.sources import panoptic_layer
+    from wsis_d2.visualization.palette import class_list
     from wsis_d2.weak_labels.store import LabelStore
 
     root = tmp_path_factory.mktemp("tiny")

@@ -4,10 +4,10 @@
 import json
 
 import pytest
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 
 from wsis_d2.evaluation.results import make_meta, write_results_json
-from wsis_d2.utils.annotation_cost import (
+from wsis_d2.planning.annotation_cost import (
     AnnotationCounts,
     AnnotationTimes,
     RunPoint,

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from annotation_writers import write_coco, write_labelme, write_voc, write_yolo
-from damages import (
+from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.damages import (
     bomb,
     changed,
     deep_json,
@@ -40,7 +40,7 @@ from damages import (
     wrong_schema,
     yaml_payload,
 )
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2.utils.cli import main_with_errors
 
@@ -277,7 +277,7 @@ CASES = [(tool, file, damage, name) for tool, file, damages, name in TABLE for d
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     """A small exported program; a model of its own, since damage comes before the network runs."""
-    from wsis_d2.utils.export import OUTPUTS
+    from wsis_d2.export.model import OUTPUTS
 
     class Joins(torch.nn.Module):
         def forward(self, image, boxes, scores, classes):

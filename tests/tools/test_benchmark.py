@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2.utils.errors import InputError
 

@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2.evaluation.panoptic_format import PanopticFile
 from wsis_d2.utils.errors import InputError
@@ -96,7 +96,7 @@ def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, t
 
 
 def test_large_pictures_are_given_back_in_their_own_size(run, tmp_path):
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.inference.predictor import PanopticPredictor
 
     predictor = PanopticPredictor(str(run), "cpu", max_side=64)
     image = np.random.default_rng(0).integers(0, 255, (90, 200, 3), np.uint8)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
 
 import evaluate_panoptic  # noqa: E402
-from panoptic_scenes import random_image, write_files  # noqa: E402
+from helpers.panoptic_scenes import random_image, write_files  # noqa: E402
 
 from wsis_d2.utils.cli import main_with_errors  # noqa: E402
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
@@ -51,8 +51,8 @@ def run_outside(folder, *arguments):
 @pytest.mark.long
 def test_the_whole_network_runs_outside_the_project(tmp_path):
     """The shipped model, detector and CRF inside, on scenes of three sizes."""
-    from wsis_d2.data.datasets.sample_scenes import draw_scene
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.data.datasets.sample.scenes import draw_scene
+    from wsis_d2.inference.predictor import PanopticPredictor
 
     output = tmp_path / "model.pt2"
     name = "Sample-Panoptic/tiny_instance"
@@ -83,8 +83,8 @@ def test_the_whole_network_runs_outside_the_project(tmp_path):
 
 @pytest.mark.long
 def test_with_given_detections_it_equals_the_model(run, tmp_path):
+    from wsis_d2.inference.predictor import PanopticPredictor
     from wsis_d2.modeling.instance import make_labels
-    from wsis_d2.utils.predictor import PanopticPredictor
 
     output = tmp_path / "model.pt2"
     load_tool("export_model").main(
@@ -126,8 +126,8 @@ def test_with_given_detections_it_equals_the_model(run, tmp_path):
 @pytest.mark.parametrize(("min_size", "max_size"), [(0, 1333), (200, 260), (96, 2000)])
 def test_the_detector_as_a_graph_detects_what_the_detector_does(run, min_size, max_size):
     """Random weights give many boxes; sizes are larger, smaller and bounded by the longer side."""
-    from wsis_d2.utils.export_detector import DetectorGraph
-    from wsis_d2.utils.predictor import PanopticPredictor
+    from wsis_d2.export.detector import DetectorGraph
+    from wsis_d2.inference.predictor import PanopticPredictor
 
     model = PanopticPredictor(str(run), "cpu", score_threshold=0.0).model
     detector = model.detector
@@ -159,8 +159,8 @@ def test_bad_export_arguments_are_named(run, arguments, message):
 
 
 def test_what_is_not_exported_is_named():
-    from wsis_d2.utils.export import PanopticGraph
-    from wsis_d2.utils.export_detector import DetectorGraph
+    from wsis_d2.export.detector import DetectorGraph
+    from wsis_d2.export.model import PanopticGraph
 
     parts = SimpleNamespace(backbone=None, proposal_generator=None, roi_heads=None)
     with pytest.raises(InputError, match="--detections given"):
@@ -171,7 +171,7 @@ def test_what_is_not_exported_is_named():
 
 
 def test_counts_against_hand_worked_numbers():
-    from wsis_d2.utils.model_analysis import parameter_table
+    from wsis_d2.modeling.analysis import parameter_table
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
     model[0].bias.requires_grad_(False)

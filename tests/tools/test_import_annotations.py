@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsis_d2.data.datasets.weak import load_weak_json
+from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

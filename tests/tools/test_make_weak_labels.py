@@ -8,7 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from load_tool import ROOT, load_tool
+from helpers.load_tool import ROOT, load_tool
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError

@@ -13,8 +13,8 @@ import tarfile
 import zipfile
 
 import pytest
-from load_tool import load_tool
-from official_trees import (
+from helpers.load_tool import load_tool
+from helpers.official_trees import (
     REPOSITORY,
     make_cityscapes,
     make_coco,

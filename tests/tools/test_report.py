@@ -7,11 +7,11 @@ import re
 import cv2
 import numpy as np
 import pytest
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 
+from wsis_d2.report.html import Annotation, Labels, write_report
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.html_report import Annotation, Labels, write_report
-from wsis_d2.utils.palette import class_list
+from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(
     [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 
-from wsis_d2.data.datasets.custom import unregister
+from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine.setup import load_cfg
 
 tool = load_tool("run_experiment")

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import yaml
-from load_tool import load_tool
-from tiny_panoptic import TinyData, tiny_cfg
+from helpers.load_tool import load_tool
+from helpers.tiny_panoptic import TinyData, tiny_cfg
 
 from wsis_d2.utils.cli import main_with_errors
 

@@ -3,7 +3,7 @@
 
 import cv2
 import pytest
-from load_tool import load_tool
+from helpers.load_tool import load_tool
 
 from wsis_d2.utils.errors import InputError
 

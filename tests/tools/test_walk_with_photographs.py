@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_writers import write_coco, write_labelme, write_voc, write_yolo
-from load_tool import ROOT
+from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.load_tool import ROOT
+from helpers.shared_data import shared_data
 from PIL import Image
-from shared_data import shared_data
 
 from wsis_d2.evaluation.panoptic_format import PanopticFile
-from wsis_d2.utils.visualizer import drawing_scale
+from wsis_d2.visualization.visualizer import drawing_scale
 from wsis_d2.weak_labels.store import LabelStore
 
 pytestmark = pytest.mark.long

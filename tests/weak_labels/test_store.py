@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
+from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
 

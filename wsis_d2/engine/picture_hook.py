@@ -8,9 +8,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from torch import nn
 
-from wsis_d2.utils.palette import metadata_classes
-from wsis_d2.utils.sample_pictures import draw_layer, output_layer, sample_image, sample_panels
-from wsis_d2.utils.visualizer import side_by_side
+from wsis_d2.visualization.palette import metadata_classes
+from wsis_d2.visualization.sample_pictures import (
+    draw_layer,
+    output_layer,
+    sample_image,
+    sample_panels,
+)
+from wsis_d2.visualization.visualizer import side_by_side
 
 
 class PictureHook(HookBase):

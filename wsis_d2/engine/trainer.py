@@ -18,6 +18,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch import nn
 
+from wsis_d2.checkpoint.checkpointer import load_backbone, load_part
+from wsis_d2.checkpoint.reader import SafeCheckpointer
 from wsis_d2.data.build import (
     build_test_loader,
     build_train_loader,
@@ -26,8 +28,6 @@ from wsis_d2.data.build import (
 )
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
-from wsis_d2.modeling.checkpoint import load_backbone, load_part
-from wsis_d2.utils.checkpoint import SafeCheckpointer
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class WSISTrainer(TrainerBase):
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Timer, schedule, checkpoints, evaluation and writers, in Detectron2's order."""
         from wsis_d2.engine.picture_hook import build_picture_hook
-        from wsis_d2.engine.relabel_hook import build_relabel_hook  # It builds on this module.
+        from wsis_d2.relabeling.hook import build_relabel_hook  # It builds on this module.
 
         cfg = self.cfg
         main = comm.is_main_process()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsis_d2.evaluation.matching import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
 from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.utils.errors import InputError

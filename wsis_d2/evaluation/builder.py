@@ -14,9 +14,9 @@ from wsis_d2.evaluation.evaluators import (
     PanopticQualityEvaluator,
     SemSegIoUEvaluator,
 )
+from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.prediction_writer import PredictionWriter
 from wsis_d2.evaluation.tag_evaluation import TagEvaluator
-from wsis_d2.evaluation.truth import PanopticTruth
 
 
 def build_evaluator(

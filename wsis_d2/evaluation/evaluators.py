@@ -26,8 +26,8 @@ from wsis_d2.evaluation.panoptic_format import (
     write_png,
 )
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
+from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
-from wsis_d2.evaluation.truth import PanopticTruth
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)

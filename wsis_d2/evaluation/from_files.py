@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
+from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
-from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_format import PanopticFile, picture_ids, semantic_map
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality

@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Average precision of thing instances as COCO and Cityscapes define it.
 
-Both are computed from the tables of :mod:`wsis_d2.evaluation.matching`; pycocotools and
+Both are computed from the tables of :mod:`wsis_d2.evaluation.image_match`; pycocotools and
 cityscapesscripts are their oracles in the tests.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wsis_d2.evaluation.matching import ImageMatch
+from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 

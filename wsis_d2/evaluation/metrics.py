@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from wsis_d2.evaluation.average_precision import AveragePrecision, parse_thresholds
-from wsis_d2.evaluation.matching import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
 from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.utils.errors import InputError
 

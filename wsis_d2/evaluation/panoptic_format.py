@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.atomic import atomic_write
 
 try:
     # Optional: reads label pictures seven times faster than Pillow.

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from wsis_d2.evaluation.matching import ImageMatch
+from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.panoptic_format import Classes
 
 PQ_VARIANTS = ("coco", "paper")

@@ -20,7 +20,7 @@ from wsis_d2.evaluation.panoptic_format import (
     write_panoptic_png,
     write_png,
 )
-from wsis_d2.evaluation.truth import panoptic_prediction
+from wsis_d2.evaluation.panoptic_truth import panoptic_prediction
 
 
 class PredictionWriter(DatasetEvaluator):

@@ -14,7 +14,7 @@ from typing import Any
 from wsis_d2.evaluation.paper_tables import CITYSCAPES, FIGURE_6, VOC, Cell, Table
 from wsis_d2.evaluation.results import fs_percent, read_results_json
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.utils.files import atomic_write
 
 _SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
 _ROUND = re.compile(r"^semantic_(.+)_weak_round_(\d+)$")

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from wsis_d2.evaluation.matching import ImageMatch, joint_histogram
+from wsis_d2.evaluation.image_match import ImageMatch, joint_histogram
 from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.utils.errors import InputError

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsis_d2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
 from wsis_d2.evaluation.from_files import read_label_png
-from wsis_d2.evaluation.matching import SCORE_MODES, Matcher
+from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.evaluation.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
@@ -25,8 +25,8 @@ from wsis_d2.evaluation.panoptic_format import (
     write_png,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels.atomic import atomic_write
 
 _IGNORE = 255
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsis_d2.evaluation.truth import PanopticTruth
+from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.modeling.instance import make_labels
 from wsis_d2.modeling.meta_arch import WeakPanopticRCNN
 from wsis_d2.utils.errors import InputError

@@ -14,9 +14,9 @@ import torch
 from detectron2.config import CfgNode
 
 from wsis_d2 import __version__
+from wsis_d2.checkpoint.reader import model_state, read_checkpoint
 from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
-from wsis_d2.utils.checkpoint import model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 

@@ -123,7 +123,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
     """
     from detectron2.modeling import build_model
 
-    from wsis_d2.utils.checkpoint import SafeCheckpointer, load_exactly
+    from wsis_d2.checkpoint.reader import SafeCheckpointer, load_exactly
 
     cfg = get_config(config_path, trained)
     if device is None and not torch.cuda.is_available():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.utils.files import atomic_write
 
 FILE = "reliability.json"
 #: No class is held to be worth less.

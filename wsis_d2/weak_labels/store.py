@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.atomic import atomic_write, remove_dead_temporaries
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
     as_json,

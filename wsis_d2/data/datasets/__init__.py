@@ -3,16 +3,20 @@
 
 import os
 
-from .builtin import register_all_builtin
-from .classes import ClassTable, parse_categories
-from .custom import (
+from wsis_d2.data.datasets.builtin.registration import register_all_builtin
+from wsis_d2.data.datasets.own.custom import (
     register_known_panoptic,
     register_own_datasets,
     register_weak_panoptic,
     set_label_store,
 )
-from .sample import register_all_sample
-from .weak import WEAK_ANNOTATION_FIELDS, WEAK_RECORD_FIELDS, load_weak_json
+from wsis_d2.data.datasets.own.weak import (
+    WEAK_ANNOTATION_FIELDS,
+    WEAK_RECORD_FIELDS,
+    load_weak_json,
+)
+from wsis_d2.data.datasets.sample.dataset import register_all_sample
+from wsis_d2.structures.classes import ClassTable, parse_categories
 
 __all__ = [
     "WEAK_ANNOTATION_FIELDS",

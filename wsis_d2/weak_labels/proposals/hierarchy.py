@@ -17,7 +17,7 @@ import higra as hg
 import numpy as np
 from scipy import sparse
 
-from wsis_d2.weak_labels.atomic import atomic_write
+from wsis_d2.utils.files import atomic_write
 from wsis_d2.weak_labels.proposals.linkage import average_linkage, ward_linkage
 
 

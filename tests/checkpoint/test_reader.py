@@ -1,0 +1,133 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints are read without running what they may carry."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wsis_d2.checkpoint.reader import (
+    SafeCheckpointer,
+    check_complete,
+    model_state,
+    read_checkpoint,
+)
+from wsis_d2.utils.errors import InputError
+
+
+class Payload:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
+def test_code_is_refused_and_not_run(tmp_path, suffix):
+    path, target = tmp_path / f"bad{suffix}", tmp_path / "ran"
+    payload = {"model": {"weight": torch.zeros(1).numpy()}, "extra": Payload(target)}
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path)
+    with pytest.raises(InputError, match=r"refused.*(mkdir|posix).*--trust"):
+        read_checkpoint(path)
+    assert not target.exists()
+    # The same file does run its payload where it is trusted: the refusal above was needed.
+    read_checkpoint(path, trust=True)
+    assert target.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickles_of_arrays_are_read(tmp_path, protocol):
+    arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.float64(2.5)}
+    path = tmp_path / "R-101.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol=protocol))
+    found = read_checkpoint(path)
+    np.testing.assert_array_equal(found["model"]["conv1_w"], arrays["conv1_w"])
+    assert found["model"]["n"] == 2.5
+
+
+def test_training_state_with_numpy_and_random_state_is_read(tmp_path):
+    path = tmp_path / "model_0000009.pth"
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "iteration": 9,
+        "random": {
+            "numpy": np.random.RandomState(0).get_state()[1],
+            "torch": torch.get_rng_state(),
+        },
+    }
+    torch.save(state, path)
+    found = read_checkpoint(path)
+    assert found["iteration"] == 9
+    np.testing.assert_array_equal(found["random"]["numpy"], state["random"]["numpy"])
+    fresh = nn.Linear(3, 2)
+    SafeCheckpointer(fresh).load(str(path))
+    assert torch.equal(fresh.weight, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"not a checkpoint at all", "cannot be read as a checkpoint"),
+        (None, "expected a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_broken_files_are_named(tmp_path, suffix, content, message):
+    path = tmp_path / f"file{suffix}"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_truncated_checkpoint_is_named(tmp_path):
+    path = tmp_path / "cut.pth"
+    torch.save({"model": {"w": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(InputError, match="cut.pth.*truncated"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"model": {"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}}, "parameter b"),
+        ({"model": {"a": "text"}}, "entry 'a' is str"),
+        ({"model": {}}, "no parameters"),
+        ([1, 2], "no parameters"),
+    ],
+)
+def test_states_that_are_no_parameters_are_named(state, message):
+    with pytest.raises(InputError, match=message):
+        model_state(state, "x.pth")
+
+
+def test_evaluation_refuses_a_checkpoint_of_something_else(tmp_path):
+    """A name that is missing would leave its parameter at random, and a figure without worth."""
+    model = nn.ModuleDict({"body": nn.Linear(3, 2), "aux_head": nn.Linear(2, 2)})
+    state = {f"part.{k}": v for k, v in model.state_dict().items()}
+    part = nn.ModuleDict({"part": model})
+    path = tmp_path / "w.pth"
+    torch.save({"model": {**state, "crf.weight": torch.ones(1)}}, path)
+    check_complete(part, str(path))  # it may hold more
+    torch.save({"model": {k: v for k, v in state.items() if ".aux_" not in k}}, path)
+    check_complete(part, str(path))  # what serves training alone may be missing
+    torch.save({"model": {k: v for k, v in state.items() if "bias" not in k}}, path)
+    with pytest.raises(InputError, match=r"w\.pth: lacks 1 .* part\.body\.bias first"):
+        check_complete(part, str(path))

@@ -1,0 +1,105 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The job runner: order, skipping, failure and interruption."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from wsis_d2.engine.jobs import Job, run_jobs
+from wsis_d2.utils.errors import InputError
+
+
+def job(name, code, needs=()):
+    return Job(name, [sys.executable, "-c", code], needs)
+
+
+def append(path, text):
+    return f"open({str(path)!r}, 'a').write({text!r})"
+
+
+def test_needs_come_first_and_finished_jobs_are_not_run_again(tmp_path):
+    trace = tmp_path / "trace"
+    jobs = [
+        job("a", append(trace, "a")),
+        job("b", append(trace, "b"), ["a"]),
+        job("c", append(trace, "c"), ["b"]),
+    ]
+    run_jobs(jobs, tmp_path / "jobs", workers=2, say=lambda line: None)
+    assert trace.read_text() == "abc"
+    run_jobs(jobs, tmp_path / "jobs", workers=2, say=lambda line: None)
+    assert trace.read_text() == "abc"
+
+
+def test_a_changed_job_is_run_again_with_what_needs_it(tmp_path):
+    trace = tmp_path / "trace"
+    last = job("b", append(trace, "b"), ["a"])
+    run_jobs([job("a", append(trace, "a")), last], tmp_path / "jobs", workers=1, say=print)
+    run_jobs([job("a", append(trace, "A")), last], tmp_path / "jobs", workers=1, say=print)
+    assert trace.read_text() == "abAb"
+
+
+def test_a_failure_is_named_with_the_end_of_its_log_and_keeps_what_is_done(tmp_path):
+    trace = tmp_path / "trace"
+    good = job("good", append(trace, "g"))
+    bad = job("bad", "print('the reason'); raise SystemExit(3)", ["good"])
+    with pytest.raises(InputError, match=r"(?s)bad ended with status 3.*the reason"):
+        run_jobs([good, bad], tmp_path / "jobs", workers=2, say=print)
+    mended = job("bad", append(trace, "m"), ["good"])
+    run_jobs([good, mended], tmp_path / "jobs", workers=2, say=print)
+    assert trace.read_text() == "gm"
+
+
+def test_a_failure_stops_the_others(tmp_path):
+    pid_file = tmp_path / "pid"
+    slow = job("slow", f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); "
+               "time.sleep(60)")  # fmt: skip
+    bad = job("bad", f"import os, time\nwhile not os.path.exists({str(pid_file)!r}): "
+              "time.sleep(0.05)\nraise SystemExit(1)")  # fmt: skip
+    start = time.monotonic()
+    with pytest.raises(InputError, match="bad ended"):
+        run_jobs([slow, bad], tmp_path / "jobs", workers=2, say=print)
+    assert time.monotonic() - start < 50
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_no_more_than_workers_at_once(tmp_path):
+    code = (
+        "import os, time, sys\n"
+        f"folder = {str(tmp_path)!r}\n"
+        "open(f'{folder}/{os.getpid()}.on', 'w').close(); time.sleep(0.3)\n"
+        "import glob; print(len(glob.glob(f'{folder}/*.on')))\n"
+        "os.remove(f'{folder}/{os.getpid()}.on')\n"
+    )
+    run_jobs([job(f"j{i}", code) for i in range(5)], tmp_path / "jobs", workers=2, say=print)
+    counts = [int((tmp_path / "jobs" / f"j{i}.log").read_text()) for i in range(5)]
+    assert max(counts) <= 2
+
+
+def test_wrong_needs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown"):
+        run_jobs([job("a", "", ["nobody"])], tmp_path, workers=1)
+    with pytest.raises(ValueError, match="before what it needs"):
+        run_jobs([job("a", "", ["b"]), job("b", "")], tmp_path, workers=1)
+
+
+def test_terminating_the_runner_stops_its_jobs(tmp_path):
+    pid_file = tmp_path / "pid"
+    code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import sys\nfrom wsis_d2.engine.jobs import Job, run_jobs\n"
+        f"run_jobs([Job('a', [sys.executable, '-c', {code!r}])], {str(tmp_path / 'jobs')!r}, "
+        "workers=1)"
+    )
+    environment = {**os.environ, "WSIS_D2_NO_REGISTER": "1"}
+    runner = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.terminate()
+    assert runner.wait(timeout=30) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)

@@ -1,0 +1,269 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Iterative training: rounds, interruptions at any point, labels byte for byte."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from helpers.iterative_data import label_bytes, make_run
+
+from wsis_d2.data.datasets.own.custom import unregister
+from wsis_d2.engine import WSISTrainer, load_cfg
+from wsis_d2.relabeling import rounds as module
+from wsis_d2.relabeling.hook import RelabelHook
+from wsis_d2.relabeling.plot import format_rounds, plot_rounds
+from wsis_d2.relabeling.rounds import mend_last_checkpoint, train_iterative
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.reliability import save_reliability
+from wsis_d2.weak_labels.store import LabelStore
+
+NAME = "iterative_test"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("iterative")
+    yield root, make_run(root, NAME)
+    unregister(NAME)
+
+
+def config(prepared, output, *opts):
+    root, path = prepared
+    cfg = load_cfg(str(path), ["OUTPUT_DIR", str(root / output), *opts])
+    # A run leaves the dataset at its last labels; each test begins with those of round 0.
+    from wsis_d2.data.datasets import set_label_store
+
+    set_label_store(NAME, root / "labels")
+    cfg.freeze()
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared):
+    """Two rounds in one go."""
+    train_iterative(config(prepared, "whole"), 2)
+    return prepared[0] / "whole"
+
+
+def test_two_rounds_leave_stores_states_and_figures(undisturbed):
+    state = json.loads((undisturbed / "state.json").read_text())
+    assert (state["round"], state["stage"]) == (3, "train")
+    for number in (1, 2):
+        store = LabelStore.open(undisturbed / f"round_0{number}" / "labels" / NAME)
+        assert store.recipe["round"] == number
+        assert len(store.image_ids()) == 4
+        assert store.manifest["state"] == "closed"
+    rounds = json.loads((undisturbed / "rounds.json").read_text())["rounds"]
+    assert [entry["round"] for entry in rounds] == [0, 1, 2]
+    assert (undisturbed / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_round_trains_on_the_last_rounds_labels_from_its_weights(undisturbed):
+    first = (undisturbed / "round_01" / "config.yaml").read_text()
+    second = (undisturbed / "round_02" / "config.yaml").read_text()
+    assert "round_01/model_final.pth" in second and "model_final.pth" not in first
+    assert MetadataCatalog.get(NAME).label_store  # something is always named
+    one = torch.load(undisturbed / "round_01/model_final.pth", weights_only=False)["model"]
+    two = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
+    assert any(not torch.equal(one[k], two[k]) for k in one)
+
+
+def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undisturbed):
+    trained = undisturbed / "round_01" / "model_final.pth"
+    train_iterative(config(prepared, "given", "ITERATIVE.FIRST_WEIGHTS", str(trained)), 2)
+    given = prepared[0] / "given"
+    assert not (given / "round_01" / "metrics.json").exists()  # nothing was trained
+    for path in (undisturbed / "round_01" / "labels" / NAME / "semantic").glob("*.png"):
+        other = given / "round_01" / "labels" / NAME / "semantic" / path.name
+        assert other.read_bytes() == path.read_bytes()
+    one = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
+    two = torch.load(given / "round_02/model_final.pth", weights_only=False)["model"]
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    with pytest.raises(InputError, match="FIRST_WEIGHTS no.pth: no such file; train on"):
+        train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
+
+
+def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
+    trained = undisturbed / "round_01" / "model_final.pth"
+    opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0,
+            "REFINE.SCALES", [1.0, 1.5], "REFINE.FLIP", True]  # fmt: skip
+    # Before anything is trained, by the command and by the hook.
+    with pytest.raises(InputError, match="reliability.json: no such file"):
+        train_iterative(config(prepared, "held_back", *opts), 1)
+    assert not (prepared[0] / "held_back").exists()
+    with pytest.raises(InputError, match="reliability.json: no such file"):
+        RelabelHook(config(prepared, "held_back", *opts), 2)
+    with pytest.raises(InputError, match="REFINE.SCALES"):
+        train_iterative(config(prepared, "held_back", "REFINE.SCALES", [0.0]), 1)
+    first = LabelStore.open(prepared[0] / "labels")
+    names = [category["name"] for category in first.categories]
+    usual = np.bincount(
+        np.concatenate([
+            LabelStore.open(undisturbed / "round_01" / "labels" / NAME).semantic(i).ravel()
+            for i in first.image_ids()
+        ]), minlength=256,
+    )  # fmt: skip
+    stuff = [i for i, c in enumerate(first.categories) if not c["isthing"]]
+    held = max(stuff, key=lambda class_id: usual[class_id])
+    values = np.where(np.arange(len(names)) == held, 0.05, 1.0)
+    save_reliability(first.path, names, values)
+    try:
+        train_iterative(config(prepared, "held_back", *opts), 1)
+    finally:
+        (first.path / "reliability.json").unlink()
+    store = LabelStore.open(prepared[0] / "held_back" / "round_01" / "labels" / NAME)
+    assert store.recipe["trust"] == (values**2).round(6).tolist()
+    assert store.recipe["refine"]["scales"] == [1.0, 1.5] and store.recipe["refine"]["flip"]
+    found = np.bincount(
+        np.concatenate([store.semantic(i).ravel() for i in store.image_ids()]), minlength=256
+    )
+    assert found[held] < usual[held]
+
+
+def test_labels_obey_boxes_and_tags(undisturbed, prepared):
+    from detectron2.data import DatasetCatalog
+
+    things = set(MetadataCatalog.get(NAME).thing_ids)
+    store = LabelStore.open(undisturbed / "round_02" / "labels" / NAME)
+    known = 0
+    for record in DatasetCatalog.get(NAME):
+        semantic = store.semantic(record["image_id"])
+        instance, segments = store.instance(record["image_id"])
+        known += np.count_nonzero(semantic != 255)
+        present = set(np.unique(semantic).tolist()) - {255}
+        boxed = {a["category_id"] for a in record["annotations"]}
+        assert present <= set(record["image_tags"]) | boxed
+        for class_id in present & things:
+            inside = np.zeros(semantic.shape, bool)
+            for a in record["annotations"]:
+                if a["category_id"] == class_id:
+                    x0, y0, x1, y1 = a["bbox"]
+                    inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+            assert not (semantic == class_id)[~inside].any()
+        assert {s["id"] for s in segments} == set(np.unique(instance[instance > 0]).tolist())
+    assert known > 0
+
+
+class Interrupted(BaseException):
+    """Stands for a kill: nothing in the code may catch it."""
+
+
+def interrupt_after(monkeypatch, owner, name, calls):
+    """Let a method raise instead of its n-th call, once."""
+    original = getattr(owner, name)
+    left = {"calls": calls}
+
+    def counted(*args, **kwargs):
+        left["calls"] -= 1
+        if left["calls"] == 0:
+            raise Interrupted
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize(
+    "owner, name, calls",
+    [
+        (WSISTrainer, "run_step", 4),  # round 1, after the first checkpoint
+        (LabelStore, "write", 3),  # round 1, two of four images labelled
+        (LabelStore, "finish", 1),  # all images labelled, store not closed
+        (WSISTrainer, "run_step", 9),  # round 2
+        (module.IterativeRun, "_write_state", 6),  # a stage ended, its end not noted
+    ],
+)
+def test_interrupted_and_resumed_ends_with_the_same_labels(
+    prepared, undisturbed, monkeypatch, owner, name, calls
+):
+    output = f"{name}_{calls}"
+    cfg = config(prepared, output)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, owner, name, calls)
+        with pytest.raises(Interrupted):
+            train_iterative(cfg, 2)
+    train_iterative(config(prepared, output), 2, resume=True)
+    expected = label_bytes(undisturbed)
+    assert len(expected) >= 2 * (3 * 4 + 2)
+    found = label_bytes(prepared[0] / output)
+    assert found.keys() == expected.keys()
+    different = [path for path in expected if found[path] != expected[path]]
+    assert different == []
+
+
+def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a finished stage ran again")
+
+    monkeypatch.setattr(WSISTrainer, "train", forbidden)
+    monkeypatch.setattr(module, "relabel", forbidden)
+    train_iterative(config(prepared, "whole"), 2, resume=True)
+
+
+def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed):
+    with pytest.raises(InputError, match="a run is here, at round 3.*--resume"):
+        train_iterative(config(prepared, "whole"), 2)
+    with pytest.raises(InputError, match="SOLVER.BASE_LR 0.02, now it is 0.5"):
+        train_iterative(config(prepared, "whole", "SOLVER.BASE_LR", "0.5"), 2, resume=True)
+    with pytest.raises(InputError, match="--rounds 0"):
+        train_iterative(config(prepared, "other"), 0)
+    with pytest.raises(InputError, match="'detector', which predicts no semantics"):
+        train_iterative(config(prepared, "other", "MODEL.WSIS.STAGE", "detector"), 1)
+    with pytest.raises(InputError, match="DETECTOR_WEIGHTS no.pth: no such file; train the"):
+        opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
+        train_iterative(config(prepared, "other", *opts), 1)
+
+
+def test_the_hook_makes_the_same_labels_when_resumed(prepared, monkeypatch):
+    opts = ("ITERATIVE.PERIOD", "2")
+    whole = WSISTrainer(config(prepared, "hook_whole", *opts))
+    whole.train()
+    expected = label_bytes(prepared[0] / "hook_whole")
+    assert {path.split("/")[1] for path in expected} == {f"001_{NAME}", f"002_{NAME}"}
+    for owner, name, calls in ((LabelStore, "write", 6), (WSISTrainer, "run_step", 4)):
+        output = f"hook_{name}"
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, owner, name, calls)
+            with pytest.raises(Interrupted):
+                WSISTrainer(config(prepared, output, *opts)).train()
+        trainer = WSISTrainer(config(prepared, output, *opts))
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == 2  # labels come before the checkpoint of the same iteration
+        trainer.train()
+        assert label_bytes(prepared[0] / output) == expected
+        for key, value in whole._plain_model.state_dict().items():
+            assert torch.equal(value, trainer._plain_model.state_dict()[key]), key
+
+
+def test_the_figures_by_round_as_table_and_plot(tmp_path):
+    history = [
+        {"round": 0, "labels": {"streets": {"mIoU": 50.25, "PQ": 41.0}}},
+        {"round": 1, "sem_seg": {"mIoU": 60.0, "mIoU_th": 42.4, "mIoU_st": 70.0}},
+    ]
+    header, _, before, after = format_rounds(history).splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "round", "IoU all", "IoU things", "IoU stuff", "PQ all", "PQ things", "PQ stuff",
+        "labels IoU", "labels PQ",
+    ]  # fmt: skip
+    assert before.replace("|", " ").split() == ["0", *["-"] * 6, "50.2", "41.0"]
+    assert after.replace("|", " ").split() == ["1", "60.0", "42.4", "70.0", *["-"] * 5]
+    plot_rounds(history, tmp_path / "rounds.png")
+    plot_rounds([], tmp_path / "empty.png")
+    drawn, empty = (cv2.imread(str(tmp_path / n)) for n in ("rounds.png", "empty.png"))
+    assert drawn.shape == empty.shape and (drawn != empty).any()
+
+
+@pytest.mark.parametrize("content", ["", "model_0000009.pth"])
+def test_a_torn_last_checkpoint_names_the_newest_whole_one(tmp_path, content):
+    mend_last_checkpoint(tmp_path)
+    assert not (tmp_path / "last_checkpoint").exists()
+    (tmp_path / "last_checkpoint").write_text(content)
+    (tmp_path / "model_0000001.pth").write_bytes(b"x")
+    mend_last_checkpoint(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    (tmp_path / "last_checkpoint").write_text("")
+    (tmp_path / "model_0000001.pth").unlink()
+    mend_last_checkpoint(tmp_path)
+    assert not (tmp_path / "last_checkpoint").exists()

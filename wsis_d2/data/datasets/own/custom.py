@@ -1,0 +1,217 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Own data: register boxes and tags, truth where there is some, labels where they are made."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from wsis_d2.data.datasets.own.truth import add_truth
+from wsis_d2.data.datasets.own.weak import load_weak_json
+from wsis_d2.structures.classes import ClassTable, parse_categories
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
+
+logger = logging.getLogger(__name__)
+
+SUPERVISIONS = ("weak", "full", "mixed")
+# What register_own_datasets has registered: name -> keyword arguments.
+_registered: dict[str, dict] = {}
+
+
+def register_weak_panoptic(
+    name: str,
+    json: str | os.PathLike,
+    images: str | os.PathLike,
+    labels: str | os.PathLike | None = None,
+    panoptic_json: str | os.PathLike | None = None,
+    panoptic_dir: str | os.PathLike | None = None,
+    supervision: str = "weak",
+    *,
+    outside_boxes: str | int = "ignore",
+    apr_thresholds: str = "0.1:0.9:0.1",
+) -> None:
+    """Register an own-data set; its classes are read now, its records when they are asked for.
+
+    Args:
+        name: the dataset's name; supervision is a property of the name.
+        json: the own-data file (:mod:`wsis_d2.data.datasets.own.weak`).
+        images: the folder its ``file_name`` entries are relative to.
+        labels: the label store of a weak set (``tools/make_weak_labels.py --output``).
+        panoptic_json, panoptic_dir: truth in COCO panoptic format. For a weak set it serves
+            evaluation alone and never enters a record; a full set trains from it.
+        supervision: "weak"; "full": every image has panoptic truth; "mixed": an image entry's
+            ``"supervision": "full"`` tells which images train from truth, all others are weak.
+        outside_boxes: what pixels outside all boxes are in the labels made from boxes: "ignore",
+            or the contiguous id of a background class.
+        apr_thresholds: overlap thresholds of AP^r, ``first:last:step``.
+
+    Raises:
+        InputError: a file is missing or unusable, or arguments contradict each other.
+    """
+    content = read_json(json)
+    categories = content.get("categories") if isinstance(content, dict) else None
+    register_known_panoptic(
+        name,
+        parse_categories(categories, os.fspath(json)),
+        json=json,
+        images=images,
+        labels=labels,
+        panoptic_json=panoptic_json,
+        panoptic_dir=panoptic_dir,
+        supervision=supervision,
+        outside_boxes=outside_boxes,
+        apr_thresholds=apr_thresholds,
+    )
+
+
+def register_known_panoptic(
+    name: str,
+    classes: ClassTable | list[dict],
+    *,
+    json: str | os.PathLike,
+    images: str | os.PathLike,
+    labels: str | os.PathLike | None = None,
+    panoptic_json: str | os.PathLike | None = None,
+    panoptic_dir: str | os.PathLike | None = None,
+    supervision: str = "weak",
+    outside_boxes: str | int = "ignore",
+    apr_thresholds: str = "0.1:0.9:0.1",
+    prepare_command: str | None = None,
+) -> None:
+    """Register a set whose classes are known, so that its files need not be there yet.
+
+    Args:
+        classes: the classes, or the ``categories`` list of the file.
+        prepare_command: what makes the files; told when one is missing.
+
+    Other arguments and errors: :func:`register_weak_panoptic`.
+    """
+    if supervision not in SUPERVISIONS:
+        raise InputError(
+            f'dataset "{name}": supervision is {supervision!r}; expected one of '
+            + ", ".join(SUPERVISIONS)
+        )
+    if supervision != "weak" and not (panoptic_json and panoptic_dir):
+        raise InputError(
+            f'dataset "{name}": supervision "{supervision}" trains from truth; give panoptic_json '
+            "and panoptic_dir (COCO panoptic format)"
+        )
+    if (panoptic_json is None) != (panoptic_dir is None):
+        raise InputError(f'dataset "{name}": give both panoptic_json and panoptic_dir, or none')
+    if supervision == "full" and labels is not None:
+        raise InputError(
+            f'dataset "{name}": a full set trains from truth, so labels={labels} has no use; '
+            "remove it, or use supervision weak or mixed"
+        )
+    if isinstance(classes, list):
+        classes = parse_categories(classes, f'dataset "{name}"')
+    if outside_boxes != "ignore" and (
+        type(outside_boxes) is not int or not 0 <= outside_boxes < len(classes.categories)
+    ):
+        raise InputError(
+            f'dataset "{name}": outside_boxes is {outside_boxes!r}; expected "ignore" or a '
+            f"contiguous class id below {len(classes.categories)}"
+        )
+    if name in DatasetCatalog.list():
+        raise InputError(f'dataset "{name}" is registered already; choose another name')
+    json, images, labels, panoptic_json, panoptic_dir = (
+        None if p is None else os.fspath(p)
+        for p in (json, images, labels, panoptic_json, panoptic_dir)
+    )
+
+    def load() -> list[dict]:
+        for path in (json, images) + ((panoptic_json,) if supervision != "weak" else ()):
+            if not os.path.exists(path):
+                hint = f"; make it with: {prepare_command}" if prepare_command else ""
+                raise InputError(f'dataset "{name}": {path} is not there{hint}')
+        records = load_weak_json(json, images, name, supervision=supervision)
+        if supervision != "weak":
+            records = add_truth(records, panoptic_json, panoptic_dir, classes)
+        return records
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        **classes.metadata(),
+        evaluator_type="wsis_panoptic",
+        supervision=supervision,
+        json_file=json,
+        image_root=images,
+        label_store=labels,
+        panoptic_json=panoptic_json,
+        panoptic_root=panoptic_dir,
+        apr_thresholds=apr_thresholds,
+        outside_boxes=outside_boxes,
+    )
+
+
+def register_own_datasets(cfg: Any) -> None:
+    """Register ``cfg.DATASETS.OWN`` and apply ``cfg.DATASETS.LABEL_STORES``; safe to repeat.
+
+    ``OWN`` is a list of :func:`register_weak_panoptic`'s keyword arguments; ``LABEL_STORES`` a
+    list of [dataset name, store folder].
+
+    Raises:
+        InputError: an entry of the wrong shape, an unknown dataset, a name that is taken.
+    """
+    register_own(cfg.DATASETS.OWN, cfg.DATASETS.LABEL_STORES)
+
+
+def register_own(own: Sequence[dict], label_stores: Sequence[Sequence[str]] = ()) -> None:
+    """As :func:`register_own_datasets`, of plain lists."""
+    allowed = ("name", "json", "images", "labels", "panoptic_json", "panoptic_dir", "supervision",
+               "outside_boxes", "apr_thresholds")  # fmt: skip
+    for position, entry in enumerate(own):
+        where = f"DATASETS.OWN[{position}]"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: is {entry!r:.80}; expected keywords {', '.join(allowed)}")
+        entry = dict(entry)
+        unknown = sorted(set(entry) - set(allowed))
+        missing = [key for key in ("name", "json", "images") if not entry.get(key)]
+        if unknown or missing:
+            what = f"unknown keyword {unknown[0]}" if unknown else f"{missing[0]} is missing"
+            raise InputError(f"{where}: {what}; expected {', '.join(allowed)}")
+        name = entry["name"]
+        if _registered.get(name) == entry and name in DatasetCatalog.list():
+            continue
+        if name in _registered:
+            logger.warning('%s: dataset "%s" is registered anew with other arguments', where, name)
+            unregister(name)
+        try:
+            register_weak_panoptic(**entry)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        _registered[name] = entry
+    for position, entry in enumerate(label_stores):
+        where = f"DATASETS.LABEL_STORES[{position}]"
+        if not isinstance(entry, list | tuple) or len(entry) != 2:
+            raise InputError(f"{where}: is {entry!r:.80}; expected [dataset name, store folder]")
+        set_label_store(*entry, where=where)
+
+
+def set_label_store(name: str, store: str | os.PathLike, where: str = "label store") -> None:
+    """Tell a weak or mixed dataset where its pseudo ground truth lies."""
+    if name not in DatasetCatalog.list():
+        raise InputError(
+            f'{where}: no dataset "{name}"; expected a registered name, built in or of DATASETS.OWN'
+        )
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("supervision") == "full":
+        raise InputError(
+            f'{where}: dataset "{name}" is fully supervised and takes no label store; '
+            "name its weak twin"
+        )
+    if "label_store" in metadata.__dict__:
+        del metadata.label_store
+    metadata.label_store = os.fspath(store)
+
+
+def unregister(name: str) -> None:
+    """Forget a dataset and its metadata."""
+    _registered.pop(name, None)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)

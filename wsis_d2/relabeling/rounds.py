@@ -1,0 +1,377 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Iterative training: train, predict on the training set, clean, train on that (paper 3.4, 4.3).
+
+One folder holds it all::
+
+    OUTPUT_DIR/state.json              where the run is: round and stage; written last, atomically
+    OUTPUT_DIR/rounds.json             IoU, PQ and label quality of each round
+    OUTPUT_DIR/rounds.png              the same, drawn (the paper's figure 6)
+    OUTPUT_DIR/round_01/               the first round's training, as tools/train_net.py leaves it
+    OUTPUT_DIR/round_01/labels/NAME/   the label store that its model made, for round 2
+
+A round has three stages: train, evaluate, labels. Each continues where it was killed: training
+from its last checkpoint, labels after the last image. A stage that has ended is never run again.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from wsis_d2.data.datasets import register_own_datasets, set_label_store
+from wsis_d2.engine.launch import launch
+from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.relabeling.plot import format_rounds, plot_rounds
+from wsis_d2.relabeling.relabeller import (
+    check_refinement,
+    config_fingerprint,
+    plain_config,
+    prediction_config,
+    relabel,
+    weak_datasets,
+)
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("train", "evaluate", "labels")
+SCHEMA = 1
+
+
+class IterativeRun:
+    """One iterative training, which may be a continuation."""
+
+    def __init__(
+        self, cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+    ) -> None:
+        """
+        Args:
+            cfg: a frozen config of a stage with semantics; ``DATASETS.TRAIN`` has weak sets with
+                label stores, the round-0 labels. ``OUTPUT_DIR`` is the run's folder.
+            rounds: number of rounds, at least 1. A finished run may be given more.
+            resume: continue what is in the folder.
+            num_processes: that train: GPUs, or processes where there is none. A run continued
+                with another number gives other labels, as training sums in another order.
+
+        Raises:
+            InputError: the folder holds a run and ``resume`` is off, or one of another config.
+        """
+        if rounds < 1:
+            raise InputError(f"--rounds {rounds}: expected at least 1")
+        # What is unfit must not show after hours of training.
+        prediction_config(cfg)
+        detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
+        if detector and "://" not in detector and not os.path.isfile(detector):
+            raise InputError(
+                f"MODEL.WSIS.DETECTOR_WEIGHTS {detector}: no such file; train the detector with "
+                "tools/train_net.py --config-file DETECTOR.yaml, or set '' to measure IoU alone"
+            )
+        first = cfg.ITERATIVE.FIRST_WEIGHTS
+        if first and not os.path.isfile(first):
+            raise InputError(
+                f"ITERATIVE.FIRST_WEIGHTS {first}: no such file; train on round 0's labels with "
+                "tools/train_net.py, or set '' to train the first round here"
+            )
+        self.cfg = cfg
+        self.rounds = rounds
+        self.num_processes = num_processes
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.names = weak_datasets(cfg)
+        self.first_stores = {
+            name: Path(MetadataCatalog.get(name).label_store) for name in self.names
+        }
+        check_refinement(cfg, self.first_stores)
+        identity = {
+            name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
+        }
+        self.lineage = config_fingerprint(cfg, identity)
+        state = self._read_state()
+        if state is None:
+            state = {
+                "schema": SCHEMA,
+                "round": 1,
+                "stage": STAGES[0],
+                "labels_of_round_0": identity,
+                "config": plain_config(cfg),
+                "history": {},
+            }
+        elif not resume:
+            raise InputError(
+                f"{self._state_path}: a run is here, at round {state['round']}, stage "
+                f"{state['stage']}; add --resume to continue it, or name another OUTPUT_DIR"
+            )
+        else:
+            self._check_same(state, identity)
+        self.state = state
+        self._write_state()
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.json"
+
+    def round_folder(self, number: int) -> Path:
+        """Folder of a round, from 1."""
+        return self.folder / f"round_{number:02d}"
+
+    def label_store(self, number: int, name: str) -> Path:
+        """The labels of a dataset that a round's model made; 0: the labels to begin with."""
+        if number == 0:
+            return self.first_stores[name]
+        return self.round_folder(number) / "labels" / name
+
+    def run(self) -> dict:
+        """Run to the last stage of the last round; return the history that rounds.json holds."""
+        self._note_labels(0)
+        self._report()
+        while self.state["round"] <= self.rounds:
+            number, stage = self.state["round"], self.state["stage"]
+            logger.info("round %d of %d: %s", number, self.rounds, stage)
+            getattr(self, f"_{stage}")(number)
+            self._report()
+            position = STAGES.index(stage)
+            if position + 1 < len(STAGES):
+                self.state["stage"] = STAGES[position + 1]
+            else:
+                self.state.update(round=number + 1, stage=STAGES[0])
+            self._write_state()
+        logger.info(
+            "%d rounds are done: %s and %s\n%s",
+            self.rounds,
+            self.folder / "rounds.json",
+            self.folder / "rounds.png",
+            format_rounds(self._history()),
+        )
+        return self.state["history"]
+
+    def round_config(self, number: int) -> CfgNode:
+        """Return the config that a round trains with."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(self.round_folder(number))
+        cfg.DATASETS.TEST = ()  # evaluation is a stage of its own
+        if number > 1 and not cfg.ITERATIVE.RESTART:
+            cfg.MODEL.WEIGHTS = str(self.round_folder(number - 1) / "model_final.pth")
+            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+        cfg.freeze()
+        return cfg
+
+    def _train(self, number: int) -> None:
+        if number == 1 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
+            self.round_folder(1).mkdir(parents=True, exist_ok=True)
+            with (
+                open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
+                atomic_write(self.round_folder(1) / "model_final.pth") as file,
+            ):
+                shutil.copyfileobj(trained, file)
+            return
+        stores = {name: str(self.label_store(number - 1, name)) for name in self.names}
+        cfg = self.round_config(number)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        mend_last_checkpoint(cfg.OUTPUT_DIR)
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+        launch(train_round, self.num_processes, args=(cfg, stores))
+
+    def _evaluate(self, number: int) -> None:
+        """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
+        if not self.cfg.DATASETS.TEST:
+            return
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(self.round_folder(number))
+        weights = str(self.round_folder(number) / "model_final.pth")
+        if composes(cfg) and cfg.MODEL.WSIS.DETECTOR_WEIGHTS:
+            # Semantics of this round, the given detector, the CRF's weights as they start.
+            cfg.MODEL.WSIS.STAGE = "instance_piecewise"
+            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = weights
+            cfg.MODEL.WEIGHTS = ""
+        else:
+            cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+            cfg.MODEL.WEIGHTS = weights
+        cfg.RUN_NAME = f"round_{number}"
+        cfg.freeze()
+        model = build_model(cfg)
+        load_weights(cfg, model)
+        results = WSISTrainer.test(cfg, model)
+        if len(cfg.DATASETS.TEST) > 1:
+            results = results[cfg.DATASETS.TEST[0]]
+        self._entry(number).update(
+            {task: _numbers(values) for task, values in results.items() if task != "bbox"}
+        )
+
+    def _labels(self, number: int) -> None:
+        for name in self.names:
+            relabel(
+                self.cfg,
+                name,
+                self.label_store(number, name),
+                round_number=number,
+                first_store=self.first_stores[name],
+                last_store=self.label_store(number - 1, name),
+                lineage=self.lineage,
+                weights=self.round_folder(number) / "model_final.pth",
+            )
+        self._note_labels(number)
+
+    def _note_labels(self, number: int) -> None:
+        """Measure a round's labels where their truth is known, for the report alone."""
+        entry = self._entry(number)
+        if "labels" in entry:
+            return
+        entry["labels"] = {}
+        for name in self.names:
+            quality = store_quality(name, self.label_store(number, name))
+            if quality is not None:
+                entry["labels"][name] = quality
+        self._write_state()
+
+    def _entry(self, number: int) -> dict:
+        return self.state["history"].setdefault(str(number), {})
+
+    def _history(self) -> list[dict]:
+        """The figures of each round, in order."""
+        return sorted(
+            ({"round": int(number), **entry} for number, entry in self.state["history"].items()),
+            key=lambda entry: entry["round"],
+        )
+
+    def _report(self) -> None:
+        history = self._history()
+        content = {"schema": SCHEMA, "datasets": self.names, "rounds": history}
+        with atomic_write(self.folder / "rounds.json") as file:
+            file.write(json.dumps(content, indent=1).encode())
+        plot_rounds(history, self.folder / "rounds.png")
+
+    def _read_state(self) -> dict | None:
+        try:
+            state = json.loads(self._state_path.read_text())
+            if state["schema"] != SCHEMA or state["stage"] not in STAGES:
+                raise ValueError(f"schema {state['schema']}, stage {state['stage']}")
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._state_path}: no state of an iterative run ({error}); name another "
+                "OUTPUT_DIR"
+            ) from None
+        return state
+
+    def _write_state(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._state_path) as file:
+            file.write(json.dumps(self.state, indent=1).encode())
+
+    def _check_same(self, state: Mapping, identity: Mapping) -> None:
+        before, after = _flat(state["config"]), _flat(plain_config(self.cfg))
+        changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"{self._state_path}: the run was begun with {key} {before.get(key)!r}, now it is "
+                f"{after.get(key)!r} ({len(changed)} keys differ); continue with the old config, "
+                "or name another OUTPUT_DIR"
+            )
+        if state["labels_of_round_0"] != dict(identity):
+            raise InputError(
+                f"{self._state_path}: the run was begun with other labels of round 0; continue "
+                "with those, or name another OUTPUT_DIR"
+            )
+
+
+def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
+    """Train one round, or what is left of it; what each process does.
+
+    Args:
+        cfg: of the round.
+        stores: dataset to the label store it trains on.
+    """
+    register_own_datasets(cfg)
+    for name, store in stores.items():
+        set_label_store(name, store)
+    trainer = WSISTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
+def composes(cfg: CfgNode) -> bool:
+    """Whether a round's semantics can be measured in PQ by joining them with a detector."""
+    return (
+        cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN"
+        and cfg.MODEL.WSIS.STAGE == "semantic"
+        and bool(cfg.DATASETS.TEST)
+    )
+
+
+def store_quality(name: str, store: Path) -> dict | None:
+    """Compare a store with the truth of its dataset, where that is registered and there.
+
+    Args:
+        name: the dataset; its metadata tells ``panoptic_json`` and ``panoptic_root``.
+        store: a label store.
+
+    Returns:
+        Summary figures, or None without truth.
+    """
+    metadata = MetadataCatalog.get(name)
+    truth, folder = metadata.get("panoptic_json"), metadata.get("panoptic_root")
+    if not truth or not folder or not os.path.isfile(truth):
+        return None
+    from wsis_d2.evaluation.label_quality import evaluate_store
+
+    try:
+        return _numbers(evaluate_store(store, truth, folder)["summary"])
+    except (InputError, OSError) as error:
+        logger.warning("no label quality of %s: %s", store, error)
+        return None
+
+
+def mend_last_checkpoint(folder: str | os.PathLike) -> None:
+    """Make ``last_checkpoint`` name a whole checkpoint, if a kill left it empty.
+
+    A checkpoint is complete before its name is written, so the newest one is whole.
+    """
+    folder = Path(folder)
+    tag = folder / "last_checkpoint"
+    if not tag.is_file() or (folder / (tag.read_text().strip() or "\0")).is_file():
+        return
+    saved = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        tag.unlink()
+        return
+    with atomic_write(tag) as file:
+        file.write(saved[-1].name.encode())
+
+
+def train_iterative(
+    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+) -> dict:
+    """Run an iterative training; see :class:`IterativeRun`."""
+    register_own_datasets(cfg)
+    return IterativeRun(cfg, rounds, resume, num_processes).run()
+
+
+def _flat(value: Mapping, prefix: str = "") -> dict:
+    out: dict = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out.update(_flat(item, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = item
+    return out
+
+
+def _numbers(values: Mapping) -> dict:
+    """Keep the finite numbers of a result."""
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, (int, float)) and value == value and abs(value) != float("inf"):
+            kept[key] = round(float(value), 4)
+    return kept

@@ -1,0 +1,226 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""What can be looked at: annotation, label stores, predictions and truth as layers of a report."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsis_d2.report.html import Annotation, Labels
+from wsis_d2.utils.errors import InputError
+from wsis_d2.visualization.palette import class_list
+
+IGNORE = 255
+
+
+@dataclass
+class DataSource:
+    """Images with their annotation, and the truth where there is some.
+
+    Attributes:
+        name: dataset name or annotation file.
+        records: weak records (Detectron2 dataset dicts).
+        classes: from :func:`wsis_d2.visualization.palette.class_list`, indexed by unified id.
+        truth: the truth as :class:`wsis_d2.evaluation.panoptic_format.PanopticFile`, or None.
+        label_store: path of the dataset's label store, or None.
+    """
+
+    name: str
+    records: list[dict[str, Any]]
+    classes: list[dict[str, Any]]
+    truth: Any = None
+    label_store: str | None = None
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name images, annotation and truth."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", metavar="NAME", help="a registered dataset")
+    group.add_argument("--annotations", metavar="A.json", help="own data: boxes and tags")
+    group.add_argument("--images", metavar="DIR", help="own data: folder of the images")
+    group.add_argument("--gt-json", metavar="G.json", help="truth, COCO panoptic JSON")
+    group.add_argument("--gt-dir", metavar="DIR", help="truth, folder of the PNGs")
+
+
+def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
+    """Open what :func:`add_data_arguments` named.
+
+    Args:
+        args: the parsed arguments.
+        cfg: a config whose ``DATASETS.OWN`` is registered first, or None.
+
+    Raises:
+        InputError: neither or both ways of naming data, an unknown dataset, unusable files.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    import wsis_d2.data.datasets  # noqa: F401  registers the built-in datasets
+    from wsis_d2.data.datasets.own.custom import register_own_datasets
+    from wsis_d2.data.datasets.own.weak import read_weak_file
+    from wsis_d2.evaluation.panoptic_format import PanopticFile
+
+    if (args.dataset is None) == (args.annotations is None):
+        raise InputError(
+            "expected either --dataset NAME or --annotations A.json --images DIR to name the data"
+        )
+    if (args.gt_json is None) != (args.gt_dir is None):
+        raise InputError("expected both --gt-json and --gt-dir, or neither")
+    if cfg is not None:
+        register_own_datasets(cfg)
+    store, gt_json, gt_dir = None, args.gt_json, args.gt_dir
+    if args.annotations is not None:
+        if args.images is None:
+            raise InputError("--annotations needs --images DIR, the folder of the images")
+        file = read_weak_file(args.annotations, args.images)
+        name, records, categories = args.annotations, file.records, file.classes.categories
+    else:
+        name = args.dataset
+        if name not in DatasetCatalog.list():
+            known = [n for n in sorted(DatasetCatalog.list()) if "supervision" in vars(
+                MetadataCatalog.get(n))]  # fmt: skip
+            raise InputError(f"--dataset {name}: unknown, expected one of {', '.join(known)}")
+        records = DatasetCatalog.get(name)
+        metadata = MetadataCatalog.get(name)
+        categories = metadata.get("categories")
+        if not categories:
+            raise InputError(f"--dataset {name}: its metadata has no 'categories'")
+        store = metadata.get("label_store")
+        if gt_json is None:
+            gt_json, gt_dir = metadata.get("panoptic_json"), metadata.get("panoptic_root")
+    truth = None
+    if gt_json is not None and (args.gt_json is not None or os.path.isfile(gt_json)):
+        truth = PanopticFile(gt_json, gt_dir)
+    return DataSource(name, records, class_list(categories), truth, store)
+
+
+def annotation_layer(record: Mapping[str, Any]) -> Annotation:
+    """Return boxes, tags and crop tags of a weak or full record."""
+    from detectron2.structures import BoxMode
+
+    boxes = record.get("annotations") or []
+    return Annotation(
+        boxes=[BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in boxes],
+        class_ids=[int(a["category_id"]) for a in boxes],
+        tags=sorted(int(t) for t in record.get("image_tags") or []),
+        crop_tags=[
+            ((x, y, x + w, y + h), sorted(crop["tags"]))
+            for crop in record.get("crop_tags") or []
+            for x, y, w, h in [crop["box"]]
+        ],
+        crowd=[bool(a.get("iscrowd", 0)) for a in boxes],
+    )
+
+
+def store_layer(store: Any, image_id: int | str) -> Labels | None:
+    """Return one image's pseudo label of a label store, None where it was not made."""
+    if not store.done(image_id):
+        return None
+    return Labels(store.semantic(image_id), store.instance(image_id)[0])
+
+
+def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> Labels | None:
+    """Return one image of a COCO panoptic file, None where the file lacks it.
+
+    Args:
+        file: a :class:`wsis_d2.evaluation.panoptic_format.PanopticFile`.
+        image_id: the image.
+        classes: the dataset's classes; the file's category ids are looked up in them.
+    """
+    key = str(image_id)
+    if key not in file.annotations:
+        return None
+    unified = {c["id"]: index for index, c in enumerate(classes)}
+    return segments_layer(file.ids(key), file.segments(key), unified)
+
+
+def segments_layer(
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], unified: Mapping[int, int]
+) -> Labels:
+    """Return panoptic segment ids and their list as a layer.
+
+    Args:
+        ids: int (H, W), 0 = void.
+        segments: ``{"id", "category_id", "iscrowd"}`` each; crowds become ignore.
+        unified: category id to unified class id.
+    """
+    known, index = np.unique(ids, return_inverse=True)
+    classes = np.full(len(known), IGNORE, np.uint8)
+    position = {int(v): i for i, v in enumerate(known)}
+    for segment in segments:
+        if segment["id"] in position and not segment.get("iscrowd", 0):
+            classes[position[segment["id"]]] = unified.get(segment["category_id"], IGNORE)
+    semantic = classes[index.reshape(ids.shape)]
+    return Labels(semantic, np.where(semantic == IGNORE, 0, ids).astype(np.int32))
+
+
+def coverage(labels: Labels) -> float:
+    """Return the share of labelled pixels."""
+    return float((labels.semantic != IGNORE).mean())
+
+
+def confusion(labels: Labels, truth: Labels, count: int, name: str = "") -> np.ndarray:
+    """Return the pixels of each (truth class, label class), int64 (C, C + 1).
+
+    The last column is "no label". Pixels without truth are left out.
+
+    Raises:
+        InputError: the two differ in size.
+    """
+    a, b = truth.semantic, labels.semantic
+    if a.shape != b.shape:
+        raise InputError(
+            f"image {name}: label map of size {b.shape}, truth of size {a.shape}; expected one size"
+        )
+    known = a < count
+    column = np.where(b < count, b, count)[known].astype(np.int64)
+    flat = np.bincount(
+        a[known].astype(np.int64) * (count + 1) + column, minlength=count * (count + 1)
+    )
+    return flat.reshape(count, count + 1)
+
+
+def class_quality(table: np.ndarray) -> dict[str, np.ndarray]:
+    """Return IoU, precision and recall of each class, float (C,), NaN where undefined.
+
+    Args:
+        table: sum of :func:`confusion` over images.
+    """
+    right = np.diagonal(table).astype(float)
+    truth = table.sum(1).astype(float)
+    labelled = table[:, :-1].sum(0).astype(float)
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
+
+    union = truth + labelled - right
+    return {
+        "IoU": ratio(right, union),
+        "precision": ratio(right, labelled),
+        "recall": np.where(truth > 0, ratio(right, truth), np.nan),
+    }
+
+
+def disagreement(first: Labels, second: Labels) -> float:
+    """Return the share of pixels, labelled in both, whose classes differ; NaN if there is none."""
+    both = (first.semantic != IGNORE) & (second.semantic != IGNORE)
+    if first.semantic.shape != second.semantic.shape or not both.any():
+        return float("nan")
+    return float((first.semantic != second.semantic)[both].mean())
+
+
+def image_name(record: Mapping[str, Any]) -> str:
+    """Return what an image is called in a report."""
+    return Path(str(record.get("file_name") or record["image_id"])).name
+
+
+def class_names(labels: Labels | None, record: Mapping[str, Any], classes: Sequence[dict]) -> list:
+    """Return the names of the classes in an image: annotated ones and labelled ones."""
+    found = {int(a["category_id"]) for a in record.get("annotations") or []}
+    found |= {int(t) for t in record.get("image_tags") or []}
+    if labels is not None:
+        found |= set(np.unique(labels.semantic).tolist()) - {IGNORE}
+    return [classes[i]["name"] for i in sorted(found) if i < len(classes)]
