@@ -99,7 +99,7 @@ class Results:
     def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
         from wsis_d2.evaluation.panoptic_format import write_panoptic_png
-        from wsis_d2.report.html import Annotation
+        from wsis_d2.visualization.layers import Annotation
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
         prediction = self.predictor(image)

@@ -9,8 +9,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 
-from wsis_d2.data.build import build_train_loader
 from wsis_d2.data.datasets import set_label_store
+from wsis_d2.data.loader import build_train_loader
+from wsis_d2.engine.trainer import TRAINER_HOOK_REGISTRY
 from wsis_d2.relabeling.relabeller import (
     check_refinement,
     config_fingerprint,
@@ -102,6 +103,7 @@ class RelabelHook(HookBase):
             set_label_store(name, path)
 
 
+@TRAINER_HOOK_REGISTRY.register()
 def build_relabel_hook(cfg: CfgNode) -> RelabelHook | None:
     """Return the hook that ``ITERATIVE.PERIOD`` asks for, None if it is 0."""
     return RelabelHook(cfg, cfg.ITERATIVE.PERIOD) if cfg.ITERATIVE.PERIOD else None

@@ -17,7 +17,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from wsis_d2.checkpoint.checkpointer import load_part
-from wsis_d2.data.build import build_mapper, load_records, supervision_of
+from wsis_d2.data.mappers import build_mapper
+from wsis_d2.data.records import load_records, supervision_of
 from wsis_d2.modeling.averaged import averaged_semantics
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record

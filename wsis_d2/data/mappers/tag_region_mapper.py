@@ -8,7 +8,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 
-from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import annotation_regions
 from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
 from wsis_d2.utils.image_io import read_record
