@@ -118,15 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.tags:
         names = [*(c["name"] for c in known), *args.stuff]
         pictures = read_tags_csv(args.tags, pictures, images, log, names)
-    content = to_own_data(
-        pictures, log, stuff=args.stuff, ignore=args.ignore, known=known, fixed=fixed
-    )
     untouched = len(images.paths) - len(pictures)
     if untouched:
         log.notes.append(f"{untouched} images of {args.images} have no annotation: not imported")
-    if args.report:
-        report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
-        write_json(report, args.report)
+    try:
+        content = to_own_data(
+            pictures, log, stuff=args.stuff, ignore=args.ignore, known=known, fixed=fixed
+        )
+    finally:  # where nothing is left, it tells why
+        if args.report:
+            report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
+            write_json(report, args.report)
     unchecked = Path(args.output).with_name(f".{Path(args.output).name}.{os.getpid()}.unchecked")
     try:
         write_json(content, unchecked)

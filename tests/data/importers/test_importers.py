@@ -7,13 +7,22 @@ import math
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.annotation_writers import (
+    write_coco,
+    write_cvat,
+    write_label_studio,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 from helpers.shared_data import shared_data
 from PIL import Image
 
 from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.data.importers.base import ImageIndex, ImportLog
 from wsis_d2.data.importers.coco import read_coco
+from wsis_d2.data.importers.cvat import read_cvat
+from wsis_d2.data.importers.label_studio import read_label_studio
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.tags import read_tags_csv
@@ -50,10 +59,15 @@ def read_any(kind, folder, truth, classes, images, log):
     if kind.startswith("yolo"):
         path = write_yolo(folder, truth, classes, polygons=kind == "yolo polygons")
         return read_yolo(path, images, log, classes=dict(enumerate(classes)))
+    if kind == "cvat":
+        return read_cvat(write_cvat(folder, truth), images, log)[0]
+    if kind == "labelstudio":
+        return read_label_studio(write_label_studio(folder, truth), images, log)
     return read_labelme(write_labelme(folder, truth), images, log)
 
 
-KINDS = ["coco", "coco polygons", "voc", "voc edges", "yolo", "yolo polygons", "labelme"]
+KINDS = ["coco", "coco polygons", "voc", "voc edges", "yolo", "yolo polygons", "labelme", "cvat",
+         "labelstudio"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +88,7 @@ def test_round_trip(kind, photos, tmp_path):
         expected = [(label, x, y, x + w, y + h) for label, x, y, w, h in boxes]
         assert [f[0] for f in found] == [e[0] for e in expected]
         np.testing.assert_allclose([f[1:] for f in found], [e[1:] for e in expected], atol=1e-3)
-        if kind == "labelme":
+        if kind in ("labelme", "cvat", "labelstudio"):
             assert [names[t] for t in record["image_tags"]] == ["grass"]
 
 

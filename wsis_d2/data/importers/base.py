@@ -1,10 +1,10 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """From annotation tools' files to the own-data format: what all readers share.
 
-A reader (``format_coco``, ``format_cvat``, ``format_files``, ``format_label_studio``,
-``format_tags``) turns one tool's files into :class:`Picture` objects with class names;
-:func:`.format_own.to_own_data` gives names their ids and writes nothing but boxes and tags. Masks
-and polygons end here: only their bounding box goes on.
+A reader (``coco``, ``cvat``, ``label_studio``, ``per_image``, ``tags``, ``yolo``) turns one tool's
+files into :class:`Picture` objects with class names; :func:`.own_data.to_own_data` gives names
+their ids and writes nothing but boxes and tags. Masks and polygons end here: only their bounding
+box goes on.
 """
 
 import json
@@ -141,7 +141,7 @@ class ImageIndex:
         outside the root is ever touched.
 
         Args:
-            name: as it is written (:func:`~.format_names.path_variants`).
+            name: as it is written (:func:`.names.path_variants`).
             where: who asks, for messages.
             log: where problems go, and how the image was found if not by the path as written.
             near: a folder of the root that the name may be relative to.
@@ -176,17 +176,18 @@ class ImageIndex:
 
     def _explain(self, name: str, where: str, log: ImportLog, variants: list[str]) -> None:
         """Note why no image has this name."""
-        have = f"no image of this name under --images {self.root}"
-        if variants and all(v.startswith(("/", "../")) or v == ".." for v in variants):
-            log.bad("image", where, f"{shorten(name)} leaves the image root, and there is {have}")
-        elif any((self.root / v).is_file() for v in variants if not v.startswith(("/", ".."))):
-            log.drop(
-                "image",
-                f"{where}: {shorten(name)}",
-                f"the file has no suffix of a picture ({' '.join(IMAGE_SUFFIXES)})",
-            )
+        label = f"{where}: {shorten(name)}"
+        missing = f"no image of this name under --images {self.root}"
+        leaves = [v.startswith(("/", "../")) or v == ".." for v in variants]
+        if all(leaves):
+            log.bad("image", label, f"{missing}, and the path leaves the image root")
+        elif any(
+            (self.root / v).is_file() for v, out in zip(variants, leaves, strict=True) if not out
+        ):
+            suffixes = " ".join(IMAGE_SUFFIXES)
+            log.drop("image", label, f"the file has no suffix of a picture ({suffixes})")
         else:
-            log.drop("image", f"{where}: {shorten(name)}", have)
+            log.drop("image", label, missing)
 
     def by_stem(self, relative: str, where: str, log: ImportLog) -> str | None:
         """Return the image of an annotation file that has its name, whatever the suffix.
@@ -281,7 +282,7 @@ class ImageIndex:
             if not all(is_number(v) for v in size) or (width, height) != tuple(size):
                 wanted = (shorten(size[0]), shorten(size[1]))
                 if all(is_number(v) for v in size):
-                    wanted = tuple(size)
+                    wanted = tuple(int(v) if v % 1 == 0 else v for v in size)
                 why = explain_size(self.root / path, (width, height), wanted)
                 log.bad("image", where, f"the image {path} {why}")
                 return None

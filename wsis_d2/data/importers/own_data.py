@@ -130,9 +130,9 @@ def _spell(
     counts: Counter[str] = Counter()
     for picture in pictures:
         counts.update(b[0].strip() for b in picture.boxes)
-        counts.update(t.strip() for t in picture.tags)
-        counts.update(t.strip() for _, tags in picture.crop_tags for t in tags)
-    for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        counts.update(t.strip() for t in sorted(picture.tags))
+        counts.update(t.strip() for _, tags in picture.crop_tags for t in sorted(tags))
+    for name, _ in counts.most_common():  # of equal ones the first seen
         spelling.setdefault(fold(name), name)
 
     def spelled(name: str, picture: Picture) -> str:
@@ -193,7 +193,7 @@ def _categories(known, boxed, tagged, stuff, ignore, fixed) -> list[dict]:
         have = {c["name"] for c in categories}
         things = sorted(boxed - have - stuff - ignore)
         others = sorted((tagged | boxed) - have - set(things) - ignore)
-        following = max((c["id"] for c in categories), default=0) + 1
+        following = max((c["id"] for c in known), default=0) + 1
         for number, name in enumerate(things + others, start=following):
             categories.append({"id": number, "name": name, "isthing": int(name in things)})
     return parse_categories(categories, "the imported classes").categories

@@ -1,8 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Readers of one annotation file an image: Pascal VOC XML, labelme JSON.
 
-Each takes the annotations' folder, an :class:`~.formats.ImageIndex` and an
-:class:`~.formats.ImportLog`, and returns pictures. A file that cannot be parsed and a record with
+Each takes the annotations' folder, an :class:`.base.ImageIndex` and an
+:class:`.base.ImportLog`, and returns pictures. A file that cannot be parsed and a record with
 impossible values are errors (drops with ``keep_going``); what has no place in the own-data format
 is dropped and noted.
 """
@@ -23,6 +23,7 @@ from wsis_d2.data.importers.files import (
     relative_stem,
     to_number,
     unique,
+    upright,
 )
 from wsis_d2.data.importers.foreign import what_it_is, what_xml_it_is
 from wsis_d2.data.importers.names import to_flag
@@ -30,6 +31,7 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
 _VOC_ENDS = ("xmin", "ymin", "xmax", "ymax")
+_TURNED = ("cx", "cy", "w", "h", "angle")  # roLabelImg's turned box; radians
 # Shapes of labelme and X-AnyLabeling whose points span the object.
 _AREAS = ("polygon", "rectangle", "mask", "oriented_rectangle", "rotation", "quadrilateral",
           "cuboid")  # fmt: skip
@@ -80,6 +82,15 @@ def read_voc(
                 log.drop("box", label, "marked difficult")
                 continue
             ends = [to_number(item.findtext(f"bndbox/{e}")) for e in _VOC_ENDS]
+            turned = [to_number(item.findtext(f"robndbox/{e}")) for e in _TURNED]
+            if item.find("bndbox") is None and all(map(is_finite, turned)):
+                cx, cy, w, h, angle = turned
+                corners_of_box = upright(
+                    cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, math.degrees(angle)
+                )
+                log.change("box", label, "turned, taken by its upright box")
+                add_box(picture, item.findtext("name"), corners_of_box, label, log)
+                continue
             crowd = marked and difficult == "crowd"
             boxes.append((picture, item.findtext("name"), ends, label, crowd))
     finite = [b[2] for b in boxes if all(map(is_finite, b[2]))]
