@@ -189,6 +189,19 @@ def test_a_wrong_folder_of_images_is_what_one_reads(tool, place, kind):
     assert not (place / "weak.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["cvat", "labelstudio"])
+def test_the_tools_own_exports(tool, place, kind, capsys):
+    truth = {"a.png": (60, 40, [("yak", 1, 2, 30, 20), ("cow", 10, 5, 9, 30)])}
+    write = {"cvat": annotation_writers.write_cvat,
+             "labelstudio": annotation_writers.write_label_studio}[kind]  # fmt: skip
+    assert tool.main(arguments(place, kind, write(place, truth))) == 0
+    assert "things: cow, yak; stuff: grass" in capsys.readouterr().out
+    (record,) = load_weak_json(place / "weak.json", place / "photos")
+    assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 31, 22], [10, 5, 19, 35]]
+    assert [a["category_id"] for a in record["annotations"]] == [1, 0]
+    assert record["image_tags"] == [2]
+
+
 @pytest.mark.parametrize(
     ("kind", "option"),
     [("coco", ["--classes", "c.txt"]), ("coco", ["--corners", "edges"]),

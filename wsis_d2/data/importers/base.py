@@ -125,7 +125,7 @@ class ImageIndex:
             raise InputError(f"--images {root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
         self.paths = dict.fromkeys(paths)
         # Each table: key of a path -> the paths that have it, the strictest key first.
-        self._paths = [_table(paths, fold)]
+        self._folded = _table(paths, fold)
         self._names = [_table(paths, _last), _table(paths, lambda p: fold(_last(p)))]
         self._stems = [_table(paths, _stem), _table(paths, lambda p: fold(_stem(p)))]
         self._last_stems = [
@@ -158,7 +158,7 @@ class ImageIndex:
                 return path
         last = [part for v in variants for part in (_last(v), _UPLOAD_PREFIX.sub("", _last(v)))]
         searches = (
-            (self._paths[0], map(fold, variants), "found in other letter case or Unicode form"),
+            (self._folded, map(fold, variants), "found in other letter case or Unicode form"),
             (self._names[0], last, "found by its last part"),
             (self._names[1], map(fold, last), "found by its last part in other letter case"),
         )
@@ -223,8 +223,10 @@ class ImageIndex:
         quiet = ImportLog(keep_going=True)
         by_name = self.find(named, where, quiet, near=relative.rpartition("/")[0])
         if by_name is None and isinstance(named, str) and named:
-            candidates = self._with_stem(_stem(path_variants(named)[0]))[0] if named else []
-            by_name = candidates[0] if len(candidates) == 1 else None
+            candidates, _ = self._with_stem(_stem(path_variants(named)[0]))
+            if len(candidates) == 1:
+                by_name = candidates[0]
+                quiet.change("image name", f"{where}: {shorten(named)}", "found by another suffix")
         candidates, how = self._with_stem(relative)
         if by_name is None:
             if len(candidates) == 1 and named:

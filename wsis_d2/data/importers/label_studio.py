@@ -217,7 +217,9 @@ def _decode_brush(rle: Any, picture: Picture) -> np.ndarray | None:
     def read(count: int) -> int:
         nonlocal at
         at += count
-        return int(bits[at - count : at], 2)  # ValueError past the end
+        if at > len(bits):
+            raise ValueError("cut off")
+        return int(bits[at - count : at], 2)
 
     try:
         if read(32) != size:
