@@ -35,6 +35,7 @@ from wsis_d2.engine.relabel import (
     weak_datasets,
 )
 from wsis_d2.engine.round_plot import format_rounds, plot_rounds
+from wsis_d2.engine.run_classes import run_classes
 from wsis_d2.engine.trainer import WSISTrainer, load_weights
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.atomic import atomic_write
@@ -294,6 +295,7 @@ def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
         stores: dataset to the label store it trains on.
     """
     register_own_datasets(cfg)
+    run_classes(cfg)
     for name, store in stores.items():
         set_label_store(name, store)
     trainer = WSISTrainer(cfg)

@@ -99,7 +99,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
                 f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
                 "DATASETS.LABEL_STORES or labels="
             )
-        store = LabelStore.open(base.label_store)
+        store = LabelStore.open(base.label_store).in_classes(dataset_classes(name))
     if folder is None:
         if store is None:
             raise InputError(f'dataset "{name}": give a folder for its separated twin')
@@ -108,7 +108,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     maps_folder = folder / "stuff"
     maps_folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / "instances.json"
-    fingerprint = _fingerprint(name, records, store)
+    fingerprint = _fingerprint(name, base, records, store)
     try:
         index = json.loads(index_file.read_text())
     except (OSError, ValueError):
@@ -142,11 +142,13 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     return result
 
 
-def _fingerprint(name: str, records: list[dict], store) -> str:
-    """Changes with the labels, the truth or the list of images."""
-    digest = hashlib.sha256(f"{VERSION} {name}".encode())
+def _fingerprint(name: str, base, records: list[dict], store) -> str:
+    """Changes with the classes, the labels, the truth or the list of images."""
+    classes = [base.thing_classes, base.thing_ids]
+    digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
     for record in records:
         digest.update(f"{record['image_id']} {record['supervision']}".encode())
+        digest.update(json.dumps(record.get("segments_info")).encode())
         if "pan_seg_file_name" in record:
             stat = os.stat(record["pan_seg_file_name"])
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())

@@ -1,0 +1,100 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""One list of classes for a run: of the trained models it starts from and of all its datasets."""
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from wsis_d2.data.datasets.classes import ClassTable, in_order, match_classes
+from wsis_d2.data.datasets.custom import dataset_classes, share_classes
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
+
+logger = logging.getLogger(__name__)
+
+METADATA = "metadata.json"
+# Weights of whole trained parts. MODEL.WEIGHTS may also be of another task, to be trained on.
+_PARTS = (
+    ("MODEL", "WSIS", "DETECTOR_WEIGHTS"),
+    ("MODEL", "WSIS", "SEMANTIC_WEIGHTS"),
+    ("ITERATIVE", "FIRST_WEIGHTS"),
+)
+
+
+def trained_classes(weights: str) -> ClassTable | None:
+    """Return the classes a trained model speaks of, None where nothing beside it tells.
+
+    Args:
+        weights: a checkpoint with its run's ``metadata.json`` beside it, a released one with its
+            ``.json``, or ``wsis-d2://ID``.
+    """
+    if weights.startswith("wsis-d2://"):
+        from wsis_d2.model_zoo import get_metadata
+
+        return ClassTable.of_metadata(get_metadata(weights.removeprefix("wsis-d2://")), weights)
+    path = Path(weights)
+    for beside in (path.with_suffix(".json"), path.parent / METADATA):
+        if path.is_file() and beside.is_file():
+            content = read_json(beside)
+            if isinstance(content, dict) and "thing_ids" in content:
+                return ClassTable.of_metadata(content, str(beside))
+    return None
+
+
+def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False) -> ClassTable:
+    """Return a run's classes, and have its datasets speak of them in that order.
+
+    They are those of the trained model that the run begins with, where there is one, else those
+    of the first dataset of DATASETS.TRAIN and DATASETS.TEST.
+
+    Args:
+        cfg: names datasets and weights.
+        evaluates: MODEL.WEIGHTS are evaluated: they must be of these classes. Weights that are
+            trained on may be of others; that is logged.
+        resumes: the run of OUTPUT_DIR goes on, whose ``metadata.json`` tells its classes.
+
+    Returns:
+        The classes, None where no dataset that has classes is registered.
+
+    Raises:
+        InputError: two lists differ in a name or an ``isthing``, or two trained models in order.
+    """
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog.list()]
+    tables = {name: dataset_classes(name) for name in names}
+    names = [name for name in names if tables[name] is not None]
+    if not names:
+        return None
+    first = tables[names[0]]
+    trained = []
+    for keys in _PARTS:
+        node = cfg
+        for key in keys:
+            node = node[key]
+        trained.append(trained_classes(node) if node else None)
+    begun = Path(cfg.OUTPUT_DIR) / METADATA
+    if resumes and begun.is_file() and (begun.parent / "last_checkpoint").is_file():
+        trained.insert(0, ClassTable.of_metadata(read_json(begun), str(begun)))
+    elif cfg.MODEL.WEIGHTS:
+        found = trained_classes(cfg.MODEL.WEIGHTS)
+        try:
+            if found is not None:
+                match_classes(found, first)
+                trained.insert(0, found)
+        except InputError as error:
+            if evaluates:
+                raise
+            logger.warning("MODEL.WEIGHTS was trained on other classes: %s", error)
+    trained = [table for table in trained if table is not None]
+    reference = trained[0] if trained else first
+    for table in trained[1:]:
+        if not in_order(match_classes(reference, table)):
+            raise InputError(
+                f"{table.source}: lists its classes in another order than {reference.source} "
+                f"({table.id_text()}; there {reference.id_text()}); trained models that are "
+                "joined must have one order: train one of them anew"
+            )
+    for name in dict.fromkeys(names):
+        share_classes(name, reference)
+    return reference
