@@ -334,7 +334,7 @@ def make_merged_labels(
     stores = {"boxes": LabelStore.open(boxes)}
     if tags is not None:
         stores["tags"] = LabelStore.open(tags)
-    classes = parse_categories(categories, "the annotation")
+    classes = parse_categories(categories, "the annotated data")
     for kind, store in stores.items():
         store.in_classes(classes)
         found = store.recipe.get("kind")

@@ -215,9 +215,7 @@ def parse_categories(categories: list, source: str) -> ClassTable:
         InputError: no classes, too many, a field missing or of the wrong kind, a double id.
     """
     if not isinstance(categories, list | tuple) or not categories:
-        raise InputError(
-            f'{source}: "categories" is empty or no list; expected at least one class'
-        )
+        raise InputError(f'{source}: "categories" is empty or no list; expected at least one class')
     if len(categories) > MAX_CLASSES:
         raise InputError(
             f"{source}: {len(categories)} categories; label maps hold at most {MAX_CLASSES}"

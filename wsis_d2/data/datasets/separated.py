@@ -20,7 +20,11 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
+
+from .classes import match_classes, parse_categories
+from .custom import dataset_classes
 
 VERSION = 1
 
@@ -41,28 +45,31 @@ def register_separated(name: str, folder: str | os.PathLike | None = None) -> st
         The new dataset's name.
 
     Raises:
-        InputError: the dataset is not registered, or there is no folder to write to.
+        InputError: the dataset is not registered, or its truth is of other classes.
     """
     if name not in DatasetCatalog.list():
         raise InputError(f'separated twin: no dataset "{name}" is registered')
-    base = MetadataCatalog.get(name)
+    base, classes = MetadataCatalog.get(name), dataset_classes(name)
     twin = f"{name}_separated"
     if twin in DatasetCatalog.list():
         DatasetCatalog.remove(twin)
         MetadataCatalog.remove(twin)
     things, stuff = list(base.thing_ids), list(base.stuff_ids)
+    # Detectron2's evaluator compares with the truth by the truth's own ids.
+    file_ids = list(classes.ids)
+    if base.panoptic_json and os.path.isfile(base.panoptic_json):
+        content = read_json(base.panoptic_json)
+        truth = parse_categories(content.get("categories"), base.panoptic_json)
+        for category, place in zip(truth.ids, match_classes(classes, truth), strict=True):
+            file_ids[place] = category
     DatasetCatalog.register(twin, lambda: load_separated(name, folder))
     MetadataCatalog.get(twin).set(
         thing_classes=[base.thing_classes[k] for k in things],
         thing_colors=[base.thing_colors[k] for k in things],
         stuff_classes=["things"] + [base.stuff_classes[k] for k in stuff],
         stuff_colors=[[82, 18, 128]] + [base.stuff_colors[k] for k in stuff],
-        thing_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i for i, k in enumerate(things)
-        },
-        stuff_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i + 1 for i, k in enumerate(stuff)
-        },
+        thing_dataset_id_to_contiguous_id={file_ids[k]: i for i, k in enumerate(things)},
+        stuff_dataset_id_to_contiguous_id={file_ids[k]: i + 1 for i, k in enumerate(stuff)},
         image_root=base.image_root,
         panoptic_json=base.panoptic_json,
         panoptic_root=base.panoptic_root,
