@@ -84,7 +84,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     """Make the twin's files where they are missing or stale, and load its records.
 
     Args:
-        name: the dataset, as for :func:`register_separated`.
+        name: a dataset whose twin :func:`register_separated` has registered.
         folder: as for :func:`register_separated`.
 
     Returns:
@@ -96,7 +96,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     """
     from wsis_d2.weak_labels.store import LabelStore, image_key
 
-    base = MetadataCatalog.get(name)
+    base, twin = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_separated")
     records = DatasetCatalog.get(name)
     store = None
     if any(r["supervision"] == "weak" for r in records):
@@ -115,7 +115,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     maps_folder = folder / "stuff"
     maps_folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / "instances.json"
-    fingerprint = _fingerprint(name, base, records, store)
+    fingerprint = _fingerprint(name, base, twin, records, store)
     try:
         index = json.loads(index_file.read_text())
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     if index.get("fingerprint") != fingerprint:
         index = {"fingerprint": fingerprint, "annotations": {}}
         for record, semantic, annotations in progress(
-            _separate(records, base, store), total=len(records), desc=f"separating {name}"
+            _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
             key = image_key(record["image_id"])
             temporary = maps_folder / f".{key}.{os.getpid()}.tmp"
@@ -149,9 +149,9 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     return result
 
 
-def _fingerprint(name: str, base, records: list[dict], store) -> str:
+def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
     """Changes with the classes, the labels, the truth or the list of images."""
-    classes = [base.thing_classes, base.thing_ids]
+    classes = [base.stuff_classes, twin.thing_classes, twin.stuff_classes]
     digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
     for record in records:
         digest.update(f"{record['image_id']} {record['supervision']}".encode())
@@ -167,12 +167,14 @@ def _fingerprint(name: str, base, records: list[dict], store) -> str:
     return digest.hexdigest()
 
 
-def _separate(records, base, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
+def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
     """Yield each record with its (H, W) uint8 semantic map and its instances."""
-    thing_index = {k: i for i, k in enumerate(base.thing_ids)}
+    names = base.stuff_classes  # all of them, see ClassTable.metadata
+    thing_index = {names.index(name): i for i, name in enumerate(twin.thing_classes)}
     to_stuff = np.full(256, 255, np.uint8)
-    to_stuff[list(base.thing_ids)] = 0
-    to_stuff[list(base.stuff_ids)] = np.arange(1, len(base.stuff_ids) + 1)
+    to_stuff[list(thing_index)] = 0
+    for i, name in enumerate(twin.stuff_classes[1:], start=1):
+        to_stuff[names.index(name)] = i
     for record in records:
         if record["supervision"] == "weak":
             store.check(record)
