@@ -98,3 +98,32 @@ def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False)
     for name in dict.fromkeys(names):
         share_classes(name, reference)
     return reference
+
+
+def fill_classes(cfg: CfgNode, classes: ClassTable) -> None:
+    """Fill in the keys that tell a model its classes.
+
+    Sets MODEL.WSIS.THING_IDS, MODEL.ROI_HEADS.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+
+    Raises:
+        InputError: a key is neither Detectron2's default nor what these classes need.
+    """
+    name = classes.source
+    thing_ids = [k for k, isthing in enumerate(classes.isthing) if isthing]
+    wanted = {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (cfg.MODEL.SEM_SEG_HEAD, len(classes), 54),
+        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS, len(thing_ids), 80),
+    }
+    for key, (node, count, default) in wanted.items():
+        if node.NUM_CLASSES not in (count, default):
+            raise InputError(
+                f"{key} is {node.NUM_CLASSES}, {name} has {count}; leave the key out, it is filled "
+                "in"
+            )
+        node.NUM_CLASSES = count
+    if cfg.MODEL.WSIS.THING_IDS not in ([], thing_ids):
+        raise InputError(
+            f"MODEL.WSIS.THING_IDS is {cfg.MODEL.WSIS.THING_IDS}, {name} has {thing_ids}; leave "
+            "the key out, it is filled in"
+        )
+    cfg.MODEL.WSIS.THING_IDS = thing_ids

@@ -17,8 +17,7 @@ import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
 from wsis_d2.config import read_config
 from wsis_d2.data.datasets import register_own_datasets
-from wsis_d2.engine.run_classes import METADATA, run_classes
-from wsis_d2.utils.errors import InputError
+from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
 
 
 def load_cfg(
@@ -64,27 +63,8 @@ def complete_config(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = Fa
         logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
         cfg.MODEL.DEVICE = "cpu"
     classes = run_classes(cfg, evaluates=evaluates, resumes=resumes)
-    if classes is None:
-        return
-    name = classes.source
-    thing_ids = [k for k, isthing in enumerate(classes.isthing) if isthing]
-    wanted = {
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (cfg.MODEL.SEM_SEG_HEAD, len(classes), 54),
-        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS, len(thing_ids), 80),
-    }
-    for key, (node, count, default) in wanted.items():
-        if node.NUM_CLASSES not in (count, default):
-            raise InputError(
-                f"{key} is {node.NUM_CLASSES}, {name} has {count}; leave the key out, it is filled "
-                "in"
-            )
-        node.NUM_CLASSES = count
-    if cfg.MODEL.WSIS.THING_IDS not in ([], thing_ids):
-        raise InputError(
-            f"MODEL.WSIS.THING_IDS is {cfg.MODEL.WSIS.THING_IDS}, {name} has {thing_ids}; leave "
-            "the key out, it is filled in"
-        )
-    cfg.MODEL.WSIS.THING_IDS = thing_ids
+    if classes is not None:
+        fill_classes(cfg, classes)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
