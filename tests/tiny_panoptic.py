@@ -174,6 +174,8 @@ def renumber(source: Path, target: Path, ids: dict[str, int]) -> Path:
     for image in content["images"]:
         if "image_tags" in image:
             image["image_tags"] = [new[tag] for tag in image["image_tags"]]
+        for crop in image.get("crop_tags", ()):
+            crop["tags"] = [new[tag] for tag in crop["tags"]]
     for annotation in content["annotations"]:
         for entry in annotation.get("segments_info", [annotation]):
             entry["category_id"] = new[entry["category_id"]]

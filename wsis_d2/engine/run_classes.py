@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
 
 from wsis_d2.data.datasets.classes import ClassTable, in_order, match_classes
 from wsis_d2.data.datasets.custom import dataset_classes, share_classes
@@ -30,16 +31,14 @@ def trained_classes(weights: str) -> ClassTable | None:
         weights: a checkpoint with its run's ``metadata.json`` beside it, a released one with its
             ``.json``, or ``wsis-d2://ID``.
     """
-    if weights.startswith("wsis-d2://"):
-        from wsis_d2.model_zoo import get_metadata
-
-        return ClassTable.of_metadata(get_metadata(weights.removeprefix("wsis-d2://")), weights)
     path = Path(weights)
-    for beside in (path.with_suffix(".json"), path.parent / METADATA):
-        if path.is_file() and beside.is_file():
-            content = read_json(beside)
-            if isinstance(content, dict) and "thing_ids" in content:
-                return ClassTable.of_metadata(content, str(beside))
+    places = [path.with_suffix(".json"), path.parent / METADATA] if path.is_file() else []
+    if weights.startswith("wsis-d2://"):
+        places = [Path(PathManager.get_local_path(f"{weights}/{METADATA}"))]
+    for place in filter(Path.is_file, places):
+        content = read_json(place)
+        if isinstance(content, dict) and "thing_ids" in content:
+            return ClassTable.of_metadata(content, str(place))
     return None
 
 

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 
 from wsis_d2 import __version__
 from wsis_d2.data.datasets.classes import ClassTable
+from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.utils.checkpoint import model_state, read_checkpoint
@@ -124,8 +125,6 @@ def publish(
     Raises:
         InputError: a file of the run is missing or unusable; nothing is written then.
     """
-    from wsis_d2.engine.run_classes import fill_classes
-
     run, output = Path(run), Path(output)
     if not run.is_dir():
         raise InputError(f"{run}: no such folder, expected the OUTPUT_DIR of a run")
