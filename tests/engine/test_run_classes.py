@@ -82,6 +82,15 @@ def test_a_test_set_is_taken_in_the_models_order(data):
         ]
 
 
+def test_a_runs_order_is_its_own(data):
+    """What an earlier run in the process shared does not stay."""
+    weights = write_run(data.folder / "run", tiny_rows())
+    cfg_of(data, "MODEL.WEIGHTS", weights)
+    assert names("other_full") == ORDER
+    assert cfg_of(data).MODEL.WSIS.THING_IDS == [1, 3]
+    assert names("other_full") == ["sea", "dog", "sky", "cat"]
+
+
 def test_a_model_is_as_good_on_the_renumbered_set(data, tmp_path):
     """The same network, the same pictures and truth, other category ids: the same figures."""
     cfg = tiny_cfg(

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.data.datasets.classes import ClassTable, in_order, match_classes
-from wsis_d2.data.datasets.custom import dataset_classes, share_classes
+from wsis_d2.data.datasets.custom import registered_classes, share_classes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -61,7 +61,7 @@ def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False)
         InputError: two lists differ in a name or an ``isthing``, or two trained models in order.
     """
     names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog.list()]
-    tables = {name: dataset_classes(name) for name in names}
+    tables = {name: registered_classes(name) for name in names}
     names = [name for name in names if tables[name] is not None]
     if not names:
         return None

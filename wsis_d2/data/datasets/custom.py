@@ -161,6 +161,11 @@ def dataset_classes(name: str) -> ClassTable | None:
     return ClassTable.of_metadata(MetadataCatalog.get(name), f"dataset {name}")
 
 
+def registered_classes(name: str) -> ClassTable | None:
+    """As :func:`dataset_classes`, as they were before any :func:`share_classes`."""
+    return MetadataCatalog.get(name).get("registered_classes") or dataset_classes(name)
+
+
 def share_classes(name: str, classes: ClassTable) -> None:
     """Have a dataset speak of its classes in another list's order, for a run that joins both.
 
@@ -181,7 +186,7 @@ def share_classes(name: str, classes: ClassTable) -> None:
             "which maps them"
         )
     outside = metadata.get("outside_boxes", "ignore")
-    changed = classes.metadata()
+    changed = {**classes.metadata(), "registered_classes": registered_classes(name)}
     changed["outside_boxes"] = outside if outside == "ignore" else places[outside]
     logger.info("dataset %s: its classes are taken in the order of %s", name, classes.source)
     for key, value in changed.items():

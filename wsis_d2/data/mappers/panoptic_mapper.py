@@ -164,7 +164,8 @@ class PanopticMapper:
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            self._open_stores[name] = LabelStore.open(path).in_classes(dataset_classes(name))
+            store, classes = LabelStore.open(path), dataset_classes(name)
+            self._open_stores[name] = store if classes is None else store.in_classes(classes)
         return self._open_stores[name]
 
     def _maps(self, record: dict, supervision: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
