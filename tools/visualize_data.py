@@ -116,7 +116,7 @@ class _Pseudo:
             raise InputError(
                 "--source pseudo: expected --store STORE, made with tools/make_weak_labels.py"
             )
-        self.what, self.store = path, LabelStore.open(path)
+        self.what, self.store = path, LabelStore.open(path).in_classes(data.table)
         self.data, self.palette = data, args.palette
 
     def has(self, record: dict) -> bool:
@@ -143,7 +143,9 @@ class _Prediction:
             if self.file is None:
                 raise InputError(f"--run {args.run}: holds no predictions of {data.name}")
         elif args.pred_json is not None and args.pred_dir is not None:
-            self.what, self.file = args.pred_json, PanopticFile(args.pred_json, args.pred_dir)
+            self.what = args.pred_json
+            file = PanopticFile(args.pred_json, args.pred_dir, data.table)
+            self.file = file.in_classes(data.table)
         else:
             raise InputError(
                 "--source prediction: expected --run DIR, or --pred-json P.json --pred-dir DIR"

@@ -12,6 +12,7 @@ import torch
 from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2 import model_zoo
+from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.model_zoo.download import fetch_file
 from wsis_d2.model_zoo.index import NotReleasedError, read_index
 from wsis_d2.utils.errors import InputError
@@ -134,6 +135,8 @@ def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, 
         assert torch.equal(found, expected([{"image": image}])[0]["sem_seg"])
     metadata = model_zoo.get_metadata(NAME)
     assert metadata["stuff_classes"][0] == "fish"
+    # What a run asks that begins with it.
+    assert trained_classes(f"wsis-d2://{NAME}").names == metadata["stuff_classes"]
 
 
 def test_what_is_not_released_is_said(zoo, monkeypatch):

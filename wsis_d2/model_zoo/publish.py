@@ -15,8 +15,10 @@ from detectron2.config import CfgNode
 
 from wsis_d2 import __version__
 from wsis_d2.checkpoint.reader import model_state, read_checkpoint
+from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -135,8 +137,7 @@ def publish(
     source = Path(checkpoint) if checkpoint is not None else run / "model_final.pth"
     cfg = self_contained_config(run / "config.yaml")
     metadata = read_metadata(run / "metadata.json")
-    if not cfg.MODEL.WSIS.THING_IDS and metadata["thing_ids"]:
-        cfg.MODEL.WSIS.THING_IDS = [int(i) for i in metadata["thing_ids"]]
+    fill_classes(cfg, ClassTable.of_metadata(metadata, str(run / "metadata.json")))
     # The auxiliary classifier serves training alone.
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.0
     state = strip_checkpoint(read_checkpoint(source), source, half)

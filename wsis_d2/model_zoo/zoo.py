@@ -80,9 +80,14 @@ def get_checkpoint_file(config_path: str) -> str:
     return str(_fetch(config_path, "checkpoint"))
 
 
+def get_metadata_file(config_path: str) -> str:
+    """Return a local, checked copy of a trained model's ``metadata.json``; errors as above."""
+    return str(_fetch(config_path, "metadata"))
+
+
 def get_metadata(config_path: str) -> dict[str, Any]:
     """Return what a trained model speaks of: classes, colours and ids, as in ``metadata.json``."""
-    return json.loads(_fetch(config_path, "metadata").read_text(encoding="utf-8"))
+    return json.loads(Path(get_metadata_file(config_path)).read_text(encoding="utf-8"))
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:

@@ -17,9 +17,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from wsis_d2.checkpoint.checkpointer import load_part
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records, supervision_of
 from wsis_d2.modeling.averaged import averaged_semantics
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels import driver
@@ -110,14 +112,14 @@ class MaskSource:
 
     Args:
         store: a boxes store, or round-0 labels, whose things came from box masks.
-        thing_ids: other classes are taken as "no mask".
+        classes: the dataset's; classes that are no things are taken as "no mask".
     """
 
-    def __init__(self, store: str | os.PathLike, thing_ids: frozenset[int]) -> None:
+    def __init__(self, store: str | os.PathLike, classes: ClassTable) -> None:
         self.path = Path(store)
-        self._store = LabelStore.open(store)
+        self._store = LabelStore.open(store).in_classes(classes)
         self._things = np.zeros(256, bool)
-        self._things[list(thing_ids)] = True
+        self._things[: len(classes)] = classes.thing_mask
 
     @property
     def recipe_hash(self) -> str:
@@ -164,6 +166,7 @@ def load_predictor(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
 def _make_relabeller(
     cfg_text: str,
     weights: str,
+    classes: ClassTable,
     annotation: Annotation,
     clean: CleanOptions,
     masks_store: Path | None,
@@ -178,24 +181,27 @@ def _make_relabeller(
         annotation,
         clean,
         RefineOptions.from_config(cfg),
-        MaskSource(masks_store, annotation.thing_ids) if masks_store is not None else None,
+        MaskSource(masks_store, classes) if masks_store is not None else None,
         cfg.INPUT.FORMAT,
-        label_prior(cfg, last_store, first_store),
+        label_prior(cfg, classes, last_store, first_store),
     )
 
 
 def label_prior(
-    cfg: CfgNode, last_store: str | os.PathLike, first_store: str | os.PathLike
+    cfg: CfgNode,
+    classes: ClassTable,
+    last_store: str | os.PathLike,
+    first_store: str | os.PathLike,
 ) -> LabelPrior | None:
     """Return what earlier labels say, None where the ``REFINE`` section does not ask for it."""
     refine = RefineOptions.from_config(cfg)
     if not refine.uses_prior:
         return None
-    first = LabelStore.open(first_store)
+    first = LabelStore.open(first_store).in_classes(classes)
     return LabelPrior(
         refine.class_balance,
         refine.first_labels_vote,
-        LabelStore.open(last_store),
+        LabelStore.open(last_store).in_classes(classes),
         first,
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         _trust(refine, first),
@@ -206,8 +212,7 @@ def _trust(refine: RefineOptions, first: LabelStore) -> np.ndarray | None:
     """Return the factor of each class that round 0's reliability gives, None where it is off."""
     if not refine.reliability_power:
         return None
-    names = [category["name"] for category in first.categories]
-    return load_reliability(first.path, names) ** refine.reliability_power
+    return load_reliability(first.path, first.classes.names) ** refine.reliability_power
 
 
 def check_refinement(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
@@ -217,8 +222,8 @@ def check_refinement(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
         InputError: a value that means nothing, or a store that does not know its reliability.
     """
     refine = RefineOptions.from_config(cfg)
-    for path in first_stores.values():
-        _trust(refine, LabelStore.open(path))
+    for name, path in first_stores.items():
+        _trust(refine, LabelStore.open(path).in_classes(dataset_classes(name)))
 
 
 def weak_datasets(cfg: CfgNode) -> list[str]:
@@ -291,6 +296,7 @@ def relabel(
         InputError: an image could not be labelled.
     """
     metadata = MetadataCatalog.get(name)
+    classes = dataset_classes(name)
     annotation = Annotation.of_dataset(metadata)
     clean = clean_options(cfg, annotation, round_number)
     refine = RefineOptions.from_config(cfg)
@@ -301,21 +307,21 @@ def relabel(
         "lineage": lineage,
         "clean": clean.as_dict(),
         "refine": {k: v for k, v in vars(refine).items()},
-        "masks": MaskSource(source, annotation.thing_ids).recipe_hash if source else None,
+        "masks": MaskSource(source, classes).recipe_hash if source else None,
     }
     last_store = Path(last_store or first_store)
     if refine.uses_prior:
-        stores = (LabelStore.open(last_store), LabelStore.open(first_store))
+        stores = [LabelStore.open(p).in_classes(classes) for p in (last_store, first_store)]
         recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
         trust = _trust(refine, stores[1])
         recipe["trust"] = None if trust is None else trust.round(6).tolist()
-    store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
+    store = LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
     records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
     if model is not None:
         own = prediction_config(cfg)
-        masks = MaskSource(source, annotation.thing_ids) if source else None
+        masks = MaskSource(source, classes) if source else None
         mapper = build_mapper(own, is_train=False)
-        prior = label_prior(own, last_store, first_store)
+        prior = label_prior(own, classes, last_store, first_store)
         labeller = Relabeller(
             model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, prior
         )
@@ -327,7 +333,7 @@ def relabel(
     else:
         own = prediction_config(cfg)
         make = functools.partial(
-            _make_relabeller, own.dump(), os.fspath(weights), annotation, clean, source,
+            _make_relabeller, own.dump(), os.fspath(weights), classes, annotation, clean, source,
             last_store, Path(first_store),
         )  # fmt: skip
         workers = cfg.ITERATIVE.WORKERS

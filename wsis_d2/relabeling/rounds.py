@@ -26,6 +26,7 @@ from detectron2.modeling import build_model
 
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
 from wsis_d2.engine.launch import launch
+from wsis_d2.engine.run_classes import run_classes
 from wsis_d2.engine.trainer import WSISTrainer, load_weights
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.relabeller import (
@@ -294,6 +295,7 @@ def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
         stores: dataset to the label store it trains on.
     """
     register_own_datasets(cfg)
+    run_classes(cfg)
     for name, store in stores.items():
         set_label_store(name, store)
     trainer = WSISTrainer(cfg)

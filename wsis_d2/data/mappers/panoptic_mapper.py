@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from panopticapi.utils import rgb2id
 
 from wsis_d2.data.augmentations import build_train_augmentations
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.data.records import supervision_of
@@ -164,7 +165,8 @@ class PanopticMapper:
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            self._open_stores[name] = LabelStore.open(path)
+            store, classes = LabelStore.open(path), dataset_classes(name)
+            self._open_stores[name] = store if classes is None else store.in_classes(classes)
         return self._open_stores[name]
 
     def _maps(self, record: dict, supervision: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
