@@ -36,6 +36,9 @@ from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
+#: Raised whenever the same classifier and keys would give other cues.
+_ALGORITHM = 2
+
 CLASSIFIERS = ("TagClassifier", "TagSegmenter")
 TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
 
@@ -252,6 +255,7 @@ def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
         "kind": "tags",
+        "algorithm": _ALGORITHM,
         "classifier": digest,
         "architecture": architecture,
         "layer": cfg.CAM.LAYER,
