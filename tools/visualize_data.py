@@ -67,7 +67,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
     """Yield (name, panels) of every source but the data loader."""
     from wsis_d2.report import sources
     from wsis_d2.report.labels import spread
-    from wsis_d2.utils.image_io import read_rgb
+    from wsis_d2.utils.image_io import read_record
 
     cfg = None
     if args.config_file or args.opts:
@@ -82,12 +82,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
         if not records:
             raise InputError(f"{extra.what}: holds none of the images of {data.name}")
     for record in spread(records, args.limit):
-        image = read_rgb(record["file_name"])
-        if image.shape[:2] != (record["height"], record["width"]):
-            raise InputError(
-                f"{record['file_name']}: has {image.shape[1]} x {image.shape[0]} pixels, its "
-                f"annotation says {record['width']} x {record['height']}"
-            )
+        image = read_record(record)
         panels = {"image": image}
         panels["annotation"] = _blend(image, sources.annotation_layer(record), data, args.palette)
         if extra is not None:

@@ -186,7 +186,7 @@ def evaluate_proposals(
         size}``.
     """
     from wsis_d2.evaluation.panoptic_format import PanopticFile
-    from wsis_d2.weak_labels.box_masks import read_image
+    from wsis_d2.utils.image_io import read_record
 
     truth = PanopticFile(panoptic_json, panoptic_root).in_classes(classes)
     things = {
@@ -202,7 +202,7 @@ def evaluate_proposals(
             for s in truth.segments(key)
             if s["category_id"] in things and not s.get("iscrowd", 0)
         ]
-        proposals = source(read_image(record), record)
+        proposals = source(read_record(record, "BGR"), record)
         if proposals is None:
             raise InputError("WEAK_LABELS.PROPOSALS.NAME none: there are no proposals to measure")
         counts.append(len(proposals))

@@ -29,7 +29,7 @@ from wsis_d2.structures.classes import (
     record_in_classes,
 )
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
@@ -44,6 +44,9 @@ from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
+
+#: Raised whenever the same classifier and keys would give other cues.
+_ALGORITHM = 2
 
 CLASSIFIERS = ("TagClassifier", "TagSegmenter")
 TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
@@ -179,13 +182,8 @@ class CueLabeller:
         Returns:
             Class id to (H, W) float32 in [0, 1].
         """
-        image = read_for_network(record["file_name"], self.image_format)
-        size = (int(record["height"]), int(record["width"]))
-        if image.shape[:2] != size:
-            raise InputError(
-                f"{record['file_name']}: is {image.shape[1]} x {image.shape[0]}, its entry says "
-                f"{size[1]} x {size[0]}"
-            )
+        image = read_record(record, self.image_format)
+        size = image.shape[:2]
         tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
         crops = record_crops(record)
         classes = [sorted(crop[4] - self.left_out) for crop in crops]
@@ -298,6 +296,7 @@ def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
         "kind": "tags",
+        "algorithm": _ALGORITHM,
         "classifier": digest,
         "architecture": architecture,
         "layer": cfg.CAM.LAYER,

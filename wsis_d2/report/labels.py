@@ -21,6 +21,7 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 
 
@@ -138,7 +139,7 @@ def _load(item: dict[str, Any], data: DataSource, stores: Mapping[str, Any]) -> 
     """Return an item with its layers, read now."""
     record = item["record"]
     image_id = record["image_id"]
-    layers: dict[str, Any] = {"image": record["file_name"], "annotation": annotation_layer(record)}
+    layers: dict[str, Any] = {"image": read_record(record), "annotation": annotation_layer(record)}
     for name, store in stores.items():
         layers["pseudo label" if len(stores) == 1 else name] = store_layer(store, image_id)
     if data.truth is not None:

@@ -25,6 +25,7 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 
 METRICS = (
@@ -364,7 +365,7 @@ def _load(item: dict[str, Any], data: DataSource, predicted: list, store: Any):
     def make() -> dict[str, Any]:
         record = item["record"]
         key = record["image_id"]
-        layers = {"image": record["file_name"], "annotation": annotation_layer(record)}
+        layers = {"image": read_record(record), "annotation": annotation_layer(record)}
         if store is not None:
             layers["pseudo label"] = store_layer(store, key)
         for name, file in predicted:

@@ -18,7 +18,7 @@ from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.data.records import supervision_of
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels.cam_labels import record_crops
 from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.store import LabelStore
@@ -117,8 +117,9 @@ class PanopticMapper:
     def __call__(self, record: dict) -> dict:
         """Map a dataset dict to a sample."""
         sample = {k: v for k, v in record.items() if k not in _MASK_FIELDS + ("annotations",)}
-        image = read_for_network(record["file_name"], self.image_format)
-        utils.check_image_size(sample, image)
+        image = read_record(record, self.image_format)
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
         if not self.is_train:
             sample["image"] = _to_tensor(image)
             return sample
