@@ -8,9 +8,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, tiny_cfg
 
+from wsis_d2.checkpoint.names import read_weights
+from wsis_d2.checkpoint.parts import load_backbone
 from wsis_d2.data.build import build_mapper, load_records
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
-from wsis_d2.modeling.checkpoint import load_backbone
 from wsis_d2.modeling.instance import InstanceCRFHead, make_labels, unary_scores
 from wsis_d2.utils.errors import InputError
 
@@ -256,14 +257,14 @@ def test_backbone_starts_from_the_detectors(data, tmp_path):
         detector.detector.rcnn.backbone.bottom_up.stem.conv1.weight.fill_(0.25)
     path = tmp_path / "detector.pth"
     torch.save({"model": detector.state_dict()}, path)
-    load_backbone(semantic.semantic.backbone, str(path), "KEY")
+    load_backbone(semantic, "semantic.backbone", read_weights(str(path), "KEY"))
     wanted = detector.detector.rcnn.backbone.bottom_up.state_dict()
     found = semantic.semantic.backbone.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[k], wanted[k]) for k in wanted)
     _, other = model_of(tmp_path, "semantic", "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 16)
-    with pytest.raises(InputError, match="KEY: .*holds no ResNet"):
-        load_backbone(other.semantic.backbone, str(path), "KEY")
+    with pytest.raises(InputError, match="KEY: .*in another shape: res2.*same depth, width"):
+        load_backbone(other, "semantic.backbone", read_weights(str(path), "KEY"))
 
 
 @pytest.mark.parametrize(

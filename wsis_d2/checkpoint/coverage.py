@@ -33,14 +33,14 @@ def load_into(
     what: str = "the model",
     allow_missing: Sequence[str] = (),
     allow_foreign: Sequence[str] = (),
+    folded: bool = False,
     partial: bool = False,
     hint: str = TRAINED,
 ) -> list[str]:
     """Fill a module from arrays of the same names, after checking names and shapes.
 
     Every array of the module must be there in its shape, and none may be left over: a deeper
-    network has all arrays of a shallower one. Batch norms whose statistics were folded into scale
-    and shift (the file has no statistics at all) count as complete.
+    network has all arrays of a shallower one.
 
     Args:
         module: any network, or part of one.
@@ -49,6 +49,7 @@ def load_into(
         what: names the module in messages.
         allow_missing, allow_foreign: beginnings of names that the file may lack, or have beside.
             Auxiliary classifiers may always be either.
+        folded: the file's batch norms have scale and shift alone, with the statistics in them.
         partial: arrays that are missing or of another shape are left as they are.
         hint: ends messages: what to do.
 
@@ -62,7 +63,7 @@ def load_into(
     wanted = module.state_dict()
     left = check(
         wanted, arrays, source=source, what=what, allow_missing=allow_missing,
-        allow_foreign=allow_foreign, partial=partial, hint=hint,
+        allow_foreign=allow_foreign, folded=folded, partial=partial, hint=hint,
     )  # fmt: skip
     fitting = {n: arrays[n] for n in wanted if n in arrays and n not in set(left)}
     module.load_state_dict(fitting, strict=False)
@@ -78,17 +79,13 @@ def check(
     what: str = "the model",
     allow_missing: Sequence[str] = (),
     allow_foreign: Sequence[str] = (),
+    folded: bool = False,
     partial: bool = False,
     hint: str = TRAINED,
 ) -> list[str]:
     """Compare arrays with a module's; :func:`load_into` without loading."""
-    folded = not any(n.endswith(("running_mean", "running_var")) for n in arrays)
-
-    def comes_with_another(name: str) -> bool:
-        stem, _, last = name.rpartition(".")
-        return folded and last in ("running_mean", "running_var") and f"{stem}.weight" in arrays
-
-    names = [n for n in wanted if not _NOT_LEARNED.search(n) and not comes_with_another(n)]
+    statistics = ("running_mean", "running_var") if folded else ()
+    names = [n for n in wanted if not _NOT_LEARNED.search(n) and not n.endswith(statistics)]
     missing = [n for n in names if n not in arrays]
     shapes = [n for n in names if n in arrays and arrays[n].shape != wanted[n].shape]
     left = [n for n in wanted if n in {*missing, *shapes}]
@@ -98,7 +95,7 @@ def check(
         problems.append(f"fills none of the {len(names)} arrays of {what}; it holds {first}, ...")
         if shapes:
             problems[0] = f"fits none of the {len(names)} arrays of {what}"
-            problems.append(_shapes(shapes, arrays, wanted))
+            problems.append(_shapes(shapes, arrays, wanted, what))
     elif not partial:
         lacking = [
             n for n in missing
@@ -113,7 +110,7 @@ def check(
             problems.append(f"lacks {len(lacking)} of {len(names)} arrays of {what}: "
                             f"{first_of(lacking)}")  # fmt: skip
         if shapes:
-            problems.append(_shapes(shapes, arrays, wanted))
+            problems.append(_shapes(shapes, arrays, wanted, what))
         if foreign:
             problems.append(f"has {len(foreign)} arrays that {what} has not: {first_of(foreign)}")
     if problems:
@@ -132,6 +129,6 @@ def first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _shapes(names: Sequence[str], arrays: Mapping, wanted: Mapping) -> str:
+def _shapes(names: Sequence[str], arrays: Mapping, wanted: Mapping, what: str) -> str:
     texts = [f"{n} is {tuple(arrays[n].shape)}, not {tuple(wanted[n].shape)}" for n in names]
-    return f"has {len(names)} of another shape: {first_of(texts)}"
+    return f"has {len(names)} arrays of {what} in another shape: {first_of(texts)}"

@@ -26,6 +26,7 @@ class Weights:
         arrays: parameters and buffers by name; of an ImageNet ResNet by the names of Detectron2's.
         source: how messages begin: the key or option that named the file, and the file.
         backbone: a backbone alone, which fits every network that has it.
+        folded: batch norms have scale and shift alone, with the statistics in them (Caffe2).
         loose: names are ends of the model's, as in Detectron's first version.
         torchvision: a network of torchvision, which is used to standardised colours and strides
             in the 3x3 convolutions of its bottlenecks.
@@ -34,6 +35,7 @@ class Weights:
     arrays: dict[str, torch.Tensor]
     source: str
     backbone: bool = False
+    folded: bool = False
     loose: bool = False
     torchvision: bool = False
 
@@ -44,8 +46,8 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
     Args:
         path: file, URL or ``wsis-d2://ID``.
         key: the config key or option that named it, for messages.
-        image_format: channel order that the network will see; torchvision's and timm's ResNets,
-            which learned from RGB, are turned to it.
+        image_format: channel order that the network will see, INPUT.FORMAT. ImageNet networks are
+            turned to it: torchvision's and timm's learned from RGB, Caffe2's from BGR.
         hint: where a missing file may come from.
 
     Raises:
@@ -64,6 +66,7 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
     if author == "Caffe2":
         arrays, _ = convert_c2_detectron_names(arrays)
+    folded = author == "Caffe2" and not any("running_" in name for name in arrays)
     torchvision = author == "torchvision"
     if {"conv1.weight", "layer1.0.conv1.weight"} <= arrays.keys():
         arrays = {_of_torchvision(name): value for name, value in arrays.items()}
@@ -72,9 +75,10 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
     backbone = bool(known) and all(map(_BACKBONE.match, known))
     if backbone:
         arrays = known
-    if torchvision and image_format == "BGR" and _STEM in arrays:
+    order = "RGB" if torchvision else "BGR" if author == "Caffe2" else image_format
+    if {order, image_format} == {"RGB", "BGR"} and _STEM in arrays:
         arrays[_STEM] = arrays[_STEM].flip(1)
-    return Weights(arrays, source, backbone, loose and not backbone, torchvision)
+    return Weights(arrays, source, backbone, folded, loose and not backbone, torchvision)
 
 
 def _of_torchvision(name: str) -> str:

@@ -104,7 +104,9 @@ def _parts_in(arrays: Iterable[str]) -> set[str]:
 
 def _title(model: nn.Module, part: str = "") -> str:
     if part:
-        return f"the {part}" if part != "instance" else "the instance head"
+        return {"semantic": "the semantic subnetwork", "instance": "the instance head"}.get(
+            part, f"the {part}"
+        )
     stage = getattr(model, "stage", None)
     return f"the model (stage {stage})" if stage else f"the {type(model).__name__}"
 
@@ -164,6 +166,7 @@ def _as_whole(model: nn.Module, weights: Weights) -> dict:
         "source": weights.source,
         "what": _title(model),
         "allow_foreign": foreign,
+        "folded": weights.folded,
     }
 
 
@@ -184,6 +187,7 @@ def _as_part(model: nn.Module, part: str, weights: Weights) -> dict:
         "source": weights.source,
         "what": _title(model, part),
         "allow_foreign": [inside + head for head in _OTHER_HEADS],
+        "folded": weights.folded,
     }
 
 
@@ -256,7 +260,7 @@ def load_backbone(model: nn.Module, name: str, weights: Weights) -> None:
     arrays = {n.removeprefix(best): v for n, v in weights.arrays.items() if n.startswith(best)}
     _check_input(model, name, weights)
     load_into(
-        module, arrays, source=weights.source, what=name,
+        module, arrays, source=weights.source, what=name, folded=weights.folded,
         hint="name weights of the same depth, width and norm",
     )  # fmt: skip
 
@@ -314,13 +318,8 @@ class _Start:
     def whole(self, weights: Weights) -> None:
         """MODEL.WEIGHTS of a network: the parts that it names, or the detector."""
         if not self.parts:
-            arrays = weights.arrays
-            if weights.loose:
-                arrays = match_ends(arrays, self.model.state_dict())
-            self.note("", load_into(
-                self.model, arrays, source=weights.source, what=_title(self.model),
-                partial=self.partial, hint=_PARTIAL,
-            ))  # fmt: skip
+            arguments = _as_whole(self.model, weights)
+            self.note("", load_into(self.model, partial=self.partial, hint=_PARTIAL, **arguments))
             return
         held = _parts_in(weights.arrays) or {"detector"}
         parts = [p for p in self.parts if p in held and getattr(self.model, p).state_dict()]
@@ -349,7 +348,8 @@ class _Start:
         if self.has(part):
             logger.warning("%s is not used: MODEL.WEIGHTS holds the %s", key, part)
             return
-        weights = read_weights(path, key, self.cfg.INPUT.FORMAT)
+        hint = f"train the {part} first, or name where its checkpoint lies"
+        weights = read_weights(path, key, self.cfg.INPUT.FORMAT, hint)
         left = load_part(self.model, part, weights, partial=self.partial, hint=_PARTIAL)
         self.note(part, left)
 

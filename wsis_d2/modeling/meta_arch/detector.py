@@ -10,7 +10,6 @@ from torch import nn
 
 from wsis_d2.utils.errors import InputError
 
-
 # Detectron2's keys of what a detector gives, and those of what becomes an instance label.
 _OUTPUT_KEYS = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "DETECTION_SCORE_THRESH",
