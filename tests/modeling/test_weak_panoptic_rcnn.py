@@ -279,6 +279,30 @@ def test_impossible_options_are_named(data, tmp_path, key, value):
         model.eval()(batch_of(cfg, 1, train=False))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "own"),
+    [
+        ("TEST.DETECTIONS_PER_IMAGE", 7, "MAX_DETECTIONS"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "DETECTION_SCORE_THRESH"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6, "DETECTION_NMS_THRESH"),
+    ],
+)
+def test_what_the_instance_stages_take_from_other_keys_is_no_silent_setting(
+    data, tmp_path, key, value, own
+):
+    for stage in ("instance_piecewise", "end_to_end"):
+        with pytest.raises(InputError, match=f"^{key} is {value}, .*{stage}.* MODEL.WSIS.{own}"):
+            model_of(tmp_path, stage, key, value)
+        _, model = model_of(tmp_path, stage, key, value, f"MODEL.WSIS.{own}", value)
+        predictor = model.detector.rcnn.roi_heads.box_predictor
+        assert value in (
+            predictor.test_topk_per_image,
+            predictor.test_score_thresh,
+            predictor.test_nms_thresh,
+        )
+    model_of(tmp_path, "detector", key, value)
+
+
 def test_one_image_and_a_norm_that_learns_is_refused_by_name(data, tmp_path):
     cfg, model = model_of(tmp_path, "semantic")
     with pytest.raises(InputError, match="SOLVER.IMS_PER_BATCH"):
