@@ -78,7 +78,14 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
     order = "RGB" if torchvision else "BGR" if author == "Caffe2" else image_format
     if {order, image_format} == {"RGB", "BGR"} and _STEM in arrays:
         arrays[_STEM] = arrays[_STEM].flip(1)
-    return Weights(arrays, source, backbone, folded, loose and not backbone, torchvision)
+    return Weights(
+        arrays,
+        source,
+        backbone=backbone,
+        folded=folded,
+        loose=loose and not backbone,
+        torchvision=torchvision,
+    )
 
 
 def _of_torchvision(name: str) -> str:
