@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import load_exactly
+from wsis_d2.checkpoint.parts import load_trained, only_weights
 from wsis_d2.report.html import Annotation, Labels
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.palette import class_list
@@ -75,8 +75,8 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         metadata = read_metadata(folder / "metadata.json")
         if not weights.is_file():
             raise InputError(f"{weights}: no such file, expected the run's last checkpoint")
+    cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.WEIGHTS = ""
     return cfg, str(weights), metadata
 
 
@@ -121,13 +121,15 @@ class PanopticPredictor:
                 f"--model {name}: is a {cfg.MODEL.META_ARCHITECTURE}, expected a WeakPanopticRCNN"
             )
         if score_threshold is not None:
-            cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            if cfg.MODEL.WSIS.STAGE == "detector":
+                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            else:
+                cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
         self.cfg = cfg
         self.classes = model_classes(metadata)
         self.max_side = max_side
         self.model = build_model(cfg).eval()
-        load_exactly(self.model, weights)
+        load_trained(self.model, weights, key="--model")
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:

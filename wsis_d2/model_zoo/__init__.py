@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Trained models by name, as :mod:`detectron2.model_zoo`: from the package, a folder or a URL."""
 
+from wsis_d2.model_zoo.path_handler import register
 from wsis_d2.model_zoo.zoo import (
     get,
     get_checkpoint_file,
@@ -11,6 +12,8 @@ from wsis_d2.model_zoo.zoo import (
     list_configs,
     list_released,
 )
+
+register()
 
 __all__ = [
     "get",
