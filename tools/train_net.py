@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import check_complete, trust_checkpoints
-from wsis_d2.engine import WSISTrainer, launch, load_weights, setup
+from wsis_d2.checkpoint.parts import load_for_evaluation
+from wsis_d2.checkpoint.reader import trust_checkpoints
+from wsis_d2.engine import WSISTrainer, launch, setup
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
@@ -46,18 +47,10 @@ On two GPUs, or two processes where there is none:
 
 def evaluate(cfg) -> None:
     """Evaluate MODEL.WEIGHTS, or the parts' weights where that is empty."""
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
-        cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
-        cfg.freeze()
     if not cfg.DATASETS.TEST:
         raise InputError("--eval-only: DATASETS.TEST is empty; name the sets to evaluate on")
-    if cfg.MODEL.WEIGHTS:
-        check_complete(model, cfg.MODEL.WEIGHTS)
-    load_weights(cfg, model)
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model)
     WSISTrainer.test(cfg, model)
 
 

@@ -145,10 +145,13 @@ def add_model_config(cfg: CN) -> None:
     # What is trained and run: "detector", "semantic", "instance_piecewise" (the CRF's weights
     # only) or "end_to_end" (semantic subnetwork and CRF).
     cfg.MODEL.WSIS.STAGE = "instance_piecewise"
-    # Checkpoints (path or URL) of the separately trained parts. They are loaded before
-    # MODEL.WEIGHTS, which overrides them; only the part's own parameters are taken.
+    # Checkpoints (path or URL) of the separately trained parts, for the parts that MODEL.WEIGHTS
+    # does not hold; only the part's own parameters are taken.
     cfg.MODEL.WSIS.DETECTOR_WEIGHTS = ""
     cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+    # Train even where a file fills less than the part it is for (other classes, other width), or a
+    # part that is not trained has no weights: these begin, or stay, at random.
+    cfg.MODEL.WSIS.PARTIAL_WEIGHTS = False
     # Where the instance stages take their boxes from while training: "detector", "gt" (the
     # annotated boxes, score 1) or "gt_jitter" (annotated boxes shaken).
     cfg.MODEL.WSIS.TRAIN_BOXES = "detector"
@@ -162,7 +165,8 @@ def add_model_config(cfg: CN) -> None:
     # Weight of what tags and boxes say of the prediction itself, beside the loss on labels made
     # of them; 0 (the paper): labels alone. Shares as MODEL.TAG_SEGMENTER's.
     cfg.MODEL.WSIS.ANNOTATION_LOSS_WEIGHT = 0.0
-    # Detections below this score are not used as instance labels.
+    # Detections below this score are not used as instance labels. (In the instance stages these
+    # three count, in the detector's own stage ROI_HEADS.*_THRESH_TEST, TEST.DETECTIONS_PER_IMAGE.)
     cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = 0.5
     # IoU of the non-maximum suppression before detections become instance labels.
     cfg.MODEL.WSIS.DETECTION_NMS_THRESH = 0.3
@@ -186,8 +190,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     # "basic": one 7x7 convolution (MSRA); "deep": three 3x3 convolutions (the public PSPNet).
     cfg.MODEL.SEMANTIC.RESNETS.STEM_TYPE = "basic"
-    # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, e.g. the
-    # detector's where there are no ImageNet weights; loaded before SEMANTIC_WEIGHTS and WEIGHTS.
+    # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, of
+    # ImageNet or e.g. the detector's; for where SEMANTIC_WEIGHTS and WEIGHTS do not fill it.
     cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
     # Per-channel mean and deviation of the semantic subnetwork's input, BGR.
     cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]

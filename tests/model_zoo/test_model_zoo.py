@@ -108,7 +108,7 @@ def test_same_run_gives_the_same_release_and_half_is_smaller(run, zoo, tmp_path)
 def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, over_http):
     from detectron2.modeling import build_model
 
-    from wsis_d2.checkpoint.reader import load_exactly
+    from wsis_d2.checkpoint.parts import load_trained
     from wsis_d2.engine import load_cfg
 
     server, url = serve(zoo) if over_http else (None, str(zoo))
@@ -128,7 +128,7 @@ def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, 
     cfg = load_cfg(str(run / "config.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     expected = build_model(cfg).eval()
-    load_exactly(expected, str(run / "model_final.pth"))
+    load_trained(expected, str(run / "model_final.pth"), key="a test")
     image = torch.randint(0, 255, (3, 65, 81), dtype=torch.uint8)
     with torch.no_grad():
         found = model([{"image": image}])[0]["sem_seg"]
@@ -224,12 +224,12 @@ def test_forged_weights_are_not_loaded(zoo, tmp_path, monkeypatch):
 
 
 def test_detectron2_loads_models_of_the_zoo_by_id(zoo, monkeypatch):
-    from wsis_d2.checkpoint.reader import SafeCheckpointer
+    from wsis_d2.checkpoint.reader import load_file
 
     monkeypatch.setenv("WSIS_D2_MODEL_ZOO", str(zoo))
     cfg = model_zoo.get_config(NAME, trained=True)
     assert cfg.MODEL.WEIGHTS == f"wsis-d2://{NAME}"
-    state = SafeCheckpointer(torch.nn.Module())._load_file(cfg.MODEL.WEIGHTS)
+    state = load_file(cfg.MODEL.WEIGHTS)
     assert len(state["model"]) > 50
 
 

@@ -82,7 +82,7 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
     one = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
     two = torch.load(given / "round_02/model_final.pth", weights_only=False)["model"]
     assert all(torch.equal(one[k], two[k]) for k in one)
-    with pytest.raises(InputError, match="FIRST_WEIGHTS no.pth: no such file; train on"):
+    with pytest.raises(InputError, match="FIRST_WEIGHTS: no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
 
 
@@ -211,7 +211,7 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
         train_iterative(config(prepared, "other"), 0)
     with pytest.raises(InputError, match="'detector', which predicts no semantics"):
         train_iterative(config(prepared, "other", "MODEL.WSIS.STAGE", "detector"), 1)
-    with pytest.raises(InputError, match="DETECTOR_WEIGHTS no.pth: no such file; train the"):
+    with pytest.raises(InputError, match="DETECTOR_WEIGHTS: no.pth: no such file; train the"):
         opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
         train_iterative(config(prepared, "other", *opts), 1)
 

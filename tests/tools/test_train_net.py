@@ -66,6 +66,7 @@ def test_a_run_trains_evaluates_and_stands_alone(data, tmp_path):
     config = tmp_path / "cfg.yaml"
     cfg = tiny_cfg(
         out, "MODEL.WSIS.STAGE", "instance_piecewise", "SOLVER.MAX_ITER", 1,
+        "MODEL.WSIS.PARTIAL_WEIGHTS", True,
         "DATASETS.TEST", "('tiny_full',)",
     )  # fmt: skip
     config.write_text(cfg.dump())

@@ -19,8 +19,8 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from wsis_d2.checkpoint.checkpointer import load_backbone, load_part
-from wsis_d2.checkpoint.reader import SafeCheckpointer
+from wsis_d2.checkpoint.checkpointer import SafeCheckpointer
+from wsis_d2.checkpoint.parts import load_for_training
 from wsis_d2.data.loader import build_test_loader, build_train_loader
 from wsis_d2.data.records import count_supervision, load_records
 from wsis_d2.engine.picture_hook import build_picture_hook
@@ -122,7 +122,7 @@ class WSISTrainer(TrainerBase):
             self.start_iter = self.iter + 1
             logger.info("Resumed from %s at iteration %d", path, self.start_iter)
             return
-        load_weights(self.cfg, self._plain_model)
+        load_for_training(self.cfg, self._plain_model)
 
     def train(self) -> dict:
         """Train until SOLVER.MAX_ITER; returns the last evaluation's results."""
@@ -285,24 +285,3 @@ def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Mod
             "result; give it a name, e.g. RUN_VARIANT true_boxes"
         )
     return TruePartsModel(model, dataset_name, cfg.TEST.TRUE_PARTS)
-
-
-def load_weights(cfg: CfgNode, model: nn.Module) -> None:
-    """Load the parts' checkpoints, if the config names them, then MODEL.WEIGHTS.
-
-    Raises:
-        InputError: a file is missing or fits another model.
-    """
-    start = cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS
-    if start and getattr(model, "semantic", None) is not None:
-        load_backbone(model.semantic.backbone, start, "MODEL.SEMANTIC.BACKBONE_WEIGHTS")
-    for part, key in (("detector", "DETECTOR_WEIGHTS"), ("semantic", "SEMANTIC_WEIGHTS")):
-        path = cfg.MODEL.WSIS[key]
-        if path and getattr(model, part, None) is not None:
-            load_part(model, part, path, f"MODEL.WSIS.{key}")
-    if not cfg.MODEL.WEIGHTS:
-        return
-    try:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    except (OSError, AssertionError) as error:
-        raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: cannot be read ({error})") from error

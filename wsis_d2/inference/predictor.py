@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import load_exactly
+from wsis_d2.checkpoint.parts import load_trained, only_weights
 from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
@@ -80,8 +80,8 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         if not weights.is_file():
             raise InputError(f"{weights}: no such file, expected the run's last checkpoint")
     fill_classes(cfg, model_classes(metadata, name))
+    cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.WEIGHTS = ""
     return cfg, str(weights), metadata
 
 
@@ -124,15 +124,17 @@ class PanopticPredictor:
                 f"--model {name}: is a {cfg.MODEL.META_ARCHITECTURE}, expected a WeakPanopticRCNN"
             )
         if score_threshold is not None:
-            cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            if cfg.MODEL.WSIS.STAGE == "detector":
+                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            else:
+                cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
         self.cfg = cfg
         self.classes = class_list(model_classes(metadata, name).categories)
         self.max_side = max_side
         # Boxes cost nothing at full size; the detector has no labels to bring up.
         self.full_size = full_size or cfg.MODEL.WSIS.STAGE == "detector"
         self.model = build_model(cfg).eval()
-        load_exactly(self.model, weights)
+        load_trained(self.model, weights, key="--model")
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:

@@ -128,7 +128,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
     """
     from detectron2.modeling import build_model
 
-    from wsis_d2.checkpoint.reader import SafeCheckpointer, load_exactly
+    from wsis_d2.checkpoint.parts import load_for_training, load_trained
 
     cfg = get_config(config_path, trained)
     if device is None and not torch.cuda.is_available():
@@ -137,7 +137,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         cfg.MODEL.DEVICE = device
     model = build_model(cfg)
     if trained:
-        load_exactly(model, cfg.MODEL.WEIGHTS)
+        load_trained(model, cfg.MODEL.WEIGHTS, key="MODEL.WEIGHTS")
     else:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        load_for_training(cfg, model)
     return model

@@ -16,7 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from wsis_d2.checkpoint.checkpointer import load_part
+from wsis_d2.checkpoint.parts import WEIGHT_KEYS, load_trained, weight_files
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records, supervision_of
@@ -149,17 +149,8 @@ def prediction_config(cfg: CfgNode) -> CfgNode:
 
 def load_predictor(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
     """Build the predicting model of :func:`prediction_config` and load a trained checkpoint."""
-    from wsis_d2.engine.trainer import load_weights
-
-    if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
-        model = build_model(cfg)
-        load_part(model, "semantic", os.fspath(weights), "the round's checkpoint")
-    else:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = os.fspath(weights)
-        model = build_model(cfg)
-        load_weights(cfg, model)
+    model = build_model(cfg)
+    load_trained(model, os.fspath(weights), key="the round's checkpoint")
     return model.eval()
 
 
@@ -366,10 +357,7 @@ _PATH_KEYS = (
     "DATASETS.OWN",
     "DATASETS.LABEL_STORES",
     "ITERATIVE.BOX_STORES",
-    "ITERATIVE.FIRST_WEIGHTS",
-    "MODEL.WEIGHTS",
-    "MODEL.WSIS.DETECTOR_WEIGHTS",
-    "MODEL.WSIS.SEMANTIC_WEIGHTS",
+    *WEIGHT_KEYS,
 )
 
 
@@ -398,8 +386,7 @@ def config_fingerprint(cfg: CfgNode, store_hashes: Mapping[str, str]) -> str:
         store_hashes: dataset to the recipe hash of its round-0 labels.
     """
     weights = []
-    paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.WSIS.SEMANTIC_WEIGHTS, cfg.ITERATIVE.FIRST_WEIGHTS)
-    for path in paths:
+    for path in weight_files(cfg):
         if path and os.path.isfile(path):
             with open(path, "rb") as file:
                 weights.append(hashlib.file_digest(file, "sha256").hexdigest())

@@ -23,11 +23,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
+from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
 from wsis_d2.engine.launch import launch
 from wsis_d2.engine.run_classes import run_classes
-from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.engine.trainer import WSISTrainer
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.relabeller import (
     check_refinement,
@@ -67,21 +69,28 @@ class IterativeRun:
         """
         if rounds < 1:
             raise InputError(f"--rounds {rounds}: expected at least 1")
+        self.cfg = cfg
         # What is unfit must not show after hours of training.
         prediction_config(cfg)
         detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
-        if detector and "://" not in detector and not os.path.isfile(detector):
-            raise InputError(
-                f"MODEL.WSIS.DETECTOR_WEIGHTS {detector}: no such file; train the detector with "
-                "tools/train_net.py --config-file DETECTOR.yaml, or set '' to measure IoU alone"
+        if detector:
+            check_trained(
+                self._composed(detector=detector),
+                detector,
+                key="MODEL.WSIS.DETECTOR_WEIGHTS",
+                part="detector",
+                hint="train the detector with tools/train_net.py --config-file DETECTOR.yaml, or "
+                "set '' to measure IoU alone",
             )
         first = cfg.ITERATIVE.FIRST_WEIGHTS
-        if first and not os.path.isfile(first):
-            raise InputError(
-                f"ITERATIVE.FIRST_WEIGHTS {first}: no such file; train on round 0's labels with "
-                "tools/train_net.py, or set '' to train the first round here"
+        if first:
+            check_trained(
+                cfg,
+                first,
+                key="ITERATIVE.FIRST_WEIGHTS",
+                hint="train on round 0's labels with tools/train_net.py and the same keys, or set "
+                "'' to train the first round here",
             )
-        self.cfg = cfg
         self.rounds = rounds
         self.num_processes = num_processes
         self.folder = Path(cfg.OUTPUT_DIR)
@@ -155,12 +164,11 @@ class IterativeRun:
     def round_config(self, number: int) -> CfgNode:
         """Return the config that a round trains with."""
         cfg = self.cfg.clone()
+        if number > 1 and not cfg.ITERATIVE.RESTART:
+            cfg = only_weights(cfg, self.round_folder(number - 1) / "model_final.pth")
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
         cfg.DATASETS.TEST = ()  # evaluation is a stage of its own
-        if number > 1 and not cfg.ITERATIVE.RESTART:
-            cfg.MODEL.WEIGHTS = str(self.round_folder(number - 1) / "model_final.pth")
-            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
         cfg.freeze()
         return cfg
 
@@ -168,7 +176,7 @@ class IterativeRun:
         if number == 1 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
             self.round_folder(1).mkdir(parents=True, exist_ok=True)
             with (
-                open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
+                PathManager.open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
                 atomic_write(self.round_folder(1) / "model_final.pth") as file,
             ):
                 shutil.copyfileobj(trained, file)
@@ -185,28 +193,33 @@ class IterativeRun:
         """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
         if not self.cfg.DATASETS.TEST:
             return
-        cfg = self.cfg.clone()
+        weights = self.round_folder(number) / "model_final.pth"
+        detector = self.cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(self.cfg) else ""
+        if detector:
+            # Semantics of this round, the given detector, the CRF's weights as they start.
+            cfg = self._composed(detector=detector, semantic=weights)
+        else:
+            cfg = only_weights(self.cfg, weights)
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
-        weights = str(self.round_folder(number) / "model_final.pth")
-        if composes(cfg) and cfg.MODEL.WSIS.DETECTOR_WEIGHTS:
-            # Semantics of this round, the given detector, the CRF's weights as they start.
-            cfg.MODEL.WSIS.STAGE = "instance_piecewise"
-            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = weights
-            cfg.MODEL.WEIGHTS = ""
-        else:
-            cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
-            cfg.MODEL.WEIGHTS = weights
         cfg.RUN_NAME = f"round_{number}"
         cfg.freeze()
         model = build_model(cfg)
-        load_weights(cfg, model)
+        load_for_evaluation(cfg, model)
         results = WSISTrainer.test(cfg, model)
         if len(cfg.DATASETS.TEST) > 1:
             results = results[cfg.DATASETS.TEST[0]]
         self._entry(number).update(
             {task: _numbers(values) for task, values in results.items() if task != "bbox"}
         )
+
+    def _composed(self, **parts: str | Path) -> CfgNode:
+        """The config that joins a round's semantics with a detector."""
+        cfg = only_weights(self.cfg, **parts)
+        cfg.defrost()
+        cfg.MODEL.WSIS.STAGE = "instance_piecewise"
+        cfg.freeze()
+        return cfg
 
     def _labels(self, number: int) -> None:
         for name in self.names:
