@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
+from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.checkpoint import load_exactly
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.html_report import Annotation, Labels
