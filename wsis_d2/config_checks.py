@@ -160,7 +160,7 @@ def check_used(cfg: CfgNode, defaults: CfgNode) -> None:
         if (row.kinds and kind not in row.kinds) or not row.where(cfg):
             continue
         for key, value, default in _leaves(row.prefix, _at(cfg, row.prefix), defaults):
-            if value != default and value not in row.harmless:
+            if _lists(value) not in (_lists(default), *map(_lists, row.harmless)):
                 raise InputError(
                     f"{key} is {value!r}, which does nothing in {_describe(cfg)}: {row.why}; "
                     f"leave it at {default!r}"
@@ -187,6 +187,11 @@ def _at(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
+
+
+def _lists(value: Any) -> Any:
+    """The value with lists for tuples: a file that was written and read has lost the difference."""
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _leaves(key: str, value: Any, defaults: CfgNode) -> Iterable[tuple[str, Any, Any]]:
