@@ -32,6 +32,7 @@ IMAGES = ["INPUT.MIN_SIZE_TRAIN", [40], "INPUT.CROP.ENABLED", True]
 # Read by Detectron2's own set-up; what each says is told beside it.
 ELSEWHERE = {
     "VERSION",  # merge_from_file
+    "TEST.EVAL_PERIOD",  # with a test set
     "DATALOADER.ASPECT_RATIO_GROUPING",  # refused where training begins; below
 }
 # Of these rows the run reads the key, and another one overrules it or the reader has one answer.
