@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -79,12 +80,17 @@ def launch(
 
 
 def _tell(told: str, function: Callable[..., None], args: tuple) -> None:
-    """Run the function; leave the line of what is the user's to mend in a file."""
+    """Run the function; leave the line of what is the user's to mend in a file.
+
+    The traceback of a bug is printed here: the launcher shows that of the process which ends first.
+    """
     try:
         function(*args)
     except Exception as error:
         line = error_line(error)
-        if line is not None:
+        if line is None:
+            traceback.print_exc()
+        else:
             with open(f"{told}{os.getpid()}", "w", encoding="utf-8") as file:
                 file.write(line)
             os.replace(f"{told}{os.getpid()}", told)
