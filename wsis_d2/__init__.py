@@ -19,5 +19,6 @@ if os.environ.get("WSIS_D2_NO_REGISTER") != "1":
     with warnings.catch_warnings():
         # Detectron2 scripts a few functions as it is imported, which current torch deprecates.
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
-        from wsis_d2 import data, modeling  # noqa: F401
+        from wsis_d2 import modeling  # noqa: F401
         from wsis_d2.config import add_wsis_config  # noqa: F401
+        from wsis_d2.data import datasets, mappers  # noqa: F401

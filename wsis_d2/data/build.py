@@ -22,10 +22,21 @@ INPUT.DATASET_MAPPER_NAME. One may have ``check(records)``, called once before t
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
-    """Build the mapper named by INPUT.DATASET_MAPPER_NAME."""
+    """Build the mapper named by INPUT.DATASET_MAPPER_NAME.
+
+    Raises:
+        InputError: there is none of that name, or the INPUT section does not fit it.
+    """
     import wsis_d2.data.mappers  # noqa: F401  (registers them)
 
-    return DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train)
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in DATASET_MAPPER_REGISTRY:
+        known = sorted(key for key, _ in DATASET_MAPPER_REGISTRY)
+        raise InputError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {known}")
+    try:
+        return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
+    except (AssertionError, ValueError) as error:
+        raise InputError(str(error) or f"the INPUT section does not fit {name}") from error
 
 
 def load_records(names: Iterable[str]) -> list[dict]:

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
 from wsis_d2.checkpoint.reader import load_exactly
+from wsis_d2.modeling.build import build_model
 from wsis_d2.report.html import Annotation, Labels
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.palette import class_list
