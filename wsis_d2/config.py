@@ -8,6 +8,7 @@ import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from wsis_d2.config_checks import check_used, check_values
 from wsis_d2.utils.errors import InputError
 
 
@@ -19,10 +20,15 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
         opts: alternating keys and values.
 
     Raises:
-        InputError: an unreadable file, an unknown key or a value of the wrong type.
+        InputError: an unreadable file, an unknown key, a value of the wrong type or one that
+            cannot be, or a setting that would do nothing.
     """
     cfg = get_cfg()
     add_wsis_config(cfg)
+    defaults = cfg.clone()
+    late = next((str(key) for key in (opts or [])[::2] if str(key).startswith("--")), None)
+    if late is not None:
+        raise InputError(f"{late} stands among the KEY VALUE pairs; options come before them")
     where = str(config_file or "")
     try:
         if config_file:
@@ -40,6 +46,8 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
         text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
         message = " ".join(str(text).split())
         raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
+    check_values(cfg)
+    check_used(cfg, defaults)
     return cfg
 
 
@@ -70,6 +78,8 @@ def add_data_config(cfg: CN) -> None:
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Strength of random brightness, contrast and saturation: 0.3 draws factors in [0.7, 1.3].
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Detectron2's default is True. Here a batch is drawn whatever its images' shapes.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
     # and full ones; -1 draws every image equally often.
     cfg.DATALOADER.FULL_FRACTION = -1.0

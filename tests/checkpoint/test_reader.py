@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsis_d2.checkpoint.checkpointer import SafeCheckpointer
+from wsis_d2.checkpoint.checkpointer import RunCheckpointer
 from wsis_d2.checkpoint.reader import load_file, model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
 
@@ -70,10 +70,10 @@ def test_training_state_with_numpy_and_random_state_is_read(tmp_path):
     assert found["iteration"] == 9
     np.testing.assert_array_equal(found["random"]["numpy"], state["random"]["numpy"])
     fresh = nn.Linear(3, 2)
-    SafeCheckpointer(fresh).load(str(path))
+    RunCheckpointer(fresh).load(str(path))
     assert torch.equal(fresh.weight, model.weight)
     with pytest.raises(InputError, match=r"model_0000009\.pth: .*weight is \(2, 3\), not \(2, 4\)"):
-        SafeCheckpointer(nn.Linear(4, 2)).load(str(path))
+        RunCheckpointer(nn.Linear(4, 2)).load(str(path))
 
 
 @pytest.mark.parametrize(

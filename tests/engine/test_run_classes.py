@@ -18,7 +18,7 @@ from wsis_d2.data.datasets.own.custom import register_weak_panoptic, unregister
 from wsis_d2.engine import load_cfg
 from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.engine.setup import setup
-from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.engine.trainer import WSISTrainer
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 
@@ -105,7 +105,7 @@ def test_a_model_is_as_good_on_the_renumbered_set(data, tmp_path):
         "MODEL.WSIS.STAGE", "semantic", "MODEL.WEIGHTS", str(weights),
     )  # fmt: skip
     model = build_model(cfg)
-    load_weights(cfg, model)
+    load_for_training(cfg, model)
     found = WSISTrainer.test(cfg, model)["sem_seg"]
     assert found == pytest.approx(expected, nan_ok=True)
     classes = [found[f"IoU-{name}"] for name in ORDER]

@@ -15,7 +15,7 @@ from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.relabeling import rounds as module
 from wsis_d2.relabeling.hook import RelabelHook
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
-from wsis_d2.relabeling.rounds import mend_last_checkpoint, train_iterative
+from wsis_d2.relabeling.rounds import train_iterative
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -253,17 +253,3 @@ def test_the_figures_by_round_as_table_and_plot(tmp_path):
     plot_rounds([], tmp_path / "empty.png")
     drawn, empty = (cv2.imread(str(tmp_path / n)) for n in ("rounds.png", "empty.png"))
     assert drawn.shape == empty.shape and (drawn != empty).any()
-
-
-@pytest.mark.parametrize("content", ["", "model_0000009.pth"])
-def test_a_torn_last_checkpoint_names_the_newest_whole_one(tmp_path, content):
-    mend_last_checkpoint(tmp_path)
-    assert not (tmp_path / "last_checkpoint").exists()
-    (tmp_path / "last_checkpoint").write_text(content)
-    (tmp_path / "model_0000001.pth").write_bytes(b"x")
-    mend_last_checkpoint(tmp_path)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    (tmp_path / "last_checkpoint").write_text("")
-    (tmp_path / "model_0000001.pth").unlink()
-    mend_last_checkpoint(tmp_path)
-    assert not (tmp_path / "last_checkpoint").exists()

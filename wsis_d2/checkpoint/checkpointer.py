@@ -1,16 +1,26 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The training checkpoint: written by Detectron2's checkpointer, read back whole and safely."""
+"""A run's checkpoints: written whole, found again after any kill, read back safely."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from wsis_d2.checkpoint.coverage import load_into
-from wsis_d2.checkpoint.reader import load_file, model_state
+from wsis_d2.checkpoint.reader import load_file, model_state, read_checkpoint
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
 
 
-class SafeCheckpointer(DetectionCheckpointer):
-    """Saves and continues a run: runs no code that a file may carry, loads no half of a model."""
+class RunCheckpointer(DetectionCheckpointer):
+    """Writes a run's checkpoints whole or not at all, and finds the one to continue from.
+
+    Reading runs no code that a file may carry and loads no half of a model.
+    """
 
     _source = "the checkpoint"
 
@@ -24,3 +34,68 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.model, arrays, source=self._source,
             hint="continue the run with the config that it was begun with",
         )  # fmt: skip
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``NAME.pth`` and name it in ``last_checkpoint``.
+
+        Args:
+            name: without ``.pth``.
+            kwargs: saved beside model and trainer.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as file:
+                torch.save(data, file)
+            self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room there, then continue with "
+                "--resume"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write ``last_checkpoint``, whole."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
+
+    def find_last(self) -> tuple[Path, dict] | None:
+        """Return the run's last checkpoint and what it holds; None where there is none.
+
+        A kill between the two files that are written leaves a whole checkpoint without its name;
+        older versions could leave half a one. The newest whole one is taken then.
+
+        Raises:
+            InputError: the named checkpoint is missing or cannot be read.
+        """
+        folder = Path(self.save_dir)
+        tag = folder / "last_checkpoint"
+        name = tag.read_text().strip() if tag.is_file() else ""
+        if name and (folder / name).is_file():
+            return folder / name, read_checkpoint(folder / name)
+        saved = sorted(
+            folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True
+        )
+        for path in saved:
+            try:
+                content = read_checkpoint(path)
+            except InputError as error:
+                logger.warning("%s; passed over", error)
+                continue
+            if "trainer" in content:
+                return path, content
+        if name:
+            raise InputError(
+                f"{tag}: names {name}, which is not there, nor is another checkpoint; put it "
+                f"back, or delete {tag.name} to begin anew"
+            )
+        return None

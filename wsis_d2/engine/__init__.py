@@ -2,7 +2,7 @@
 """Training: set-up, solver and trainer."""
 
 from wsis_d2.engine.launch import launch
-from wsis_d2.engine.setup import complete_config, load_cfg, setup, write_metadata
+from wsis_d2.engine.setup import complete_config, load_cfg, setup, write_metadata, write_run_files
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.engine.trainer import WSISTrainer
 
@@ -15,4 +15,5 @@ __all__ = [
     "load_cfg",
     "setup",
     "write_metadata",
+    "write_run_files",
 ]

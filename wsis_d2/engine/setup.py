@@ -5,6 +5,7 @@ import argparse
 import json
 import logging
 import os
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -16,8 +17,10 @@ from detectron2.utils.logger import setup_logger
 import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
 from wsis_d2.config import read_config
+from wsis_d2.config_checks import check_device
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
+from wsis_d2.utils.files import atomic_write
 
 
 def load_cfg(
@@ -57,18 +60,24 @@ def complete_config(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = Fa
         evaluates, resumes: see :func:`wsis_d2.engine.run_classes.run_classes`.
 
     Raises:
-        InputError: datasets of different classes, or a config made for other classes.
+        InputError: a device that is not here, datasets of different classes, or a config made for
+            other classes.
     """
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
         cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg)
     classes = run_classes(cfg, evaluates=evaluates, resumes=resumes)
     if classes is not None:
         fill_classes(cfg, classes)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Set a command-line run up: :func:`load_cfg`, logging, config.yaml and metadata.json.
+    """Set a command-line run up: :func:`load_cfg` and logging.
+
+    A config.yaml and metadata.json that are in OUTPUT_DIR stay: they tell what its model was
+    trained with, which an evaluation, or a training that is refused, must not change;
+    :func:`write_run_files` writes them anew when training begins.
 
     Args:
         args: of Detectron2's ``default_argument_parser``.
@@ -81,21 +90,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
         resumes=bool(getattr(args, "resume", False)) and not evaluates,
     )
     cfg.freeze()
-    kept = None
-    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if evaluates and os.path.exists(config):
-        # An evaluation with other options must not rewrite what the run was trained with.
-        with open(config) as file:
-            kept = file.read()
+    files = [os.path.join(cfg.OUTPUT_DIR, name) for name in ("config.yaml", METADATA)]
+    main = comm.is_main_process()
+    kept = {path: Path(path).read_bytes() for path in files if main and os.path.isfile(path)}
     default_setup(cfg, args)
-    if kept is not None and comm.is_main_process():
-        with open(config, "w") as file:
-            file.write(kept)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsis_d2")
-    told = kept is not None and os.path.exists(os.path.join(cfg.OUTPUT_DIR, METADATA))
-    if comm.is_main_process() and not told:
+    if main:
         write_metadata(cfg)
+        for path, content in kept.items():
+            with atomic_write(Path(path)) as file:
+                file.write(content)
     return cfg
+
+
+def write_run_files(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml and metadata.json: what is trained from now on."""
+    if comm.is_main_process():
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+        write_metadata(cfg)
 
 
 def write_metadata(cfg: CfgNode) -> str | None:

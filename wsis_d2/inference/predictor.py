@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
 from wsis_d2.checkpoint.parts import load_trained, only_weights
+from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError

@@ -126,9 +126,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         trained: load the released weights; else the weights that the recipe starts from.
         device: where it goes; None takes the config's, or the CPU where there is no GPU.
     """
-    from detectron2.modeling import build_model
 
     from wsis_d2.checkpoint.parts import load_for_training, load_trained
+    from wsis_d2.modeling.build import build_model
 
     cfg = get_config(config_path, trained)
     if device is None and not torch.cuda.is_available():

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from torch import nn
 
 from wsis_d2.checkpoint.parts import WEIGHT_KEYS, load_trained, weight_files
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records, supervision_of
+from wsis_d2.engine.resume import plain_config
+from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.modeling.averaged import averaged_semantics
+from wsis_d2.modeling.build import build_model
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
@@ -342,16 +344,6 @@ def relabel(
     return store
 
 
-# Keys that may differ between a run that was stopped and the one that continues it.
-# (WEAK_LABELS and CAM made the labels of round 0, which are known by their hash.)
-_FREE_KEYS = (
-    "OUTPUT_DIR",
-    "DATALOADER.NUM_WORKERS",
-    "ITERATIVE.WORKERS",
-    "VIS_PERIOD",
-    "WEAK_LABELS",
-    "CAM",
-)
 # Keys that hold paths; what they lead to is known by its hash.
 _PATH_KEYS = (
     "DATASETS.OWN",
@@ -359,23 +351,6 @@ _PATH_KEYS = (
     "ITERATIVE.BOX_STORES",
     *WEIGHT_KEYS,
 )
-
-
-def plain_config(cfg: CfgNode, without: tuple[str, ...] = ()) -> dict:
-    """Return the config as nested JSON values, without keys that do not change results.
-
-    Args:
-        cfg: a config.
-        without: more keys to leave out.
-    """
-    content = json.loads(json.dumps(CfgNode.load_cfg(cfg.dump())))
-    for key in (*_FREE_KEYS, *without):
-        *parents, last = key.split(".")
-        node = content
-        for parent in parents:
-            node = node[parent]
-        node.pop(last, None)
-    return content
 
 
 def config_fingerprint(cfg: CfgNode, store_hashes: Mapping[str, str]) -> str:
@@ -388,8 +363,7 @@ def config_fingerprint(cfg: CfgNode, store_hashes: Mapping[str, str]) -> str:
     weights = []
     for path in weight_files(cfg):
         if path and os.path.isfile(path):
-            with open(path, "rb") as file:
-                weights.append(hashlib.file_digest(file, "sha256").hexdigest())
+            weights.append(sha256_file(path))
         else:
             weights.append(path)
     text = json.dumps(

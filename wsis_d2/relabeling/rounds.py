@@ -22,19 +22,20 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
+from wsis_d2.config_checks import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
 from wsis_d2.engine.launch import launch
+from wsis_d2.engine.resume import plain_config, refuse_changes
 from wsis_d2.engine.run_classes import run_classes
 from wsis_d2.engine.trainer import WSISTrainer
+from wsis_d2.modeling.build import build_model
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.relabeller import (
     check_refinement,
     config_fingerprint,
-    plain_config,
     prediction_config,
     relabel,
     weak_datasets,
@@ -71,7 +72,14 @@ class IterativeRun:
             raise InputError(f"--rounds {rounds}: expected at least 1")
         self.cfg = cfg
         # What is unfit must not show after hours of training.
+        check_trainable(cfg)
+        check_device(cfg)
         prediction_config(cfg)
+        if cfg.TEST.EXPECTED_RESULTS:
+            raise InputError(
+                "TEST.EXPECTED_RESULTS: rounds have results of their own; check a round's with "
+                "tools/train_net.py --eval-only"
+            )
         detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
         if detector:
             check_trained(
@@ -184,7 +192,6 @@ class IterativeRun:
         stores = {name: str(self.label_store(number - 1, name)) for name in self.names}
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        mend_last_checkpoint(cfg.OUTPUT_DIR)
         with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
             file.write(cfg.dump().encode())
         launch(train_round, self.num_processes, args=(cfg, stores))
@@ -284,15 +291,7 @@ class IterativeRun:
             file.write(json.dumps(self.state, indent=1).encode())
 
     def _check_same(self, state: Mapping, identity: Mapping) -> None:
-        before, after = _flat(state["config"]), _flat(plain_config(self.cfg))
-        changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{self._state_path}: the run was begun with {key} {before.get(key)!r}, now it is "
-                f"{after.get(key)!r} ({len(changed)} keys differ); continue with the old config, "
-                "or name another OUTPUT_DIR"
-            )
+        refuse_changes(self._state_path, state["config"], plain_config(self.cfg))
         if state["labels_of_round_0"] != dict(identity):
             raise InputError(
                 f"{self._state_path}: the run was begun with other labels of round 0; continue "
@@ -312,6 +311,8 @@ def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
     for name, store in stores.items():
         set_label_store(name, store)
     trainer = WSISTrainer(cfg)
+    # The last round's, which lie below a folder that may have been moved.
+    trainer.identity["config"]["MODEL"].pop("WEIGHTS")
     trainer.resume_or_load(resume=True)
     trainer.train()
 
@@ -348,39 +349,12 @@ def store_quality(name: str, store: Path) -> dict | None:
         return None
 
 
-def mend_last_checkpoint(folder: str | os.PathLike) -> None:
-    """Make ``last_checkpoint`` name a whole checkpoint, if a kill left it empty.
-
-    A checkpoint is complete before its name is written, so the newest one is whole.
-    """
-    folder = Path(folder)
-    tag = folder / "last_checkpoint"
-    if not tag.is_file() or (folder / (tag.read_text().strip() or "\0")).is_file():
-        return
-    saved = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
-    if not saved:
-        tag.unlink()
-        return
-    with atomic_write(tag) as file:
-        file.write(saved[-1].name.encode())
-
-
 def train_iterative(
     cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
     return IterativeRun(cfg, rounds, resume, num_processes).run()
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict:
-    out: dict = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            out.update(_flat(item, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = item
-    return out
 
 
 def _numbers(values: Mapping) -> dict:

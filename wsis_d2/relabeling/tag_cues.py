@@ -13,11 +13,12 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
 
 from wsis_d2.checkpoint.parts import load_trained, only_weights
 from wsis_d2.config import add_wsis_config
 from wsis_d2.engine.run_classes import trained_classes
+from wsis_d2.model_zoo.download import sha256_file
+from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
@@ -288,8 +289,7 @@ def _make_labeller(cfg_text: str, *arguments) -> Callable[[Mapping], driver.Labe
 
 def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
     """Return what cue labels depend on: the classifier's file, its architecture, the CAM keys."""
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(weights)
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
         "kind": "tags",
