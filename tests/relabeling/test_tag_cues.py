@@ -14,14 +14,10 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.data.datasets.sample.dataset import CATEGORIES, prepare_sample
+from wsis_d2.relabeling.first_labels import make_all_labels
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
-from wsis_d2.relabeling.tag_cues import (
-    CueLabeller,
-    build_labeller,
-    classifier_config,
-    make_all_labels,
-    make_tag_labels,
-)
+from wsis_d2.relabeling.tag_classifier import classifier_config
+from wsis_d2.relabeling.tag_cues import CueLabeller, build_labeller, make_tag_labels
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.appearance import weigh_by_appearance
 from wsis_d2.weak_labels.cam_labels import cue_labels

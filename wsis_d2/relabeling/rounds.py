@@ -27,15 +27,11 @@ from detectron2.modeling import build_model
 from wsis_d2.data.datasets import register_own_datasets, set_label_store
 from wsis_d2.engine.launch import launch
 from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.relabeling.earlier_labels import check_refinement
+from wsis_d2.relabeling.identity import config_fingerprint, plain_config
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
-from wsis_d2.relabeling.relabeller import (
-    check_refinement,
-    config_fingerprint,
-    plain_config,
-    prediction_config,
-    relabel,
-    weak_datasets,
-)
+from wsis_d2.relabeling.prediction_model import prediction_config
+from wsis_d2.relabeling.round_labels import relabel, weak_datasets
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.weak_labels.store import LabelStore
