@@ -96,6 +96,12 @@ def build_train_loader(
         cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" and cfg.MODEL.WSIS.STAGE == "detector"
     )
     if detector_stage and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        for name in cfg.DATASETS.TRAIN:
+            if not MetadataCatalog.get(name).get("has_boxes", True):
+                raise InputError(
+                    f"DATASETS.TRAIN: {name!r} cannot train a detector, as its boxes are not "
+                    "complete: what has none would count as background; leave it out"
+                )
         kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
         if not kept:
             raise InputError(f"DATASETS.TRAIN: no image of {list(cfg.DATASETS.TRAIN)} has a box")

@@ -2,17 +2,19 @@
 """Where the box masks of later rounds come from."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
 
+from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.clean import IGNORE
 from wsis_d2.weak_labels.store import LabelStore
 
 
 class MaskSource:
-    """Image id to the map of box masks, read from a label store.
+    """Weak record to the map of its box masks, read from a label store.
 
     Args:
         store: a boxes store, or round-0 labels, whose things came from box masks.
@@ -30,22 +32,45 @@ class MaskSource:
         """Of the store."""
         return self._store.recipe_hash
 
-    def __call__(self, image_id: int | str) -> np.ndarray:
-        """Return the (H, W) uint8 map; 255 where there is no mask."""
-        semantic = self._store.semantic(image_id)
+    def __call__(self, record: Mapping) -> np.ndarray:
+        """Return the (H, W) uint8 map; 255 where there is no mask.
+
+        Raises:
+            InputError: the masks are missing, or were made from other boxes.
+        """
+        self._store.check(record)
+        semantic = self._store.semantic(record["image_id"])
         return np.where(self._things[semantic], semantic, IGNORE).astype(np.uint8)
 
 
-def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path:
-    """Return where the box masks of a dataset come from in later rounds.
+def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path | None:
+    """Return where the box masks of a dataset come from in later rounds; None: it has none.
+
+    Labels made of tags alone hold no thing. Merged with them, every predicted thing would be
+    deleted as one beside its mask.
 
     Args:
         cfg: ``ITERATIVE.BOX_STORES`` is read.
         name: the dataset.
         first_store: its label store of round 0.
+
+    Raises:
+        InputError: ``ITERATIVE.BOX_STORES`` names a store without box masks.
     """
     named = {entry[0]: entry[1] for entry in cfg.ITERATIVE.BOX_STORES}
     if name in named:
+        if not _holds_box_masks(named[name]):
+            raise InputError(
+                f"ITERATIVE.BOX_STORES: {named[name]} was made from tags alone and holds no box "
+                f"masks; make them with: tools/make_weak_labels.py boxes --dataset {name} "
+                "--output STORE"
+            )
         return Path(named[name])
     parts = Path(first_store) / "parts" / "boxes"
-    return parts if (parts / "manifest.json").is_file() else Path(first_store)
+    if (parts / "manifest.json").is_file():
+        return parts
+    return Path(first_store) if _holds_box_masks(first_store) else None
+
+
+def _holds_box_masks(store: str | os.PathLike) -> bool:
+    return LabelStore.open(store).recipe.get("kind") != "tags"

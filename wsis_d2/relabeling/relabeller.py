@@ -24,7 +24,7 @@ class Relabeller:
         mapper: record to test sample.
         annotation: the dataset's classes.
         clean, refine: options of both steps.
-        masks: image id to the map of the box masks, (H, W) uint8; None: no merge.
+        masks: weak record to the map of its box masks, (H, W) uint8; None: no merge.
         image_format: channel order in which images are read.
         prior: what earlier labels say, where ``refine`` uses it.
     """
@@ -36,7 +36,7 @@ class Relabeller:
         annotation: Annotation,
         clean: CleanOptions,
         refine: RefineOptions,
-        masks: Callable[[int | str], np.ndarray] | None,
+        masks: Callable[[Mapping], np.ndarray] | None,
         image_format: str = "BGR",
         prior: LabelPrior | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class Relabeller:
             )
         factors = self.prior.factors(record["image_id"]) if self.prior is not None else None
         labels, scores = labels_from_probabilities(predicted, image, self.refine, possible, factors)
-        masks = self.masks(record["image_id"]) if self.masks is not None else None
+        masks = self.masks(record) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
         ignored = result.semantic == IGNORE
         counters = {

@@ -1,7 +1,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A trained model to the label stores of one round."""
 
+import dataclasses
 import functools
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.merge import Annotation, clean_options
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
 
 
 def weak_datasets(cfg: CfgNode) -> list[str]:
@@ -82,6 +86,10 @@ def relabel(
     clean = clean_options(cfg, annotation, round_number)
     refine = RefineOptions.from_config(cfg)
     source = masks_store(cfg, name, first_store) if clean.merge else None
+    records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
+    if clean.merge and (source is None or not any(r["annotations"] for r in records)):
+        logger.info("%s: no boxes in %s, so no merge: predicted things stay", name, first_store)
+        source, clean = None, dataclasses.replace(clean, merge=False)
     recipe = {
         "kind": "round",
         "round": round_number,
@@ -97,7 +105,6 @@ def relabel(
         factors = trust(refine, stores[1])
         recipe["trust"] = None if factors is None else factors.round(6).tolist()
     store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
-    records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
     if model is not None:
         own = prediction_config(cfg)
         masks = MaskSource(source, annotation.thing_ids) if source else None
