@@ -79,7 +79,7 @@ def measure(
 
 def time_data(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Time one batch of the training loader."""
-    from wsis_d2.data.build import build_train_loader
+    from wsis_d2.data.loader import build_train_loader
 
     batches = iter(build_train_loader(cfg))
     found = measure(lambda: next(batches), args.repeat, args.warmup)
@@ -91,7 +91,7 @@ def time_train(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
 
-    from wsis_d2.data.build import build_train_loader
+    from wsis_d2.data.loader import build_train_loader
     from wsis_d2.engine import build_optimizer
 
     batch = next(iter(build_train_loader(cfg)))
@@ -114,7 +114,7 @@ def time_inference(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from detectron2.modeling import build_model
 
-    from wsis_d2.data.build import build_test_loader
+    from wsis_d2.data.loader import build_test_loader
 
     names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
     if not names:
@@ -161,7 +161,7 @@ def time_labels(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Time the labels of one image's boxes (GrabCut and region proposals), image by image."""
     from itertools import cycle
 
-    from wsis_d2.data.build import load_records
+    from wsis_d2.data.records import load_records
     from wsis_d2.weak_labels.box_labels import BoxLabeller
     from wsis_d2.weak_labels.box_masks import BoxLabelOptions
     from wsis_d2.weak_labels.proposals import build_proposal_source

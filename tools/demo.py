@@ -94,7 +94,7 @@ class Results:
     def add(self, name: str, image: np.ndarray, page: bool = True) -> np.ndarray:
         """Predict a picture and write its files; return the overlay, RGB."""
         from wsis_d2.evaluation.panoptic_format import write_panoptic_png
-        from wsis_d2.report.html import Annotation
+        from wsis_d2.visualization.layers import Annotation
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
         prediction = self.predictor(image)

@@ -209,7 +209,7 @@ class _Proposal:
         return panels
 
     def _panel(self, image: np.ndarray, masks: list) -> np.ndarray:
-        from wsis_d2.report.html import Labels
+        from wsis_d2.visualization.layers import Labels
 
         semantic = np.full(image.shape[:2], 255, np.uint8)
         instance = np.zeros(image.shape[:2], np.int32)
@@ -228,7 +228,8 @@ def loader_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, n
     """Yield (name, panels) of training samples as the data loader gives them."""
     from detectron2.data import MetadataCatalog
 
-    from wsis_d2.data.build import build_mapper, load_records
+    from wsis_d2.data.mappers import build_mapper
+    from wsis_d2.data.records import load_records
     from wsis_d2.engine import load_cfg
     from wsis_d2.report.labels import spread
     from wsis_d2.visualization.palette import metadata_classes

@@ -19,7 +19,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
-from wsis_d2.report.html import Annotation, Labels, write_report
+from wsis_d2.report.html import write_report
+from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(

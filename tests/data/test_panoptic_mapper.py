@@ -12,8 +12,9 @@ from detectron2.data import transforms as T
 from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, scene, tiny_cfg
 from PIL import Image
 
-from wsis_d2.data.build import build_mapper, build_train_loader, load_records
-from wsis_d2.data.mappers import PanopticMapper
+from wsis_d2.data.loader import build_train_loader
+from wsis_d2.data.mappers import PanopticMapper, build_mapper
+from wsis_d2.data.records import load_records
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -221,7 +222,7 @@ def test_loader_counts_the_images_of_each_kind(data, caplog):
         "DATALOADER.FULL_FRACTION", 0.25, "MODEL.WSIS.STAGE", "semantic",
         "SOLVER.IMS_PER_BATCH", 8,
     )  # fmt: skip
-    with caplog.at_level("INFO", logger="wsis_d2.data.build"):
+    with caplog.at_level("INFO", logger="wsis_d2.data.loader"):
         loader = build_train_loader(cfg)
     assert "8 weak, 8 full" in caplog.text
     batches = iter(loader)

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from helpers.tiny_panoptic import TinyData, scene, tiny_cfg
 
-from wsis_d2.data.build import build_test_loader
+from wsis_d2.data.loader import build_test_loader
 from wsis_d2.engine import WSISTrainer
 from wsis_d2.evaluation.true_parts import TruePartsModel
 from wsis_d2.utils.errors import InputError

@@ -9,7 +9,8 @@ from detectron2.utils.events import EventStorage
 from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, tiny_cfg
 
 from wsis_d2.checkpoint.checkpointer import load_backbone
-from wsis_d2.data.build import build_mapper, load_records
+from wsis_d2.data.mappers import build_mapper
+from wsis_d2.data.records import load_records
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.instance import InstanceCRFHead, make_labels, unary_scores
 from wsis_d2.utils.errors import InputError

@@ -18,8 +18,8 @@ from helpers.official_trees import (
 )
 
 from wsis_d2.config import read_config
-from wsis_d2.data.build import load_records
 from wsis_d2.data.mappers import TagMapper
+from wsis_d2.data.records import load_records
 from wsis_d2.relabeling.round_labels import relabel
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.merge import Annotation, clean_options
@@ -181,7 +181,7 @@ def test_a_classifier_is_not_told_that_unboxed_things_are_absent():
 
 
 def test_a_detector_does_not_learn_from_incomplete_boxes():
-    from wsis_d2.data.build import build_train_loader
+    from wsis_d2.data.loader import build_train_loader
 
     cfg = recipe(
         "Cityscapes-Detection/faster_rcnn_R_18", "DATASETS.TRAIN", "('cityscapes_extra_weak',)"

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from wsis_d2.report.html import Annotation, Labels, write_report
+from wsis_d2.report.html import write_report
+from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 
 pytestmark = pytest.mark.long

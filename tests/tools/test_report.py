@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from helpers.load_tool import load_tool
 
-from wsis_d2.report.html import Annotation, Labels, write_report
+from wsis_d2.report.html import write_report
 from wsis_d2.utils.errors import InputError
+from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(

@@ -166,14 +166,9 @@ def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Ten
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, reading files through :func:`read_checkpoint`.
 
-    Beside paths and URLs it takes ids of the model zoo, ``wsis-d2://ID``.
+    Beside paths and URLs it takes ids of the model zoo, ``wsis-d2://ID``, whose handler
+    :mod:`wsis_d2.model_zoo` registers.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from wsis_d2.model_zoo.path_handler import register
-
-        register()
-        super().__init__(*args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         path = PathManager.get_local_path(filename)

@@ -16,21 +16,25 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.registry import Registry
 from torch import nn
 
 from wsis_d2.checkpoint.checkpointer import load_backbone, load_part
 from wsis_d2.checkpoint.reader import SafeCheckpointer
-from wsis_d2.data.build import (
-    build_test_loader,
-    build_train_loader,
-    count_supervision,
-    load_records,
-)
+from wsis_d2.data.loader import build_test_loader, build_train_loader
+from wsis_d2.data.records import count_supervision, load_records
+from wsis_d2.engine.picture_hook import build_picture_hook
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+TRAINER_HOOK_REGISTRY = Registry("TRAINER_HOOK")
+TRAINER_HOOK_REGISTRY.__doc__ = """
+Functions (cfg) -> hook or None. Their hooks run after the schedule's step and before checkpoints
+are written. ``wsis_d2.relabeling`` registers the one that makes new labels while training.
+"""
 
 
 class WSISTrainer(TrainerBase):
@@ -76,9 +80,6 @@ class WSISTrainer(TrainerBase):
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Timer, schedule, checkpoints, evaluation and writers, in Detectron2's order."""
-        from wsis_d2.engine.picture_hook import build_picture_hook
-        from wsis_d2.relabeling.hook import build_relabel_hook  # It builds on this module.
-
         cfg = self.cfg
         main = comm.is_main_process()
 
@@ -89,7 +90,7 @@ class WSISTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
-            build_relabel_hook(cfg),
+            *(build(cfg) for _, build in TRAINER_HOOK_REGISTRY),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from wsis_d2.checkpoint.reader import load_exactly
-from wsis_d2.report.html import Annotation, Labels
 from wsis_d2.utils.errors import InputError
+from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 from wsis_d2.visualization.sample_pictures import predicted_layer
 

@@ -4,7 +4,8 @@
 import numpy as np
 import torch
 
-from wsis_d2.layers.dense_crf import check_choice, check_image, check_scores, mean_field
+from wsis_d2.layers.checks import check_choice, check_image, check_scores
+from wsis_d2.layers.dense_crf import mean_field
 from wsis_d2.utils.errors import InputError
 
 REFINE_BACKENDS = ("auto", "native", "exact", "pydensecrf")

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from wsis_d2.layers._extension import extension_error, require_extension
+from wsis_d2.layers.checks import SPATIAL, check_choice, check_image, check_positive, check_scores
 from wsis_d2.utils.errors import InputError
 
 _NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
@@ -157,8 +158,6 @@ def mean_field(
 
 
 def _checked_values(values, name="values"):
-    from wsis_d2.layers.dense_crf import check_scores
-
     check_scores(values, name)
     return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
 
@@ -194,8 +193,6 @@ def permutohedral_filter(
     Raises:
         InputError: a wrong shape, dtype, device, option or bandwidth, NaN or infinity.
     """
-    from wsis_d2.layers.dense_crf import check_image, check_positive
-
     values = _checked_values(values)
     check_image(image, values.shape[1], values.shape[2])
     if image.device != values.device:
@@ -229,8 +226,6 @@ def spatial_filter(
     Raises:
         InputError: as :func:`permutohedral_filter`.
     """
-    from wsis_d2.layers.dense_crf import SPATIAL, check_choice, check_positive
-
     values = _checked_values(values)
     sigma = check_positive("sigma", sigma)
     check_choice("spatial", spatial, SPATIAL)

@@ -31,6 +31,11 @@ def cache_folder() -> Path:
     return Path(base) / "wsis_d2"
 
 
+def is_url(place: str) -> bool:
+    """Return whether a place is a URL, not a path."""
+    return place.split("://", 1)[0] in ("http", "https", "file") and "://" in place
+
+
 def is_offline() -> bool:
     """Return whether ``WSIS_D2_OFFLINE=1`` forbids downloads."""
     return os.environ.get(OFFLINE_VARIABLE, "") == "1"
@@ -65,8 +70,6 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
     Raises:
         InputError: no address gives the wanted content; each one's failure is told.
     """
-    from wsis_d2.model_zoo.index import is_url
-
     problems = []
     for address in addresses:
         if not is_url(address):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wsis_d2.model_zoo.download import fetch_index
+from wsis_d2.model_zoo.download import fetch_index, is_url
 from wsis_d2.utils.errors import InputError
 
 ZOO_VARIABLE = "WSIS_D2_MODEL_ZOO"
@@ -52,11 +52,6 @@ class Entry:
         """Return paths or URLs of ``checkpoint``, ``config`` or ``metadata``, the best first."""
         found = self.fields[part]
         return [join(self.base, found["file"]), *found.get("mirrors", [])]
-
-
-def is_url(place: str) -> bool:
-    """Return whether a place is a URL, not a path."""
-    return place.split("://", 1)[0] in ("http", "https", "file") and "://" in place
 
 
 def join(base: str, name: str) -> str:

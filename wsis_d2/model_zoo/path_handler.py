@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""``wsis-d2://ID`` as a path, wherever Detectron2 takes one (``MODEL.WEIGHTS``)."""
+"""``wsis-d2://ID`` as a path, wherever Detectron2 takes one (``MODEL.WEIGHTS``).
+
+Importing this registers it.
+"""
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
@@ -26,6 +29,4 @@ class ModelZooHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering=buffering)
 
 
-def register() -> None:
-    """Register the handler; safe to repeat."""
-    PathManager.register_handler(ModelZooHandler(), allow_override=True)
+PathManager.register_handler(ModelZooHandler(), allow_override=True)

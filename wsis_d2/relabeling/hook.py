@@ -9,8 +9,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 
-from wsis_d2.data.build import build_train_loader
 from wsis_d2.data.datasets import set_label_store
+from wsis_d2.data.loader import build_train_loader
+from wsis_d2.engine.trainer import TRAINER_HOOK_REGISTRY
 from wsis_d2.relabeling.earlier_labels import check_refinement
 from wsis_d2.relabeling.identity import config_fingerprint
 from wsis_d2.relabeling.round_labels import relabel, weak_datasets
@@ -99,6 +100,7 @@ class RelabelHook(HookBase):
             set_label_store(name, path)
 
 
+@TRAINER_HOOK_REGISTRY.register()
 def build_relabel_hook(cfg: CfgNode) -> RelabelHook | None:
     """Return the hook that ``ITERATIVE.PERIOD`` asks for, None if it is 0."""
     return RelabelHook(cfg, cfg.ITERATIVE.PERIOD) if cfg.ITERATIVE.PERIOD else None

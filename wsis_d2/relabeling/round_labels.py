@@ -12,7 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from wsis_d2.data.build import build_mapper, load_records, supervision_of
+from wsis_d2.data.mappers import build_mapper
+from wsis_d2.data.records import load_records, supervision_of
 from wsis_d2.relabeling.earlier_labels import label_prior, trust
 from wsis_d2.relabeling.mask_source import MaskSource, masks_store
 from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config

@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from wsis_d2.report.charts import CHART_DEFS, bar_chart, format_number, line_chart
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_rgb
+from wsis_d2.visualization.layers import Annotation, Labels, Layer
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 from wsis_d2.visualization.visualizer import draw_annotation, draw_labels
 
@@ -33,43 +33,6 @@ THUMBNAIL = 480
 _LONG_TABLE = 14
 # Known layers stand in this order, others between them as they come.
 _ORDER = {"image": 0, "annotation": 1, "pseudo label": 2, "truth": 4}
-
-
-@dataclass
-class Labels:
-    """A label map as a layer; drawn in the dataset's and in colour-blind-safe colours.
-
-    Attributes:
-        semantic: uint8 (H, W) unified class ids, 255 ignore.
-        instance: int32 (H, W) ids of instances, positive; or None.
-    """
-
-    semantic: np.ndarray
-    instance: np.ndarray | None = None
-
-
-@dataclass
-class Annotation:
-    """Boxes and tags as a layer.
-
-    Attributes:
-        boxes: XYXY, absolute, exclusive ends.
-        class_ids: unified class id a box.
-        tags: unified ids of the image's tags.
-        crop_tags: (XYXY box, unified ids) each.
-        crowd: per box, True for groups.
-        scores: per box, or None.
-    """
-
-    boxes: Sequence[Sequence[float]]
-    class_ids: Sequence[int]
-    tags: Sequence[int] = ()
-    crop_tags: Sequence[tuple[Sequence[float], Sequence[int]]] = ()
-    crowd: Sequence[bool] = ()
-    scores: Sequence[float] | None = None
-
-
-Layer = str | Path | np.ndarray | Labels | Annotation
 
 
 def write_report(

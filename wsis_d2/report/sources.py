@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.report.html import Annotation, Labels
 from wsis_d2.utils.errors import InputError
+from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 
 IGNORE = 255

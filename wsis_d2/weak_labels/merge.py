@@ -126,7 +126,7 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
         outside_label=annotation.outside_label,
         fill_threshold=own.FILL_THRESHOLD,
         # In a label store 0 is a class like any other.
-        mandg_zero_is_no_box=False,
+        zero_is_no_box=False,
         instances=own.INSTANCES and annotation.has_boxes,
     )
 

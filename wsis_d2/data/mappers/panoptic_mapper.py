@@ -13,8 +13,9 @@ from detectron2.data import transforms as T
 from panopticapi.utils import rgb2id
 
 from wsis_d2.data.augmentations import build_train_augmentations
-from wsis_d2.data.build import DATASET_MAPPER_REGISTRY, supervision_of
+from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
+from wsis_d2.data.records import supervision_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network
 from wsis_d2.weak_labels.cam_labels import record_crops

@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from wsis_d2.data.augmentations import RandomScale
-from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_for_network

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
-from wsis_d2.data.build import DATASET_MAPPER_REGISTRY
+from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import annotation_regions
 from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
 

@@ -2,63 +2,17 @@
 """Data loaders for training and testing."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
-from detectron2.utils.registry import Registry
 from torch.utils.data import DataLoader
 
+from wsis_d2.data.mappers import build_mapper
+from wsis_d2.data.records import count_supervision, load_records, supervision_of
 from wsis_d2.data.sampling import SeededDataset, TrainingStream
 from wsis_d2.utils.errors import InputError
-
-DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
-DATASET_MAPPER_REGISTRY.__doc__ = """
-Mappers from a dataset dict to a sample: classes made with (cfg, is_train) and named by
-INPUT.DATASET_MAPPER_NAME. One may have ``check(records)``, called once before training.
-"""
-
-
-def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
-    """Build the mapper named by INPUT.DATASET_MAPPER_NAME."""
-    import wsis_d2.data.mappers  # noqa: F401  (registers them)
-
-    return DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train)
-
-
-def load_records(names: Iterable[str]) -> list[dict]:
-    """Load datasets and note in each record, for the mapper, which one it is from.
-
-    Raises:
-        InputError: an unknown or an empty dataset.
-    """
-    records = []
-    for name in names:
-        if name not in DatasetCatalog.list():
-            raise InputError(
-                f"DATASETS: no dataset {name!r}; built-in ones are registered by "
-                "wsis_d2.data.datasets, own ones by DATASETS.OWN or register_weak_panoptic"
-            )
-        loaded = DatasetCatalog.get(name)
-        if not loaded:
-            raise InputError(f"DATASETS: dataset {name!r} has no images")
-        records.extend({**record, "dataset_name": name} for record in loaded)
-    return records
-
-
-def supervision_of(record: dict) -> str:
-    """Return "weak" or "full": the record's own word, else its dataset's, else full."""
-    own = record.get("supervision")
-    if own is None and "dataset_name" in record:
-        own = MetadataCatalog.get(record["dataset_name"]).get("supervision")
-    return own or "full"
-
-
-def count_supervision(records: Iterable[dict]) -> dict[str, int]:
-    """Count the images of each kind: {"weak": n, "full": m}, only kinds that occur."""
-    return dict(Counter(supervision_of(record) for record in records))
 
 
 def build_train_loader(
@@ -95,13 +49,13 @@ def build_train_loader(
     detector_stage = (
         cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" and cfg.MODEL.WSIS.STAGE == "detector"
     )
+    for name in cfg.DATASETS.TRAIN if detector_stage else ():
+        if not MetadataCatalog.get(name).get("has_boxes", True):
+            raise InputError(
+                f"DATASETS.TRAIN: {name!r} cannot train a detector, as its boxes are not "
+                "complete: what has none would count as background; leave it out"
+            )
     if detector_stage and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        for name in cfg.DATASETS.TRAIN:
-            if not MetadataCatalog.get(name).get("has_boxes", True):
-                raise InputError(
-                    f"DATASETS.TRAIN: {name!r} cannot train a detector, as its boxes are not "
-                    "complete: what has none would count as background; leave it out"
-                )
         kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
         if not kept:
             raise InputError(f"DATASETS.TRAIN: no image of {list(cfg.DATASETS.TRAIN)} has a box")
