@@ -68,6 +68,9 @@ def add_data_config(cfg: CN) -> None:
     # Range of the random scale that training images are resized by, after MIN_SIZE_TRAIN; a
     # MIN_SIZE_TRAIN of 0 leaves the size to this range alone.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
+    # Pad what is smaller than the crop to CROP.SIZE for the semantic subnetwork, mean colour and
+    # ignored, so that it trains on one size. Needs CROP.ENABLED and TYPE "absolute".
+    cfg.INPUT.CROP.PAD = False
     # Strength of random brightness, contrast and saturation: 0.3 draws factors in [0.7, 1.3].
     cfg.INPUT.COLOR_JITTER = 0.0
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
@@ -208,7 +211,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
 
-    # How semantic probabilities are made at test time: "whole" or "tiles" (blended).
+    # How semantic probabilities are made at test time: "whole" or "tiles" (blended), the size that a
+    # network trained on crops has seen; smaller images are padded to a tile.
     cfg.MODEL.SEMANTIC.INFERENCE = CN()
     cfg.MODEL.SEMANTIC.INFERENCE.MODE = "whole"
     cfg.MODEL.SEMANTIC.INFERENCE.TILE_SIZE = 521
