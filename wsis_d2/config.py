@@ -211,8 +211,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
 
-    # How semantic probabilities are made at test time: "whole" or "tiles" (blended), the size that a
-    # network trained on crops has seen; smaller images are padded to a tile.
+    # How semantic probabilities are made at test time: "whole", or "tiles" (blended) of the size a
+    # network trained on crops has seen; smaller images are padded to one.
     cfg.MODEL.SEMANTIC.INFERENCE = CN()
     cfg.MODEL.SEMANTIC.INFERENCE.MODE = "whole"
     cfg.MODEL.SEMANTIC.INFERENCE.TILE_SIZE = 521
