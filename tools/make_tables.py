@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     page.append(
         "Things are ranked by the score of their detection (paper 4.3; table 5's things are those"
         " of table 6's first row), stuff by mean confidence. Tables 2 and 5 stand a second time"
-        " with things ranked by mean confidence, as in the authors' code for VOC. Numbers are percent;"
-        " blank is not run or not reported; ± is the sample standard"
+        " with things ranked by mean confidence, as in the authors' code for VOC. Numbers are"
+        " percent; blank is not run or not reported; ± is the sample standard"
         " deviation over the number of runs in brackets.\n"
     )
     texts["tables.md"] = "\n".join(page)
