@@ -76,6 +76,9 @@ def add_data_config(cfg: CN) -> None:
     # Range of the random scale that training images are resized by, after MIN_SIZE_TRAIN; a
     # MIN_SIZE_TRAIN of 0 leaves the size to this range alone.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
+    # Pad what is smaller than the crop to CROP.SIZE for the semantic subnetwork, mean colour and
+    # ignored, so that it trains on one size. Needs CROP.ENABLED and TYPE "absolute".
+    cfg.INPUT.CROP.PAD = False
     # Strength of random brightness, contrast and saturation: 0.3 draws factors in [0.7, 1.3].
     cfg.INPUT.COLOR_JITTER = 0.0
     # Detectron2's default is True. Here a batch is drawn whatever its images' shapes.
@@ -222,7 +225,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
 
-    # How semantic probabilities are made at test time: "whole" or "tiles" (blended).
+    # How semantic probabilities are made at test time: "whole", or "tiles" (blended) of the size a
+    # network trained on crops has seen; smaller images are padded to one.
     cfg.MODEL.SEMANTIC.INFERENCE = CN()
     cfg.MODEL.SEMANTIC.INFERENCE.MODE = "whole"
     cfg.MODEL.SEMANTIC.INFERENCE.TILE_SIZE = 521

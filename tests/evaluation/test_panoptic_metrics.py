@@ -300,11 +300,15 @@ def test_score_modes_from_files_differ_only_in_the_ranking(tmp_path) -> None:
     files = write_files(tmp_path, scenes_of(600, 6, blobs=12))
     results = {
         mode: evaluate_files(**files, options=FileOptions(apr=APrOptions(score_mode=mode)))
-        for mode in ("score", "both", "oracle")
+        for mode in ("score", "both", "oracle", "mean_confidence")
     }
     assert results["score"]["panoptic_seg"]["PQ"] == results["oracle"]["panoptic_seg"]["PQ"]
     assert results["score"]["apr"]["APr_vol"] < results["oracle"]["apr"]["APr_vol"]
     assert results["both"]["apr"]["APr_vol_all-by-oracle"] == results["oracle"]["apr"]["APr_vol"]
+    ranked = results["mean_confidence"]["apr"]
+    assert ranked["APr_50_th"] != results["oracle"]["apr"]["APr_50_th"]
+    for key in ("APr_10_th", "APr_50_th", "APr_90_th", "APr_vol_th"):
+        assert results["both"]["apr"][f"{key}-by-mean_confidence"] == ranked[key]
 
 
 def test_thresholds_include_both_ends() -> None:

@@ -8,7 +8,8 @@ from detectron2.config import get_cfg
 from PIL import Image
 
 from wsis_d2.config import add_wsis_config
-from wsis_d2.relabeling.relabeller import Relabeller, label_prior
+from wsis_d2.relabeling.earlier_labels import label_prior
+from wsis_d2.relabeling.relabeller import Relabeller
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
 from wsis_d2.weak_labels.label_prior import LabelPrior

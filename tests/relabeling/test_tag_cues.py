@@ -14,12 +14,12 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.data.datasets.sample.dataset import CATEGORIES, prepare_sample
+from wsis_d2.relabeling.first_labels import make_all_labels
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
+from wsis_d2.relabeling.tag_classifier import classifier_config
 from wsis_d2.relabeling.tag_cues import (
     CueLabeller,
     build_labeller,
-    classifier_config,
-    make_all_labels,
     make_tag_labels,
 )
 from wsis_d2.structures.classes import parse_categories

@@ -127,6 +127,16 @@ def test_prior_keeps_things_in_boxes_of_their_class_only():
     assert voc.semantic.tolist() == grid("03300 00104").tolist()
 
 
+def test_outside_all_boxes_is_background_also_after_the_merge():
+    # Paper 3.4: on VOC a thing outside its boxes is background; the merge makes it ignore first.
+    labels = grid("33343 ..404")
+    boxes = [Box(3, 1, 0, 2, 0), Box(4, 3, 0, 4, 1, True)]
+    masks = grid(".3... .....")
+    options = only(merge=True, prior=True, outside_label=0)
+    voc = clean_labels(labels, mandg=masks, boxes=boxes, thing_ids=THINGS, options=options)
+    assert voc.semantic.tolist() == grid("03... 0000.").tolist()
+
+
 def test_prior_without_boxes_deletes_every_thing():
     result = clean_labels(grid("340"), thing_ids=THINGS, options=only(prior=True))
     assert result.semantic.tolist() == grid("..0").tolist()
@@ -284,6 +294,8 @@ def literal_reference(labels, scores, box_mask_map, boxes, crop_tags, image_tags
             if now[y, x] in things and not any(
                 b.class_id == now[y, x] and b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes
             ):
+                now[y, x] = options.outside_label
+            if now[y, x] == I and not any(b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes):
                 now[y, x] = options.outside_label
         keep("prior")
     if options.fill:

@@ -69,10 +69,16 @@ class APrByScore:
                 del self.compared[mode]
 
     def results(self) -> dict[str, float]:
-        """Return :meth:`AveragePrecision.results` and ``APr_vol_{all,th,st}-by-<mode>``."""
+        """Return :meth:`AveragePrecision.results`, and by each mode what tables compare.
+
+        That is ``APr_vol_{all,th,st}-by-<mode>``, and of the things ``APr_<100 t>_th-by-<mode>``.
+        """
         result = self.main.results()
         for mode, precision in self.compared.items():
             other = precision.results()
             for group, suffix in (("all", ""), ("th", "_th"), ("st", "_st")):
                 result[f"APr_vol_{group}-by-{mode}"] = other["APr_vol" + suffix]
+            for threshold in precision.thresholds:
+                key = f"APr_{100 * threshold:g}_th"
+                result[f"{key}-by-{mode}"] = other[key]
         return result

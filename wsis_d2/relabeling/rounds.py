@@ -32,14 +32,11 @@ from wsis_d2.engine.resume import plain_config, refuse_changes
 from wsis_d2.engine.run_classes import run_classes
 from wsis_d2.engine.trainer import WSISTrainer
 from wsis_d2.modeling.build import build_model
+from wsis_d2.relabeling.earlier_labels import check_refinement
+from wsis_d2.relabeling.identity import config_fingerprint
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
-from wsis_d2.relabeling.relabeller import (
-    check_refinement,
-    config_fingerprint,
-    prediction_config,
-    relabel,
-    weak_datasets,
-)
+from wsis_d2.relabeling.prediction_model import prediction_config
+from wsis_d2.relabeling.round_labels import relabel, weak_datasets
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.weak_labels.store import LabelStore

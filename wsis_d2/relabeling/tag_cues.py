@@ -7,21 +7,16 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from wsis_d2.checkpoint.parts import load_trained, only_weights
-from wsis_d2.config import add_wsis_config
 from wsis_d2.engine.run_classes import trained_classes
-from wsis_d2.model_zoo.download import sha256_file
-from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.grad_cam import GradCAM
-from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
+from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
+from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
 from wsis_d2.structures.classes import (
     in_order,
     match_classes,
@@ -30,16 +25,10 @@ from wsis_d2.structures.classes import (
     record_in_classes,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
-from wsis_d2.weak_labels.merge import (
-    Annotation,
-    clean_options,
-    make_merged_labels,
-    merge_recipe,
-)
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -48,83 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: Raised whenever the same classifier and keys would give other cues.
 _ALGORITHM = 2
-
-CLASSIFIERS = ("TagClassifier", "TagSegmenter")
-TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
-
-
-def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_classes: int) -> CfgNode:
-    """Return the config that a classifier was trained with.
-
-    Args:
-        cfg: the command's config. If its meta-architecture is one of ``CLASSIFIERS``, it is used;
-            otherwise the ``config.yaml`` that training wrote beside the weights, with the
-            command's ``CAM`` section where that is not the default.
-        weights: the classifier's checkpoint.
-        num_classes: number of classes of the dataset.
-
-    Raises:
-        InputError: no weights, or no config that describes them.
-    """
-    if not weights:
-        raise InputError(f"--classifier W.pth is missing; train one with: {TRAIN_COMMAND}")
-    if not os.path.isfile(weights):
-        raise InputError(f"--classifier {weights}: no such file; train one with: {TRAIN_COMMAND}")
-    cfg = cfg.clone()
-    cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
-        beside = Path(weights).parent / "config.yaml"
-        if not beside.is_file():
-            raise InputError(
-                f"--classifier {weights}: no config.yaml beside it; name the config it was "
-                "trained with: --config-file CLASSIFIER.yaml"
-            )
-        wanted = cfg.CAM.clone()
-        try:
-            cfg.merge_from_file(str(beside), allow_unsafe=False)
-        except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-            text = " ".join(str(error.args[0] if error.args else error).split())
-            raise InputError(f"{beside}: is no config of this version ({text})") from None
-        if wanted != _default_cam():
-            cfg.CAM = wanted
-        if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
-            raise InputError(
-                f"{beside}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, expected "
-                f"one of {CLASSIFIERS}"
-            )
-    cfg = only_weights(cfg)
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
-def _default_cam() -> CfgNode:
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    return cfg.CAM
-
-
-def load_classifier(
-    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int]
-) -> TagClassifier | TagSegmenter:
-    """Build the classifier and load its weights, all of them.
-
-    Raises:
-        InputError: the checkpoint does not fit.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WSIS.THING_IDS = sorted(thing_ids)
-    model = build_model(cfg)
-    load_trained(
-        model,
-        os.fspath(weights),
-        key="--classifier",
-        hint=f"train one for the config and the dataset's classes with: {TRAIN_COMMAND}",
-    )
-    return model.eval()
 
 
 class CueLabeller:
@@ -371,96 +283,3 @@ def make_tag_labels(
         names = [category["name"] for category in ordered]
         save_reliability(store.path, names, labeller.reliability(records[:limit]))
     return result.exit_status
-
-
-def make_all_labels(
-    cfg: CfgNode,
-    records: Sequence[Mapping],
-    categories: list[dict],
-    output: str | os.PathLike,
-    *,
-    classifier: str | os.PathLike | None = None,
-    outside_boxes: int | str = "ignore",
-    has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-) -> int:
-    """The ``all`` command: boxes, tags and merge; the parts stay in ``output/parts``.
-
-    Args:
-        cfg: the sections ``WEAK_LABELS``, ``CAM`` and ``CLEAN`` are read.
-        records: weak records.
-        categories: the annotation file's categories.
-        output: the store of merged labels.
-        classifier: the tag classifier's checkpoint; not needed where no record tags any stuff but
-            the class outside boxes.
-        outside_boxes: "ignore" or the class outside all boxes.
-        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
-        workers, limit, force, dry_run: as for each part.
-
-    Returns:
-        The exit status: 0, or 1 if images failed.
-
-    Raises:
-        InputError: stuff is tagged and there is no classifier; or a part's error.
-    """
-    annotation = Annotation.of(categories, outside_boxes, has_boxes)
-    known = annotation.thing_ids | annotation.outside_classes
-    tagged = any(
-        set(tags) - known
-        for record in records
-        for tags in [
-            record.get("image_tags") or (),
-            *[crop["tags"] for crop in record.get("crop_tags") or ()],
-        ]
-    )
-    if tagged and not classifier:
-        raise InputError(
-            f"--classifier W.pth is missing, and images have tags of stuff; train one with: "
-            f"{TRAIN_COMMAND}; or make labels of boxes alone with: tools/make_weak_labels.py boxes"
-        )
-    parts = Path(output) / "parts"
-    common = {"workers": workers, "limit": limit, "force": force, "dry_run": dry_run}
-    tags = None
-    if tagged:
-        tags = tags_recipe(classifier_config(cfg, classifier, len(categories)), classifier)
-    if not dry_run:
-        # Before its parts: a folder with files in it is no new store.
-        recipe = merge_recipe(
-            boxes_recipe(cfg, outside_boxes),
-            tags,
-            clean_options(cfg, annotation),
-            cfg.CLEAN.INSTANCES_FROM,
-        )
-        LabelStore.create(output, recipe, categories, force)
-    status = make_box_store(
-        cfg, records, categories, parts / "boxes", outside_boxes=outside_boxes, **common
-    )
-    if tagged:
-        status |= make_tag_labels(
-            cfg,
-            records,
-            categories,
-            parts / "tags",
-            classifier=classifier,
-            has_boxes=has_boxes,
-            **common,
-        )
-    if dry_run:
-        logger.info("would merge both into %s", output)
-        return status
-    status |= make_merged_labels(
-        cfg,
-        records,
-        categories,
-        output,
-        boxes=parts / "boxes",
-        tags=parts / "tags" if tagged else None,
-        outside_boxes=outside_boxes,
-        has_boxes=has_boxes,
-        workers=workers,
-        limit=limit,
-    )
-    return status

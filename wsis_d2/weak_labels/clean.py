@@ -62,7 +62,8 @@ class CleanOptions:
         keep_in_boxes: what the merge leaves of a prediction inside boxes but beside their masks:
             "stuff" as in the authors' code; "nothing", as when boxes become masks (paper 3.2); or
             "things", those that lie in a box of their class. Groups have no mask and do not count.
-        prior: drop things outside the boxes of their class.
+        prior: drop things outside the boxes of their class, and give ``outside_label`` to what is
+            ignored outside all boxes.
         fill: give a nearly empty box to its class.
         add_box_classes_to_tags: count the class of a box as a tag of the crops it meets, so that
             tags that list stuff alone delete no things.
@@ -330,7 +331,9 @@ def apply_box_prior(
 ) -> None:
     """Step 4: a thing outside the union of its class's boxes becomes ``outside_label``, in place.
 
-    Groups count as boxes. The ends of boxes are inclusive (paper 3.4).
+    Groups count as boxes. The ends of boxes are inclusive (paper 3.4). Where everything outside
+    all boxes has a class, what is ignored there gets it too: the merge of the step before has made
+    predicted things ignore, and they are known to be none.
     """
     for thing in sorted(thing_ids):
         outside = labels == thing
@@ -340,6 +343,12 @@ def apply_box_prior(
             if box.class_id == thing and not _is_empty(box):
                 outside[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = False
         labels[outside] = outside_label
+    if outside_label != IGNORE:
+        unknown = labels == IGNORE
+        for box in boxes:
+            if not _is_empty(box):
+                unknown[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = False
+        labels[unknown] = outside_label
 
 
 def fill_boxes(

@@ -43,8 +43,9 @@ class Annotation:
     Attributes:
         thing_ids: contiguous ids of the things.
         outside_label: 255, or the class of everything outside all boxes (Pascal VOC: 0).
-        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, where the tag
-            check, the box prior, the fill and the instances are left out.
+        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, whose boxes make
+            masks and are filled, but the tag check, the box prior and the instances are left out
+            (as the authors' README says).
     """
 
     thing_ids: frozenset[int]
@@ -121,7 +122,7 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
         merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
         keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
-        fill=own.FILL and annotation.has_boxes,
+        fill=own.FILL,
         add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
         outside_label=annotation.outside_label,
         fill_threshold=own.FILL_THRESHOLD,
