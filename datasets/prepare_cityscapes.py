@@ -65,10 +65,13 @@ def main(argv=None):
             partial=args.allow_partial, mend=mend,
         )  # fmt: skip
     for split, split_jobs in jobs.items():
+        recipe = {"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop}
+        if cityscapes.SPLITS[split][1] == "gtCoarse":
+            recipe["boxes"] = "coarse"  # files of earlier versions have none
         preparation = prepare.Preparation(
             output,
             categories=CITYSCAPES_CATEGORIES,
-            recipe={"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop},
+            recipe=recipe,
             command=f"{cityscapes.PREPARE_COMMAND} --splits {split}",
             workers=args.workers,
             force=args.force,

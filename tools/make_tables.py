@@ -72,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts["runs.csv"] = csv_text(header, lines)
         page.append("## All runs\n\n" + markdown_table(header, lines))
     page.append(
-        "Numbers are percent; blank is not run or not reported; ± is the sample standard"
+        "Things are ranked by the score of their detection (paper 4.3; table 5's things are those"
+        " of table 6's first row), stuff by mean confidence. Tables 2 and 5 stand a second time"
+        " with things ranked by mean confidence, as in the authors' code for VOC. Numbers are"
+        " percent; blank is not run or not reported; ± is the sample standard"
         " deviation over the number of runs in brackets.\n"
     )
     texts["tables.md"] = "\n".join(page)

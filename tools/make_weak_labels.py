@@ -87,7 +87,7 @@ def _merge(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
 
 
 def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
-    from wsis_d2.relabeling.tag_cues import make_all_labels
+    from wsis_d2.relabeling.first_labels import make_all_labels
 
     return make_all_labels(
         cfg,

@@ -111,7 +111,7 @@ class _Pseudo:
             raise InputError(
                 "--source pseudo: expected --store STORE, made with tools/make_weak_labels.py"
             )
-        self.what, self.store = path, LabelStore.open(path)
+        self.what, self.store = path, LabelStore.open(path).in_classes(data.table)
         self.data, self.palette = data, args.palette
 
     def has(self, record: dict) -> bool:
@@ -128,7 +128,7 @@ class _Prediction:
     """Panels of a prediction file."""
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
-        from wsis_d2.evaluation.panoptic_format import PanopticFile
+        from wsis_d2.data.panoptic_format import PanopticFile
         from wsis_d2.report.runs import find_predictions, open_run
 
         self.data, self.palette = data, args.palette
@@ -138,7 +138,9 @@ class _Prediction:
             if self.file is None:
                 raise InputError(f"--run {args.run}: holds no predictions of {data.name}")
         elif args.pred_json is not None and args.pred_dir is not None:
-            self.what, self.file = args.pred_json, PanopticFile(args.pred_json, args.pred_dir)
+            self.what = args.pred_json
+            file = PanopticFile(args.pred_json, args.pred_dir, data.table)
+            self.file = file.in_classes(data.table)
         else:
             raise InputError(
                 "--source prediction: expected --run DIR, or --pred-json P.json --pred-dir DIR"
@@ -253,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.limit < 0 or args.height < 16:
         raise InputError(f"--limit {args.limit}, --height {args.height}: expected >= 0 and >= 16")
 
-    from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.data.panoptic_format import write_png
     from wsis_d2.utils.progress import progress
     from wsis_d2.visualization.visualizer import side_by_side
 

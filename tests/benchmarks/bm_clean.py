@@ -23,14 +23,14 @@ def make_case(count: int, seed: int = 0) -> dict:
     patches = (HEIGHT // 16, WIDTH // 16)
     labels = rng.choice(classes, patches).repeat(16, 0).repeat(16, 1)
     boxes = []
-    mandg = np.zeros((HEIGHT, WIDTH), np.uint8)
+    box_mask_map = np.zeros((HEIGHT, WIDTH), np.uint8)
     for _ in range(count):
         width, height = rng.integers(20, 600), rng.integers(20, 400)
         x, y = rng.integers(0, WIDTH - width), rng.integers(0, HEIGHT - height)
         class_id = int(rng.choice(sorted(THINGS)))
         boxes.append(Box(class_id, x, y, x + width - 1, y + height - 1, bool(rng.random() < 0.1)))
-        mandg[y : y + height, x : x + width] = 255
-        mandg[y + height // 4 : y + height // 2, x + width // 4 : x + width // 2] = class_id
+        box_mask_map[y : y + height, x : x + width] = 255
+        box_mask_map[y + height // 4 : y + height // 2, x + width // 4 : x + width // 2] = class_id
     crops = [
         (*crop, frozenset(rng.choice(11, 6, replace=False).tolist()))
         for crop in fixed_crops(HEIGHT, WIDTH, 400, 500)
@@ -38,7 +38,7 @@ def make_case(count: int, seed: int = 0) -> dict:
     return {
         "labels": labels,
         "scores": rng.random((HEIGHT, WIDTH), np.float32) * 0.05 + 0.95,
-        "mandg": mandg,
+        "box_mask_map": box_mask_map,
         "boxes": boxes,
         "crop_tags": crops,
         "image_tags": frozenset(range(11)),

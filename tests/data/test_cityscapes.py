@@ -104,9 +104,14 @@ def test_crop_tags_are_those_of_the_crop(tmp_path):
         assert crop["tags"] == [label for label in (7, 21, 23) if (window == label).any()]
 
 
-def test_extra_has_tags_and_no_boxes(tree):
+def test_extra_has_the_boxes_and_tags_of_its_coarse_polygons(tree):
     content = weak(tree, "extra")
-    assert content["annotations"] == [] and len(content["images"]) == 2
+    first = [b for b in content["annotations"] if b["image_id"] == content["images"][0]["id"]]
+    assert [(b["category_id"], b["iscrowd"], b["bbox"]) for b in first] == [
+        (24, 1, [50, 30, 10, 10]), (26, 0, [20, 41, 13, 9]), (26, 0, [10, 41, 10, 9]),
+        (33, 0, [70, 52, 10, 8]),
+    ]  # fmt: skip
+    assert len(content["images"]) == 2
     assert content["images"][0]["image_tags"] == [7, 21, 23]
     truth = panoptic_pairs(tree / "wsis_cityscapes", "extra", "panoptic_extra")
     for ids, segments in truth.values():

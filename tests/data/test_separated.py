@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The twin that stock Detectron2 trains from, compared with the maps it was made of."""
 
+import json
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -47,7 +49,17 @@ def weak(tmp_path):
         unregister(name)
 
 
+def xywh(annotation):
+    assert annotation["bbox_mode"] == 0
+    x0, y0, x1, y1 = annotation["bbox"]
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
 def check(records, maps):
+    boxes_of = {
+        r["image_id"]: [(a["category_id"], xywh(a)) for a in r["annotations"]]
+        for r in DatasetCatalog.get("own_weak")
+    }
     for record in records:
         semantic, ids = maps[record["image_id"]]
         stuff = np.asarray(Image.open(record["sem_seg_file_name"]))
@@ -60,8 +72,15 @@ def check(records, maps):
             mask = mask_util.decode(annotation["segmentation"])
             np.testing.assert_array_equal(mask, ids == sid)
             assert annotation["category_id"] == semantic[ids == sid][0]
+            x, y, w, h = annotation["bbox"]
+            boxes = boxes_of[record["image_id"]]
+            assert (annotation["category_id"], [x, y, w, h]) in boxes  # as annotated
             ys, xs = np.nonzero(mask)
-            assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            assert x <= xs.min() and xs.max() < x + w and y <= ys.min() and ys.max() < y + h
+            inside = np.zeros(mask.shape, bool)
+            inside[int(y) : int(y + h), int(x) : int(x + w)] = True
+            unknown = mask_util.decode(annotation["ignore_segmentation"])
+            np.testing.assert_array_equal(unknown, inside & (semantic == 255))
 
 
 def test_twin_of_a_store_and_of_truth(weak, tmp_path):
@@ -82,6 +101,72 @@ def test_twin_of_a_store_and_of_truth(weak, tmp_path):
             semantic[ids == s["id"]] = s["category_id"]
         full[image_id] = (semantic, ids)
     check(records, full)
+
+
+def test_an_object_without_a_mask_keeps_its_box_where_masks_are_not_needed(weak, caplog):
+    folder, maps = weak
+    first = next(iter(maps))
+    record = next(r for r in DatasetCatalog.get("own_weak") if r["image_id"] == first)
+    store = LabelStore.create(
+        folder / "store", {"made": "by hand"}, MetadataCatalog.get("own_weak").categories
+    )
+    semantic, ids = maps[first]
+    _, segments = store.instance(first)
+    gone = next(s for s in segments if s["category_id"] < 3)
+    semantic[ids == gone["id"]], ids[ids == gone["id"]] = 255, -1
+    store.write(record, semantic, ids, [s for s in segments if s != gone], {})
+    store.finish()
+    name = register_separated("own_weak")
+    with caplog.at_level("WARNING"):
+        check(DatasetCatalog.get(name), maps)
+    left = next(r for r in DatasetCatalog.get(name) if r["image_id"] == first)
+    missing = len(record["annotations"]) - len(left["annotations"])
+    assert missing >= 1 and "objects have a box and no pixel of a mask" in caplog.text
+    register_separated("own_weak", masks=False)
+    alone = next(r for r in DatasetCatalog.get(name) if r["image_id"] == first)
+    found = sorted((a["category_id"], a["bbox"]) for a in alone["annotations"])
+    assert found == sorted((a["category_id"], xywh(a)) for a in record["annotations"])
+    assert not any("segmentation" in a or "ignore_segmentation" in a for a in alone["annotations"])
+
+
+def test_groups_are_crowds_and_nested_boxes_find_their_masks(tmp_path):
+    """Two boxes of one class, one in the other, and a group; the inner object is the smaller."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(images / "a.png")
+    entries = [([0, 0, 30, 20], 0), ([2.5, 3, 5.25, 6], 0), ([20, 2, 8, 8], 1)]
+    categories = [{"id": 1, "name": "cow", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 20, "width": 30, "image_tags": [2]}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": bbox, "iscrowd": crowd}
+            for k, (bbox, crowd) in enumerate(entries, 1)
+        ],
+        "categories": categories,
+    }
+    (tmp_path / "weak.json").write_text(json.dumps(content))
+    register_weak_panoptic("own_nested", tmp_path / "weak.json", images, labels=tmp_path / "store")
+    try:
+        store = LabelStore.create(
+            tmp_path / "store", {"kind": "test"}, MetadataCatalog.get("own_nested").categories
+        )
+        ids = np.full((20, 30), -1, np.int32)
+        ids[4:7, 3:6], ids[10:18, 1:28] = 8, 5
+        semantic = np.where(ids > 0, 0, 255).astype(np.uint8)
+        segments = [{"id": 5, "category_id": 0}, {"id": 8, "category_id": 0}]
+        (record,) = DatasetCatalog.get("own_nested")
+        store.write(record, semantic, ids, segments, {})
+        store.finish()
+        (twin,) = DatasetCatalog.get(register_separated("own_nested"))
+        outer, inner, group = twin["annotations"]
+        assert (outer["bbox"], inner["bbox"]) == ([0, 0, 30, 20], [2.5, 3, 5.25, 6])
+        assert mask_util.area(inner["segmentation"]) == 9 and not inner["iscrowd"]
+        # Columns 2 to 7 and rows 3 to 8 meet the box; nine pixels are known.
+        assert mask_util.area(inner["ignore_segmentation"]) == 36 - 9
+        assert (group["iscrowd"], group["bbox"]) == (1, [20, 2, 8, 8])
+    finally:
+        unregister("own_nested")
+        unregister("own_nested_separated")
 
 
 def test_stock_mapper_takes_it(weak):

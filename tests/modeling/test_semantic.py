@@ -11,8 +11,14 @@ from detectron2.layers import ShapeSpec
 from wsis_d2.config import add_wsis_config
 from wsis_d2.modeling.backbone import build_semantic_backbone
 from wsis_d2.modeling.backbone.resnet import build_resnet
-from wsis_d2.modeling.semantic import PSPHead, PyramidPooling, SemanticInference
+from wsis_d2.modeling.semantic import (
+    PSPHead,
+    PyramidPooling,
+    SemanticInference,
+    SemanticSubnetwork,
+)
 from wsis_d2.modeling.semantic.inference import tile_starts
+from wsis_d2.utils.errors import InputError
 
 
 def default_cfg(*opts):
@@ -180,6 +186,45 @@ def test_tiles_are_blended_without_a_seam():
     row = out[0, 10]
     assert row[:12].eq(1).all() and row[20:].eq(0).all()
     assert float((row[1:] - row[:-1]).abs().max()) < 0.2
+
+
+def square_network(*opts):
+    """A thin network that notes the sizes it was given."""
+    torch.manual_seed(0)
+    cfg = default_cfg(
+        "MODEL.SEMANTIC.RESNETS.DEPTH", 18, "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 4,
+        "MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS", 4, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
+        "MODEL.SEM_SEG_HEAD.PPM_DIM", 2, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 4,
+        "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [65, 65],
+        "INPUT.CROP.PAD", True, "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", 65, *opts,
+    )  # fmt: skip
+    network, sizes = SemanticSubnetwork(cfg).eval(), []
+    network.backbone.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[-2:])))
+    return network, sizes
+
+
+def test_the_network_sees_one_size_in_training_and_in_tiles():
+    network, sizes = square_network("MODEL.SEMANTIC.INFERENCE.MODE", "tiles")
+    images = [torch.full((3, 40, 65), 90.0), torch.full((3, 65, 20), 90.0)]
+    batch = network.batch(images, network.crop_size)
+    assert batch.shape == (2, 3, 65, 65)
+    assert batch[0, :, 40:].eq(0).all() and batch[1, :, :, 20:].eq(0).all()  # the mean colour
+    logits, _ = network.logits(images[:1], network.crop_size)
+    loss = network.losses(logits, None, [torch.full((40, 65), 2)])["loss_sem_seg"]
+    assert torch.allclose(loss, F.cross_entropy(logits[:, :, :40], torch.full((1, 40, 65), 2)))
+    with torch.no_grad():
+        for size in ((50, 60), (100, 30), (70, 130)):
+            assert network.probabilities(torch.rand(3, *size) * 255).shape == (3, *size)
+    assert set(sizes) == {(65, 65)}
+
+
+def test_the_whole_image_is_an_option_and_padding_needs_a_crop_of_one_size():
+    network, sizes = square_network()
+    with torch.no_grad():
+        network.probabilities(torch.rand(3, 50, 60) * 255)
+    assert sizes == [(57, 65)]
+    with pytest.raises(InputError, match="INPUT.CROP.PAD is True, but .* TYPE 'relative_range'"):
+        square_network("INPUT.CROP.TYPE", "relative_range")
 
 
 def test_scales_average_probabilities_at_the_image_size():

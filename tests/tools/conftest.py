@@ -18,7 +18,7 @@ def tiny(tmp_path_factory):
     """
     from wsis_d2.data.datasets.own.weak import read_weak_file
     from wsis_d2.data.datasets.sample.dataset import prepare_sample
-    from wsis_d2.evaluation.panoptic_format import PanopticFile, write_json, write_panoptic_png
+    from wsis_d2.data.panoptic_format import PanopticFile, write_json, write_panoptic_png
     from wsis_d2.evaluation.results import make_meta, write_results_json
     from wsis_d2.report.sources import panoptic_layer
     from wsis_d2.visualization.palette import class_list
@@ -50,7 +50,11 @@ def tiny(tmp_path_factory):
         {**a, "segments_info": [{**s, "score": 0.5} for s in truth.segments(key)]}
         for key, a in truth.annotations.items()
     ]
-    content = {"annotations": annotations, "categories": truth.categories, "images": truth.images}
+    content = {
+        "annotations": annotations,
+        "categories": truth.classes.categories,
+        "images": truth.images,
+    }
     write_json(folder.with_suffix(".json"), content)
     lines = [
         {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_sem_seg": 1.0 / (i + 1), "lr": 0.01}

@@ -45,7 +45,9 @@ def row(rows: list[dict], method: str) -> dict:
 
 def test_without_runs_the_papers_numbers_stand_alone(tmp_path) -> None:
     tables = run(tmp_path)
-    assert set(tables) == {f"table_{k}" for k in range(1, 7)} | {"section_4_2", "figure_6"}
+    assert set(tables) == {f"table_{k}" for k in range(1, 7)} | {
+        "section_4_2", "figure_6", "table_2_by_mean_confidence", "table_5_by_mean_confidence",
+    }  # fmt: skip
     ours = row(tables["table_5"], "Ours, weak, ImageNet")
     assert [ours[f"{k} paper"] for k in ("AP^r vol th", "PQ", "test AP th")] == [
         "17.0", "40.5", "12.8",
@@ -76,14 +78,17 @@ def test_runs_fill_their_cells(tmp_path) -> None:
     write_run(out / "voc" / "semantic_R_101_full", VOC, "full", sem_seg={"mIoU": 80.0})
     for seed, vol in ((1, 50.0), (2, 53.0)):
         folder = out / "voc" / f"panoptic_R_101_weak_seed{seed}"
-        apr = {"APr_vol_th": vol, "APr_50_th": 60.0}
+        apr = {"APr_vol_th": vol, "APr_50_th": 60.0, "APr_vol_th-by-mean_confidence": vol - 9,
+               "APr_50_th-by-mean_confidence": 55.0}  # fmt: skip
         write_run(folder, VOC, seed=seed, apr=apr, panoptic_seg={"PQ_th": None})
     # None of these is the recipe's own number.
     write_run(out / "voc" / "panoptic_R_101_weak", VOC, "x", "no_crf_head",
               apr={"APr_vol_th": 1.0})  # fmt: skip
     write_run(out / "voc" / "panoptic_R_18_weak", VOC, apr={"APr_vol_th": 2.0})
     write_run(out / "city" / "panoptic_R_101_weak", CITY,
-              apr={"APr_vol_th": 15.0, "APr_vol_st-by-oracle": 35.0},
+              apr={"APr_vol_th": 15.0, "APr_vol_st-by-oracle": 35.0,
+                   "APr_vol_th-by-mean_confidence": 12.0, "APr_vol_st-by-mean_confidence": 33.0,
+                   "APr_vol_all-by-mean_confidence": 24.0},
               panoptic_seg={"PQ": 41.0}, sem_seg={"mIoU_th": 66.0})  # fmt: skip
     write_run(out / "sample" / "a", "sample_val_full", panoptic_seg={"PQ": 60.0})
     write_run(out / "sample" / "a", "sample_val_full", "full", panoptic_seg={"PQ": 75.0})
@@ -96,8 +101,17 @@ def test_runs_fill_their_cells(tmp_path) -> None:
     second = row(tables["table_2"], "Ours, weak without COCO")
     assert (second["AP^r vol mean"], second["AP^r vol std"]) == ("51.5000", "2.1213")
     assert second["AP^r vol runs"] == "2" and second["AP^r 0.5 mean"] == "60.0000"
+    other = row(tables["table_2_by_mean_confidence"], "Ours, weak without COCO")
+    assert (other["AP^r vol mean"], other["AP^r 0.5 mean"]) == ("42.5000", "55.0000")
     assert second["PQ mean"] == "" and second["PQ paper"] == "59.0"
     assert row(tables["table_5"], "Ours, weak, ImageNet")["AP^r vol th mean"] == "15.0000"
+    ranked = row(tables["table_5_by_mean_confidence"], "Ours, weak, ImageNet")
+    assert [ranked[f"AP^r vol{k} mean"] for k in (" th", " st", "")] == [
+        "12.0000",
+        "33.0000",
+        "24.0000",
+    ]
+    assert (ranked["AP^r vol th paper"], ranked["PQ mean"]) == ("14.6", "41.0000")
     assert row(tables["table_6"], "Oracle")["AP^r vol st mean"] == "35.0000"
     # Round 5's semantic run is missing; the panoptic run's own sem_seg stands in.
     assert row(tables["table_4"], "Ours, things")["weak mean"] == "66.0000"

@@ -71,8 +71,10 @@ def test_a_box_beside_the_crop_adds_no_tag():
 def test_merge_masks_win_and_things_elsewhere_go():
     # All nine cases of (thing, no box, ignore) in the masks against (thing, stuff, ignore).
     labels = grid("31. 31. 31.")
-    mandg = grid("444 000 ...")
-    result = clean_labels(labels, mandg=mandg, thing_ids=THINGS, options=only(merge=True))
+    box_mask_map = grid("444 000 ...")
+    result = clean_labels(
+        labels, box_mask_map=box_mask_map, thing_ids=THINGS, options=only(merge=True)
+    )
     assert result.semantic.tolist() == grid("444 .1. .1.").tolist()
 
 
@@ -88,24 +90,28 @@ def test_merge_masks_win_and_things_elsewhere_go():
 def test_what_the_merge_keeps_beside_the_masks_in_boxes(kept, expected):
     # The single box covers columns 1 to 3 of both rows; a group of the rest has no mask to trust.
     labels = grid("01012 01312" if kept != "things" else "01412 03312")
-    mandg = grid("..3.. .....")
+    box_mask_map = grid("..3.. .....")
     boxes = [Box(3, 1, 0, 3, 1), Box(4, 4, 0, 4, 1, True)]
     options = only(merge=True, keep_in_boxes=kept)
-    result = clean_labels(labels, mandg=mandg, boxes=boxes, thing_ids=THINGS, options=options)
+    result = clean_labels(
+        labels, box_mask_map=box_mask_map, boxes=boxes, thing_ids=THINGS, options=options
+    )
     assert result.semantic.tolist() == grid(expected).tolist()
 
 
 def test_zero_in_the_masks_is_no_box_unless_said_otherwise():
     labels = grid("12")
-    mandg = grid("00")
+    box_mask_map = grid("00")
     things = {0}
-    no_box = clean_labels(labels, mandg=mandg, thing_ids=things, options=only(merge=True))
+    no_box = clean_labels(
+        labels, box_mask_map=box_mask_map, thing_ids=things, options=only(merge=True)
+    )
     assert no_box.semantic.tolist() == grid("12").tolist()
     own = clean_labels(
         labels,
-        mandg=mandg,
+        box_mask_map=box_mask_map,
         thing_ids=things,
-        options=only(merge=True, mandg_zero_is_no_box=False),
+        options=only(merge=True, zero_is_no_box=False),
     )
     assert own.semantic.tolist() == grid("00").tolist()
 
@@ -119,6 +125,16 @@ def test_prior_keeps_things_in_boxes_of_their_class_only():
         labels, boxes=boxes, thing_ids=THINGS, options=only(prior=True, outside_label=0)
     )
     assert voc.semantic.tolist() == grid("03300 00104").tolist()
+
+
+def test_outside_all_boxes_is_background_also_after_the_merge():
+    # Paper 3.4: on VOC a thing outside its boxes is background; the merge makes it ignore first.
+    labels = grid("33343 ..404")
+    boxes = [Box(3, 1, 0, 2, 0), Box(4, 3, 0, 4, 1, True)]
+    masks = grid(".3... .....")
+    options = only(merge=True, prior=True, outside_label=0)
+    voc = clean_labels(labels, mandg=masks, boxes=boxes, thing_ids=THINGS, options=options)
+    assert voc.semantic.tolist() == grid("03... 0000.").tolist()
 
 
 def test_prior_without_boxes_deletes_every_thing():
@@ -219,8 +235,8 @@ def test_inputs_stay_and_wrong_ones_are_named():
     assert (labels == before).all()
     with pytest.raises(ValueError, match="labels: dtype is int64, expected uint8"):
         clean_labels(labels.astype(np.int64))
-    with pytest.raises(ValueError, match="mandg: shape"):
-        clean_labels(labels, mandg=np.zeros((3, 3), np.uint8))
+    with pytest.raises(ValueError, match="box_mask_map: shape"):
+        clean_labels(labels, box_mask_map=np.zeros((3, 3), np.uint8))
     with pytest.raises(ValueError, match="class id 300"):
         clean_labels(labels, boxes=[Box(300, 0, 0, 1, 1)])
     with pytest.raises(ValueError, match="score_threshold is 99"):
@@ -229,7 +245,7 @@ def test_inputs_stay_and_wrong_ones_are_named():
         CleanOptions(keep_in_boxes="all")
 
 
-def literal_reference(labels, scores, mandg, boxes, crop_tags, image_tags, things, options):
+def literal_reference(labels, scores, box_mask_map, boxes, crop_tags, image_tags, things, options):
     """The six steps pixel by pixel, as one would explain them."""
     height, width = labels.shape
     pixels = [(y, x) for y in range(height) for x in range(width)]
@@ -258,15 +274,15 @@ def literal_reference(labels, scores, mandg, boxes, crop_tags, image_tags, thing
                 if x0 <= x < x1 and y0 <= y < y1 and now[y, x] not in allowed:
                     now[y, x] = I
         keep("tags")
-    if options.merge and mandg is not None:
+    if options.merge and box_mask_map is not None:
         for p in pixels:
             covering = {
                 b.class_id
                 for b in boxes
                 if b.x0 <= p[1] <= b.x1 and b.y0 <= p[0] <= b.y1 and not b.is_group
             }
-            if mandg[p] in things:
-                now[p] = int(mandg[p])
+            if box_mask_map[p] in things:
+                now[p] = int(box_mask_map[p])
             elif now[p] in things:
                 if options.keep_in_boxes != "things" or now[p] not in covering:
                     now[p] = I
@@ -278,6 +294,8 @@ def literal_reference(labels, scores, mandg, boxes, crop_tags, image_tags, thing
             if now[y, x] in things and not any(
                 b.class_id == now[y, x] and b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes
             ):
+                now[y, x] = options.outside_label
+            if now[y, x] == I and not any(b.x0 <= x <= b.x1 and b.y0 <= y <= b.y1 for b in boxes):
                 now[y, x] = options.outside_label
         keep("prior")
     if options.fill:
@@ -367,12 +385,12 @@ def test_against_the_literal_reference_on_random_maps(seed):
         add_box_classes_to_tags=bool(rng.random() < 0.7),
         outside_label=int(rng.choice([I, 0])),
     )
-    labels, mandg = random_map(), random_map()
+    labels, box_mask_map = random_map(), random_map()
     scores = rng.random((height, width), np.float32)
     image_tags = frozenset(rng.choice(6, 4, replace=False).tolist())
-    result = clean_labels(labels, scores, mandg, boxes, crops, image_tags, things, options)
+    result = clean_labels(labels, scores, box_mask_map, boxes, crops, image_tags, things, options)
     semantic, instance, stages = literal_reference(
-        labels, scores, mandg, boxes, crops, image_tags, things, options
+        labels, scores, box_mask_map, boxes, crops, image_tags, things, options
     )
     assert list(result.stages) == list(stages)
     for name in stages:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
@@ -49,6 +49,12 @@ def build_train_loader(
     detector_stage = (
         cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" and cfg.MODEL.WSIS.STAGE == "detector"
     )
+    for name in cfg.DATASETS.TRAIN if detector_stage else ():
+        if not MetadataCatalog.get(name).get("has_boxes", True):
+            raise InputError(
+                f"DATASETS.TRAIN: {name!r} cannot train a detector, as its boxes are not "
+                "complete: what has none would count as background; leave it out"
+            )
     if detector_stage and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
         if not kept:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from wsis_d2.evaluation.average_precision import AveragePrecision, parse_thresholds
 from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 DEFAULT_THRESHOLDS = "0.1:0.9:0.1"
@@ -38,7 +38,7 @@ class APrByScore:
         options: see :class:`APrOptions`.
     """
 
-    def __init__(self, classes: Classes, options: APrOptions) -> None:
+    def __init__(self, classes: ClassTable, options: APrOptions) -> None:
         if options.score_mode not in SCORE_MODES:
             raise InputError(
                 f"score mode {options.score_mode!r}: expected one of {', '.join(SCORE_MODES)}"
@@ -69,10 +69,16 @@ class APrByScore:
                 del self.compared[mode]
 
     def results(self) -> dict[str, float]:
-        """Return :meth:`AveragePrecision.results` and ``APr_vol_{all,th,st}-by-<mode>``."""
+        """Return :meth:`AveragePrecision.results`, and by each mode what tables compare.
+
+        That is ``APr_vol_{all,th,st}-by-<mode>``, and of the things ``APr_<100 t>_th-by-<mode>``.
+        """
         result = self.main.results()
         for mode, precision in self.compared.items():
             other = precision.results()
             for group, suffix in (("all", ""), ("th", "_th"), ("st", "_st")):
                 result[f"APr_vol_{group}-by-{mode}"] = other["APr_vol" + suffix]
+            for threshold in precision.thresholds:
+                key = f"APr_{100 * threshold:g}_th"
+                result[f"{key}-by-{mode}"] = other[key]
         return result

@@ -165,7 +165,7 @@ def table_markdown(table: Table, runs: Sequence[Run]) -> str:
             value = our_value(cell, table.family, runs)
             row += ["" if cell.paper is None else f"{cell.paper:.1f}", str(value or "")]
         rows.append(row)
-    name = table.name.replace("_", " ", 1).replace("_", ".")
+    name = table.name.partition("_by_")[0].replace("_", " ", 1).replace("_", ".")
     return f"## {name.capitalize()}: {table.title}\n\n" + markdown_table(header, rows)
 
 

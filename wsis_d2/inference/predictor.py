@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import load_exactly
+from wsis_d2.checkpoint.parts import load_trained, only_weights
+from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.upsampling import upsample_labels
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
@@ -53,8 +54,10 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         device: "cpu" or "cuda"; None takes a GPU where there is one.
 
     Raises:
-        InputError: neither a run's folder nor a released model; a file of it is missing.
+        InputError: neither a run's folder nor a released model; a file of it is missing, or its
+            config and its metadata tell of different classes.
     """
+    from wsis_d2.engine.run_classes import fill_classes
     from wsis_d2.model_zoo import get_config, get_metadata
     from wsis_d2.model_zoo.publish import read_metadata, self_contained_config
 
@@ -76,23 +79,18 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         metadata = read_metadata(folder / "metadata.json")
         if not weights.is_file():
             raise InputError(f"{weights}: no such file, expected the run's last checkpoint")
+    fill_classes(cfg, model_classes(metadata, name))
+    cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.WEIGHTS = ""
     return cfg, str(weights), metadata
 
 
-def model_classes(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the classes of a model's ``metadata.json`` in the order of their unified ids."""
-    if metadata.get("categories"):
-        return class_list(metadata["categories"])
-    things = set(metadata["thing_ids"])
-    rows = zip(metadata["stuff_classes"], metadata["stuff_colors"], strict=True)
-    return class_list(
-        [
-            {"id": index, "name": name, "isthing": index in things, "color": color}
-            for index, (name, color) in enumerate(rows)
-        ]
-    )
+def model_classes(metadata: dict[str, Any], name: str) -> ClassTable:
+    """Return the classes of a model's ``metadata.json``, which ``name`` names in messages."""
+    classes = ClassTable.of_metadata(metadata, f"the metadata.json of {name}")
+    if classes is None:
+        raise InputError(f"the metadata.json of {name}: has no classes; training writes them")
+    return classes
 
 
 class PanopticPredictor:
@@ -126,15 +124,17 @@ class PanopticPredictor:
                 f"--model {name}: is a {cfg.MODEL.META_ARCHITECTURE}, expected a WeakPanopticRCNN"
             )
         if score_threshold is not None:
-            cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            if cfg.MODEL.WSIS.STAGE == "detector":
+                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            else:
+                cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
         self.cfg = cfg
-        self.classes = model_classes(metadata)
+        self.classes = class_list(model_classes(metadata, name).categories)
         self.max_side = max_side
         # Boxes cost nothing at full size; the detector has no labels to bring up.
         self.full_size = full_size or cfg.MODEL.WSIS.STAGE == "detector"
         self.model = build_model(cfg).eval()
-        load_exactly(self.model, weights)
+        load_trained(self.model, weights, key="--model")
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:

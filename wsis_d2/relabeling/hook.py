@@ -12,12 +12,9 @@ from detectron2.utils import comm
 from wsis_d2.data.datasets import set_label_store
 from wsis_d2.data.loader import build_train_loader
 from wsis_d2.engine.trainer import TRAINER_HOOK_REGISTRY
-from wsis_d2.relabeling.relabeller import (
-    check_refinement,
-    config_fingerprint,
-    relabel,
-    weak_datasets,
-)
+from wsis_d2.relabeling.earlier_labels import check_refinement
+from wsis_d2.relabeling.identity import config_fingerprint
+from wsis_d2.relabeling.round_labels import relabel, weak_datasets
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 

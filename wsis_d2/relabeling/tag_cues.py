@@ -1,120 +1,42 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Tags to cue labels: run a trained tag classifier's Grad-CAM (paper 3.3) over a dataset."""
 
+import dataclasses
 import functools
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode
 
-from wsis_d2.checkpoint.reader import model_state, read_checkpoint
-from wsis_d2.config import add_wsis_config
+from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.modeling.grad_cam import GradCAM
-from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
+from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
+from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
+from wsis_d2.structures.classes import (
+    in_order,
+    match_classes,
+    parse_categories,
+    place_table,
+    record_in_classes,
+)
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
-from wsis_d2.weak_labels.merge import (
-    Annotation,
-    clean_options,
-    make_merged_labels,
-    merge_recipe,
-)
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIERS = ("TagClassifier", "TagSegmenter")
-TRAIN_COMMAND = "tools/train_net.py --config-file CLASSIFIER.yaml"
-
-
-def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_classes: int) -> CfgNode:
-    """Return the config that a classifier was trained with.
-
-    Args:
-        cfg: the command's config. If its meta-architecture is one of ``CLASSIFIERS``, it is used;
-            otherwise the ``config.yaml`` that training wrote beside the weights, with the
-            command's ``CAM`` section where that is not the default.
-        weights: the classifier's checkpoint.
-        num_classes: number of classes of the dataset.
-
-    Raises:
-        InputError: no weights, or no config that describes them.
-    """
-    if not weights:
-        raise InputError(f"--classifier W.pth is missing; train one with: {TRAIN_COMMAND}")
-    if not os.path.isfile(weights):
-        raise InputError(f"--classifier {weights}: no such file; train one with: {TRAIN_COMMAND}")
-    cfg = cfg.clone()
-    cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
-        beside = Path(weights).parent / "config.yaml"
-        if not beside.is_file():
-            raise InputError(
-                f"--classifier {weights}: no config.yaml beside it; name the config it was "
-                "trained with: --config-file CLASSIFIER.yaml"
-            )
-        wanted = cfg.CAM.clone()
-        try:
-            cfg.merge_from_file(str(beside), allow_unsafe=False)
-        except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-            text = " ".join(str(error.args[0] if error.args else error).split())
-            raise InputError(f"{beside}: is no config of this version ({text})") from None
-        if wanted != _default_cam():
-            cfg.CAM = wanted
-        if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
-            raise InputError(
-                f"{beside}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, expected "
-                f"one of {CLASSIFIERS}"
-            )
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
-    cfg.MODEL.WEIGHTS = ""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
-def _default_cam() -> CfgNode:
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    return cfg.CAM
-
-
-def load_classifier(
-    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int]
-) -> TagClassifier | TagSegmenter:
-    """Build the classifier and load its weights, all of them.
-
-    Raises:
-        InputError: the checkpoint does not fit.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WSIS.THING_IDS = sorted(thing_ids)
-    model = build_model(cfg)
-    state = model_state(read_checkpoint(weights), weights)
-    try:
-        model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise InputError(
-            f"--classifier {weights}: does not fit the config and the dataset's classes ({first}); "
-            f"train one for them with: {TRAIN_COMMAND}"
-        ) from None
-    return model.eval()
+#: Raised whenever the same classifier and keys would give other cues.
+_ALGORITHM = 2
 
 
 class CueLabeller:
@@ -203,9 +125,37 @@ class CueLabeller:
         return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
 
 
+class ReorderedLabeller:
+    """A labelling function whose classifier lists the dataset's classes in another order.
+
+    Args:
+        labeller: of the classifier, in its order.
+        places: the dataset's class of each of the classifier's (:func:`match_classes`).
+    """
+
+    def __init__(self, labeller: CueLabeller | RegionCueLabeller, places: Sequence[int]) -> None:
+        self.labeller = labeller
+        self._table = place_table(places)
+        self._own = [list(places).index(place) for place in range(len(places))]
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return cue labels of the dataset's classes; there are no instances in them."""
+        labels = self.labeller(record_in_classes(record, self._own))
+        return dataclasses.replace(labels, semantic=self._table[labels.semantic])
+
+    def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
+        """See :meth:`RegionCueLabeller.reliability`."""
+        records = [record_in_classes(record, self._own) for record in records]
+        return self.labeller.reliability(records)[self._own]
+
+
 def build_labeller(
-    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int], has_boxes: bool = True
-) -> CueLabeller | RegionCueLabeller:
+    cfg: CfgNode,
+    weights: str | os.PathLike,
+    thing_ids: frozenset[int],
+    has_boxes: bool = True,
+    places: Sequence[int] | None = None,
+) -> CueLabeller | RegionCueLabeller | ReorderedLabeller:
     """Build the labelling function of a trained classifier or segmenter.
 
     Args:
@@ -213,10 +163,14 @@ def build_labeller(
         weights: its checkpoint.
         thing_ids: contiguous ids of the things.
         has_boxes: whether the dataset's boxes are complete.
+        places: the dataset's class of each of the classifier's; None: they are in one order.
 
     Raises:
         InputError: the checkpoint does not fit, or a key that this kind cannot follow.
     """
+    if places is not None:
+        own = frozenset(k for k, place in enumerate(places) if place in thing_ids)
+        return ReorderedLabeller(build_labeller(cfg, weights, own, has_boxes), places)
     if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
         if cfg.CAM.APPEARANCE_WEIGHT:
             raise InputError(
@@ -240,18 +194,18 @@ def build_labeller(
     )
 
 
-def _make_labeller(cfg_text: str, *arguments) -> CueLabeller | RegionCueLabeller:
+def _make_labeller(cfg_text: str, *arguments) -> Callable[[Mapping], driver.Labels]:
     """Build the labelling function in a worker process."""
     return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 
 
 def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
     """Return what cue labels depend on: the classifier's file, its architecture, the CAM keys."""
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(weights)
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
         "kind": "tags",
+        "algorithm": _ALGORITHM,
         "classifier": digest,
         "architecture": architecture,
         "layer": cfg.CAM.LAYER,
@@ -294,7 +248,7 @@ def make_tag_labels(
         The exit status: 0, or 1 if images failed.
 
     Raises:
-        InputError: the classifier cannot be used, or no record has tags.
+        InputError: the classifier cannot be used or is of other classes, or no record has tags.
     """
     ordered = sorted(categories, key=lambda c: c["id"])
     thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
@@ -308,111 +262,24 @@ def make_tag_labels(
     if dry_run:
         logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
         return 0
-    labeller = build_labeller(own, classifier, thing_ids, has_boxes)  # errors now, not by image
+    places = None
+    trained = trained_classes(os.fspath(classifier))
+    if trained is not None:
+        places = match_classes(parse_categories(categories, "the annotated data"), trained)
+        places = None if in_order(places) else places
+    # Errors now, not by image.
+    labeller = build_labeller(own, classifier, thing_ids, has_boxes, places)
     store = LabelStore.create(output, recipe, categories, force)
     if workers is None and own.MODEL.DEVICE != "cpu":
         workers = 1
     make = functools.partial(
-        _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes
+        _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes, places
     )
     reliability = store.path / RELIABILITY_FILE
     if driver.plan(records, store, limit):  # wherever this stops, no file tells of other labels
         reliability.unlink(missing_ok=True)
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
-    if isinstance(labeller, RegionCueLabeller) and not reliability.is_file():
+    if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]
         save_reliability(store.path, names, labeller.reliability(records[:limit]))
     return result.exit_status
-
-
-def make_all_labels(
-    cfg: CfgNode,
-    records: Sequence[Mapping],
-    categories: list[dict],
-    output: str | os.PathLike,
-    *,
-    classifier: str | os.PathLike | None = None,
-    outside_boxes: int | str = "ignore",
-    has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-) -> int:
-    """The ``all`` command: boxes, tags and merge; the parts stay in ``output/parts``.
-
-    Args:
-        cfg: the sections ``WEAK_LABELS``, ``CAM`` and ``CLEAN`` are read.
-        records: weak records.
-        categories: the annotation file's categories.
-        output: the store of merged labels.
-        classifier: the tag classifier's checkpoint; not needed where no record tags any stuff but
-            the class outside boxes.
-        outside_boxes: "ignore" or the class outside all boxes.
-        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
-        workers, limit, force, dry_run: as for each part.
-
-    Returns:
-        The exit status: 0, or 1 if images failed.
-
-    Raises:
-        InputError: stuff is tagged and there is no classifier; or a part's error.
-    """
-    annotation = Annotation.of(categories, outside_boxes, has_boxes)
-    known = annotation.thing_ids | annotation.outside_classes
-    tagged = any(
-        set(tags) - known
-        for record in records
-        for tags in [
-            record.get("image_tags") or (),
-            *[crop["tags"] for crop in record.get("crop_tags") or ()],
-        ]
-    )
-    if tagged and not classifier:
-        raise InputError(
-            f"--classifier W.pth is missing, and images have tags of stuff; train one with: "
-            f"{TRAIN_COMMAND}; or make labels of boxes alone with: tools/make_weak_labels.py boxes"
-        )
-    parts = Path(output) / "parts"
-    common = {"workers": workers, "limit": limit, "force": force, "dry_run": dry_run}
-    tags = None
-    if tagged:
-        tags = tags_recipe(classifier_config(cfg, classifier, len(categories)), classifier)
-    if not dry_run:
-        # Before its parts: a folder with files in it is no new store.
-        recipe = merge_recipe(
-            boxes_recipe(cfg, outside_boxes),
-            tags,
-            clean_options(cfg, annotation),
-            cfg.CLEAN.INSTANCES_FROM,
-        )
-        LabelStore.create(output, recipe, categories, force)
-    status = make_box_store(
-        cfg, records, categories, parts / "boxes", outside_boxes=outside_boxes, **common
-    )
-    if tagged:
-        status |= make_tag_labels(
-            cfg,
-            records,
-            categories,
-            parts / "tags",
-            classifier=classifier,
-            has_boxes=has_boxes,
-            **common,
-        )
-    if dry_run:
-        logger.info("would merge both into %s", output)
-        return status
-    status |= make_merged_labels(
-        cfg,
-        records,
-        categories,
-        output,
-        boxes=parts / "boxes",
-        tags=parts / "tags" if tagged else None,
-        outside_boxes=outside_boxes,
-        has_boxes=has_boxes,
-        workers=workers,
-        limit=limit,
-    )
-    return status

@@ -57,14 +57,7 @@ def label_report(
     Raises:
         InputError: a store whose classes are not the dataset's, or with none of its images.
     """
-    for name, store in stores.items():
-        theirs = [c["name"] for c in sorted(store.categories, key=lambda c: c["id"])]
-        ours = [c["name"] for c in data.classes]
-        if theirs != ours:
-            raise InputError(
-                f"store {name}: its classes are {theirs}, those of {data.name} are {ours}; name "
-                "the dataset that the store was made for"
-            )
+    stores = {name: store.in_classes(data.table) for name, store in stores.items()}
     records = [r for r in data.records if any(s.done(r["image_id"]) for s in stores.values())]
     if not records:
         raise InputError(

@@ -68,7 +68,7 @@ def open_run(name: str, folder: str | Path) -> Run:
     Raises:
         InputError: no such folder, or nothing in it that a run writes.
     """
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
+    from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.evaluation.results import read_results_json
 
     folder = Path(folder)
@@ -289,6 +289,8 @@ def run_report(
                 f"{data.name}; name the dataset that was predicted"
             )
         items += _scored(spread(records, limit), data, predicted)
+    if store is not None and (label_data or data) is not None:
+        store = store.in_classes((label_data or data).table)
     loaders = [_load(item, data, predicted, None if label_data else store) for item in items]
     if label_data is not None:
         labelled = [r for r in label_data.records if store is None or store.done(r["image_id"])]
@@ -315,13 +317,17 @@ def run_report(
 
 
 def find_predictions(run: Run, data: DataSource) -> Any:
-    """Return the predictions of the data's dataset, else those that share an image with it."""
+    """Return the predictions of the data's dataset, else those that share an image with it.
+
+    Raises:
+        InputError: they are of other classes than the dataset.
+    """
     if data.name in run.predictions:
-        return run.predictions[data.name]
+        return run.predictions[data.name].in_classes(data.table)
     wanted = {str(r["image_id"]) for r in data.records}
     for file in run.predictions.values():
         if wanted & set(file.annotations):
-            return file
+            return file.in_classes(data.table)
     return None
 
 

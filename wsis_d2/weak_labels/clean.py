@@ -53,7 +53,7 @@ class CleanOptions:
     """Which steps run, and how.
 
     The defaults are those of a label map with street-scene annotation; a step whose input is not
-    given (``scores``, ``mandg``) does not run whatever the options say.
+    given (``scores``, ``box_mask_map``) does not run whatever the options say.
 
     Attributes:
         score_threshold: labels less probable than this become ignore; None skips the step.
@@ -62,14 +62,15 @@ class CleanOptions:
         keep_in_boxes: what the merge leaves of a prediction inside boxes but beside their masks:
             "stuff" as in the authors' code; "nothing", as when boxes become masks (paper 3.2); or
             "things", those that lie in a box of their class. Groups have no mask and do not count.
-        prior: drop things outside the boxes of their class.
+        prior: drop things outside the boxes of their class, and give ``outside_label`` to what is
+            ignored outside all boxes.
         fill: give a nearly empty box to its class.
         add_box_classes_to_tags: count the class of a box as a tag of the crops it meets, so that
             tags that list stuff alone delete no things.
         outside_label: what the prior writes: 255, or the class that everything outside the boxes
             has (Pascal VOC: 0, paper 3.4).
         fill_threshold: boxes whose share of own pixels is below it are filled.
-        mandg_zero_is_no_box: in ``mandg`` 0 means "no box here" and not class 0, as in the
+        zero_is_no_box: in ``box_mask_map`` 0 means "no box here" and not class 0, as in the
             authors' files. Switch off where class 0 is a thing.
         stuff_instances: give each tagged stuff class an instance that spans the image.
         instances: make instance labels; without, the instance map is all ignore (images whose
@@ -85,7 +86,7 @@ class CleanOptions:
     add_box_classes_to_tags: bool = True
     outside_label: int = IGNORE
     fill_threshold: float = 0.5
-    mandg_zero_is_no_box: bool = True
+    zero_is_no_box: bool = True
     stuff_instances: bool = True
     instances: bool = True
 
@@ -128,7 +129,7 @@ class CleanResult:
 def clean_labels(
     labels: np.ndarray,
     scores: np.ndarray | None = None,
-    mandg: np.ndarray | None = None,
+    box_mask_map: np.ndarray | None = None,
     boxes: Sequence[Box] = (),
     crop_tags: Sequence[tuple] = (),
     image_tags: Collection[int] = frozenset(),
@@ -140,8 +141,8 @@ def clean_labels(
     Args:
         labels: (H, W) uint8, the map to clean; 255 = ignore.
         scores: (H, W) float32, the probability of each pixel's label; None skips that step.
-        mandg: (H, W) uint8, the map of the box masks: a thing's class where they agree, anything
-            else elsewhere; None skips the merge.
+        box_mask_map: (H, W) uint8, the map of the box masks: a class of things where they agree,
+            anything else elsewhere; None skips the merge.
         boxes: the annotated boxes of things and groups, in annotation order. The parts of a box
             outside the image are cut off.
         crop_tags: ``(x0, y0, x1, y1, set of class ids)`` each; ends exclusive. Crops are taken as
@@ -175,10 +176,10 @@ def clean_labels(
             crops = add_box_classes(crops, boxes)
         check_tags(result, crops)
         stages["tags"] = result.copy()
-    if options.merge and mandg is not None:
-        _check_map("mandg", mandg, np.uint8, labels.shape)
-        no_box = {0} if options.mandg_zero_is_no_box else frozenset()
-        predicted, result = result, merge_masks(result, mandg, things, things - no_box)
+    if options.merge and box_mask_map is not None:
+        _check_map("box_mask_map", box_mask_map, np.uint8, labels.shape)
+        no_box = {0} if options.zero_is_no_box else frozenset()
+        predicted, result = result, merge_masks(result, box_mask_map, things, things - no_box)
         if options.keep_in_boxes != "stuff":
             ignore_stuff_in_boxes(result, boxes, things)
         if options.keep_in_boxes == "things":
@@ -279,7 +280,7 @@ def possible_classes(
 
 def merge_masks(
     labels: np.ndarray,
-    mandg: np.ndarray,
+    box_mask_map: np.ndarray,
     thing_ids: Collection[int],
     mask_ids: Collection[int] | None = None,
 ) -> np.ndarray:
@@ -287,9 +288,9 @@ def merge_masks(
 
     Args:
         labels: (H, W) uint8.
-        mandg: (H, W) uint8, the map of the box masks.
+        box_mask_map: (H, W) uint8, the map of the box masks.
         thing_ids: the things of ``labels``.
-        mask_ids: the values of ``mandg`` that are things; None is ``thing_ids``.
+        mask_ids: the values of ``box_mask_map`` that are things; None is ``thing_ids``.
 
     Returns:
         (H, W) uint8, a new array.
@@ -298,7 +299,7 @@ def merge_masks(
     keep[list(thing_ids)] = IGNORE
     is_mask = np.zeros(256, bool)
     is_mask[list(thing_ids if mask_ids is None else mask_ids)] = True
-    return np.where(is_mask[mandg], mandg, keep[labels])
+    return np.where(is_mask[box_mask_map], box_mask_map, keep[labels])
 
 
 def ignore_stuff_in_boxes(
@@ -330,7 +331,9 @@ def apply_box_prior(
 ) -> None:
     """Step 4: a thing outside the union of its class's boxes becomes ``outside_label``, in place.
 
-    Groups count as boxes. The ends of boxes are inclusive (paper 3.4).
+    Groups count as boxes. The ends of boxes are inclusive (paper 3.4). Where everything outside
+    all boxes has a class, what is ignored there gets it too: the merge of the step before has made
+    predicted things ignore, and they are known to be none.
     """
     for thing in sorted(thing_ids):
         outside = labels == thing
@@ -340,6 +343,12 @@ def apply_box_prior(
             if box.class_id == thing and not _is_empty(box):
                 outside[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = False
         labels[outside] = outside_label
+    if outside_label != IGNORE:
+        unknown = labels == IGNORE
+        for box in boxes:
+            if not _is_empty(box):
+                unknown[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = False
+        labels[unknown] = outside_label
 
 
 def fill_boxes(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import record_crops
@@ -42,8 +43,9 @@ class Annotation:
     Attributes:
         thing_ids: contiguous ids of the things.
         outside_label: 255, or the class of everything outside all boxes (Pascal VOC: 0).
-        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, where the tag
-            check, the box prior, the fill and the instances are left out.
+        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, whose boxes make
+            masks and are filled, but the tag check, the box prior and the instances are left out
+            (as the authors' README says).
     """
 
     thing_ids: frozenset[int]
@@ -120,12 +122,12 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
         merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
         keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
-        fill=own.FILL and annotation.has_boxes,
+        fill=own.FILL,
         add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
         outside_label=annotation.outside_label,
         fill_threshold=own.FILL_THRESHOLD,
         # In a label store 0 is a class like any other.
-        mandg_zero_is_no_box=False,
+        zero_is_no_box=False,
         instances=own.INSTANCES and annotation.has_boxes,
     )
 
@@ -254,10 +256,11 @@ class _MergeWorker:
     annotation: Annotation
     options: CleanOptions
     instances_from: str
+    classes: ClassTable
 
     def __post_init__(self) -> None:
-        self._boxes = LabelStore.open(self.boxes)
-        self._tags = LabelStore.open(self.tags) if self.tags else None
+        self._boxes = LabelStore.open(self.boxes).in_classes(self.classes)
+        self._tags = LabelStore.open(self.tags).in_classes(self.classes) if self.tags else None
 
     def __call__(self, record: Mapping) -> driver.Labels:
         image_id = record["image_id"]
@@ -332,13 +335,9 @@ def make_merged_labels(
     stores = {"boxes": LabelStore.open(boxes)}
     if tags is not None:
         stores["tags"] = LabelStore.open(tags)
+    classes = parse_categories(categories, "the annotated data")
     for kind, store in stores.items():
-        names = [(c["id"], c["name"]) for c in store.categories]
-        if names != [(c["id"], c["name"]) for c in sorted(categories, key=lambda c: c["id"])]:
-            raise InputError(
-                f"--{kind} {store.path}: holds labels of other classes than the annotation's; "
-                f"make it from the same dataset with: tools/make_weak_labels.py {kind} ..."
-            )
+        store.in_classes(classes)
         found = store.recipe.get("kind")
         if {"boxes": "tags", "tags": "boxes"}[kind] == found:
             raise InputError(f"--{kind} {store.path}: this is a store of {found}, not of {kind}")
@@ -359,6 +358,7 @@ def make_merged_labels(
         annotation,
         options,
         cfg.CLEAN.INSTANCES_FROM,
+        classes,
     )
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
     if tags is not None:

@@ -10,11 +10,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from panopticapi.utils import rgb2id
 
 from wsis_d2.data.augmentations import build_train_augmentations
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
+from wsis_d2.data.panoptic_format import picture_ids
 from wsis_d2.data.records import supervision_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
@@ -165,7 +166,8 @@ class PanopticMapper:
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            self._open_stores[name] = LabelStore.open(path)
+            store, classes = LabelStore.open(path), dataset_classes(name)
+            self._open_stores[name] = store if classes is None else store.in_classes(classes)
         return self._open_stores[name]
 
     def _maps(self, record: dict, supervision: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -182,7 +184,7 @@ class PanopticMapper:
                     "its dataset with panoptic_json and panoptic_dir"
                 )
             source = record["pan_seg_file_name"]
-            ids = rgb2id(utils.read_image(source, "RGB")).astype(np.int64)
+            ids = picture_ids(utils.read_image(source, "RGB")).astype(np.int64)
             segments = record["segments_info"]
             unknown = np.setdiff1d(ids, [0, *(s["id"] for s in segments)])
             if len(unknown):

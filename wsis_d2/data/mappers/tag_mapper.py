@@ -120,12 +120,15 @@ class TagMapper:
     ) -> torch.Tensor:
         """Return the (classes,) float32 target of one window of a record.
 
+        Where a dataset's boxes are not complete, a thing without a box or a tag is unknown.
+
         Args:
             record: boxes are taken from its annotations.
             window: ``(x0, y0, x1, y1)``, ends exclusive.
             tags: the classes known to be there.
         """
         target = torch.zeros(self.num_classes)
+        target[_without_complete_boxes(record)] = UNKNOWN
         if self.box_share <= 1:
             for annotation in record.get("annotations", ()):
                 share = _share_inside(annotation, window)
@@ -136,6 +139,14 @@ class TagMapper:
                     target[class_id] = UNKNOWN
         target[list(tags or ())] = 1.0
         return target
+
+
+def _without_complete_boxes(record: Mapping) -> list[int]:
+    """Return the things of a record's dataset if a box may be missing there, else nothing."""
+    if "dataset_name" not in record:
+        return []
+    metadata = MetadataCatalog.get(record["dataset_name"])
+    return [] if metadata.get("has_boxes", True) else list(metadata.thing_ids)
 
 
 def image_tags(record: Mapping) -> list[int]:

@@ -208,7 +208,7 @@ class WeakPanopticRCNN(nn.Module):
             return self.detector(batched_inputs)
         images = [record["image"].to(self.device) for record in batched_inputs]
         if self.stage == "semantic":
-            logits, aux = self.semantic.logits(images)
+            logits, aux = self.semantic.logits(images, self.semantic.crop_size)
             return self._semantic_losses(logits, aux, batched_inputs)
         return self._joint_losses(batched_inputs, images)
 
@@ -240,7 +240,7 @@ class WeakPanopticRCNN(nn.Module):
         trained = self.stage == "end_to_end"
         self.instance.project()
         with torch.set_grad_enabled(trained):
-            logits, aux = self.semantic.logits(images)
+            logits, aux = self.semantic.logits(images, self.semantic.crop_size)
         losses = {}
         if trained and self.semantic_loss_weight > 0:
             losses = self._semantic_losses(logits, aux, batched_inputs)

@@ -16,7 +16,8 @@ class SemanticInference:
 
     Args:
         mode: "whole", or "tiles": overlapping square tiles whose probabilities are blended with
-            weights that fall off towards a tile's border, so that no seam reaches the CRF.
+            weights that fall off towards a tile's border, so that no seam reaches the CRF. The
+            network pads smaller images to a tile.
         tile_size: side of a tile in pixels.
         tile_overlap: share of a tile that overlaps its neighbour, in [0, 1).
         scales: factors of the image's size.

@@ -9,13 +9,16 @@ from torch import nn
 
 from wsis_d2.modeling.backbone import build_semantic_backbone
 from wsis_d2.modeling.semantic.inference import SemanticInference
+from wsis_d2.utils.errors import InputError
 
 
 class SemanticSubnetwork(nn.Module):
     """Image to class probabilities of each pixel (the Q of paper 3.5).
 
     Images are padded at the right and the bottom to a multiple of the head's stride plus 1, the
-    sizes whose corners stay aligned under strided convolution and bilinear upsampling.
+    sizes whose corners stay aligned under strided convolution and bilinear upsampling. Trained on
+    crops of one size (paper 4.1: 521 x 521), the network sees that size alone: smaller crops are
+    padded to it, and so are the tiles of an image at test time.
     """
 
     @configurable
@@ -27,6 +30,7 @@ class SemanticSubnetwork(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         inference: SemanticInference,
+        crop_size: tuple[int, int] | None = None,
         channels_last: bool = True,
     ) -> None:
         """
@@ -35,12 +39,15 @@ class SemanticSubnetwork(nn.Module):
             head: maps features to (logits, auxiliary logits), with ``losses`` and ``stride``.
             pixel_mean, pixel_std: of the input, in its channel order.
             inference: how an image of any size is classified at test time.
+            crop_size: (height, width) that smaller training images are padded to; None: as they
+                are.
             channels_last: run convolutions in channels-last memory order.
         """
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.inference_mode = inference
+        self.crop_size = crop_size
         self.channels_last = channels_last
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -56,21 +63,25 @@ class SemanticSubnetwork(nn.Module):
             "pixel_mean": cfg.MODEL.SEMANTIC.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.SEMANTIC.PIXEL_STD,
             "inference": SemanticInference.from_config(cfg),
+            "crop_size": _crop_size(cfg),
             "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
         }
 
-    def batch(self, images: list[torch.Tensor]) -> torch.Tensor:
+    def batch(
+        self, images: list[torch.Tensor], least: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Normalise, pad and stack images.
 
         Args:
             images: (3, H, W) each, 0 to 255, BGR.
+            least: height and width that the batch has at least.
 
         Returns:
             (N, 3, H', W') float32; H' and W' are multiples of the stride plus 1, and the padding
             is 0, the mean colour.
         """
         stride = self.head.stride
-        sizes = [image.shape[-2:] for image in images]
+        sizes = [image.shape[-2:] for image in images] + ([least] if least else [])
         height, width = (
             -(-(max(s[axis] for s in sizes) - 1) // stride) * stride + 1 for axis in (0, 1)
         )
@@ -82,13 +93,15 @@ class SemanticSubnetwork(nn.Module):
             ) / self.pixel_std
         return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
 
-    def logits(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Classify every pixel of a batch.
+    def logits(
+        self, images: list[torch.Tensor], least: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Classify every pixel of a batch; see :meth:`batch`.
 
         Returns:
             (N, C, H', W') logits at the padded size, and the auxiliary ones while training.
         """
-        batch = self.batch(images)
+        batch = self.batch(images, least)
         logits, aux = self.head(self.backbone(batch))
 
         def upsample(x: torch.Tensor) -> torch.Tensor:
@@ -119,10 +132,25 @@ class SemanticSubnetwork(nn.Module):
         Returns:
             (C, H, W) float32 probabilities.
         """
+        side = self.inference_mode.tile_size
+        least = (side, side) if self.inference_mode.mode == "tiles" else None
 
         def classify(tile: torch.Tensor) -> torch.Tensor:
             height, width = tile.shape[-2:]
-            logits, _ = self.logits([tile])
+            logits, _ = self.logits([tile], least)
             return F.softmax(logits[0, :, :height, :width].float(), dim=0)
 
         return self.inference_mode(classify, image)
+
+
+def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
+    crop = cfg.INPUT.CROP
+    if not crop.PAD:
+        return None
+    if not crop.ENABLED or crop.TYPE != "absolute":
+        raise InputError(
+            f"INPUT.CROP.PAD is True, but ENABLED is {crop.ENABLED} and TYPE {crop.TYPE!r}; it "
+            "needs crops of one size: ENABLED True, TYPE 'absolute'"
+        )
+    height, width = crop.SIZE
+    return int(height), int(width)

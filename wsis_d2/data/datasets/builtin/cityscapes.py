@@ -10,9 +10,11 @@ Rules, beside the release's own:
 * A bare label id of a thing is a group: one box around its pixels, ``iscrowd``.
 * Boxes follow ascending instance id, so groups come before objects.
 * Tags: classes of the image, and of 15 crops of 400 x 500 (height x width; general rule in
-  :func:).
-* ``train_extra`` (coarse polygons): tags only. Boxes of coarse polygons are not reliable, so there
-  are none, and its full twin keeps things as groups: a class for each pixel, no objects.
+  :func:`wsis_d2.data.datasets.builtin.preparation.crop_starts`).
+* ``train_extra`` (coarse polygons): boxes and tags as of the fine images, as the authors release
+  them. Coarse annotation misses objects, so these boxes make masks and labels, and nothing is
+  concluded from their absence (``has_boxes`` of the registered sets). The full twin keeps things
+  as groups: a class for each pixel, no objects.
 """
 
 import os
@@ -127,14 +129,21 @@ def _convert(job: Job, *, coarse: bool, tags: str, crop: tuple[int, int]) -> Con
         )
     _check_values(instance_ids, path)
     labels = np.where(instance_ids < 1000, instance_ids, instance_ids // 1000)
-    segment_ids = np.where(_IS_KNOWN[labels], labels if coarse else instance_ids, 0)
+    known = np.where(_IS_KNOWN[labels], instance_ids, 0)
     segments, annotations = [], []
-    for value, (_, box) in segment_sizes(segment_ids).items():
+    for value, (_, box) in segment_sizes(known).items():
         label = value if value < 1000 else value // 1000
         group = int(value < 1000 and label in _THINGS)
         segments.append({"id": value, "category_id": label, "iscrowd": group})
-        if label in _THINGS and not coarse:
+        if label in _THINGS:
             annotations.append({"bbox": box, "category_id": label, "iscrowd": group})
+    segment_ids = known
+    if coarse:
+        segment_ids = np.where(_IS_KNOWN[labels], labels, 0)
+        segments = [
+            {"id": label, "category_id": label, "iscrowd": int(label in _THINGS)}
+            for label in segment_sizes(segment_ids)
+        ]
     named = _KNOWN if tags == "all" else _KNOWN - _THINGS
     crop_tags = []
     for x in crop_starts(width, crop[1]):

@@ -70,8 +70,8 @@ def register_all_coco(root: str | Path) -> list[str]:
 def register_all_cityscapes(root: str | Path) -> list[str]:
     """Register ``cityscapes_fine_panoptic_{train,val}_*``, ``cityscapes_extra_*`` and the test set.
 
-    The metadata of ``cityscapes_extra_*`` has ``has_boxes`` False: nothing may be concluded there
-    from the absence of a box, and no objects are labelled.
+    The metadata of ``cityscapes_extra_*`` has ``has_boxes`` False: its boxes are not complete, so
+    nothing may be concluded there from the absence of one, and no objects are labelled.
     """
     folder, images = Path(root) / cityscapes.FOLDER, Path(root) / "cityscapes" / "leftImg8bit"
     names = []

@@ -4,11 +4,24 @@
 Detectron2's Panoptic FPN wants things and stuff apart ("separated", as in
 ``coco_2017_train_panoptic_separated``): instance masks with contiguous ids of things, and a
 semantic map in which 0 is "things" and 1... are the stuff classes. This module makes that twin
-from pseudo ground truth (the label store of a weak set) or from truth (a full set).
+from pseudo ground truth (the label store of a weak set) or from truth (a full set). Addition, not
+in the paper.
+
+Objects have their annotated boxes, not those of their masks, which may be small parts of them. What
+stock models cannot be told:
+
+* An object without an agreed pixel has a box and no mask. A mask head needs one, so with masks it
+  is left out and counted (its pixels are ignored in the semantic map, but a detector learns that
+  nothing is there); without masks (``masks=False``, ``MODEL.MASK_ON False``) no box is lost.
+* Groups are crowds, which stock mappers drop: their regions count as background of the detector.
+* In the semantic map unknown pixels are 255, the ignore value. Inside an object's box they are also
+  its ``ignore_segmentation``; stock mask heads take them for background, one of your own can leave
+  them out of its loss.
 """
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +31,26 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
+from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.structures.classes import match_classes, parse_categories
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
+from wsis_d2.weak_labels.clean import Box
+from wsis_d2.weak_labels.merge import record_boxes
+from wsis_d2.weak_labels.recipe import annotation_digest
+from wsis_d2.weak_labels.store import LabelStore, image_key
 
-VERSION = 1
+logger = logging.getLogger(__name__)
+
+VERSION = 2
 
 
-def register_separated(name: str, folder: str | os.PathLike | None = None) -> str:
+def register_separated(
+    name: str, folder: str | os.PathLike | None = None, masks: bool = True
+) -> str:
     """Register ``NAME_separated`` for a registered dataset; its files are made on first use.
 
     Train stock models from it with ``INPUT.MASK_FORMAT "bitmask"``,
@@ -36,33 +61,38 @@ def register_separated(name: str, folder: str | os.PathLike | None = None) -> st
         name: a weak or mixed dataset with a label store, or a full one.
         folder: where the semantic maps and masks are kept; by default ``separated`` in the label
             store, and required for a dataset that has none.
+        masks: objects have masks, and those without a pixel are left out; False: boxes alone, all
+            of them.
 
     Returns:
         The new dataset's name.
 
     Raises:
-        InputError: the dataset is not registered, or there is no folder to write to.
+        InputError: the dataset is not registered, or its truth is of other classes.
     """
     if name not in DatasetCatalog.list():
         raise InputError(f'separated twin: no dataset "{name}" is registered')
-    base = MetadataCatalog.get(name)
+    base, classes = MetadataCatalog.get(name), dataset_classes(name)
     twin = f"{name}_separated"
     if twin in DatasetCatalog.list():
         DatasetCatalog.remove(twin)
         MetadataCatalog.remove(twin)
     things, stuff = list(base.thing_ids), list(base.stuff_ids)
-    DatasetCatalog.register(twin, lambda: load_separated(name, folder))
+    # Detectron2's evaluator compares with the truth by the truth's own ids.
+    file_ids = list(classes.ids)
+    if base.panoptic_json and os.path.isfile(base.panoptic_json):
+        content = read_json(base.panoptic_json)
+        truth = parse_categories(content.get("categories"), base.panoptic_json)
+        for category, place in zip(truth.ids, match_classes(classes, truth), strict=True):
+            file_ids[place] = category
+    DatasetCatalog.register(twin, lambda: load_separated(name, folder, masks))
     MetadataCatalog.get(twin).set(
         thing_classes=[base.thing_classes[k] for k in things],
         thing_colors=[base.thing_colors[k] for k in things],
         stuff_classes=["things"] + [base.stuff_classes[k] for k in stuff],
         stuff_colors=[[82, 18, 128]] + [base.stuff_colors[k] for k in stuff],
-        thing_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i for i, k in enumerate(things)
-        },
-        stuff_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i + 1 for i, k in enumerate(stuff)
-        },
+        thing_dataset_id_to_contiguous_id={file_ids[k]: i for i, k in enumerate(things)},
+        stuff_dataset_id_to_contiguous_id={file_ids[k]: i + 1 for i, k in enumerate(stuff)},
         image_root=base.image_root,
         panoptic_json=base.panoptic_json,
         panoptic_root=base.panoptic_root,
@@ -73,23 +103,25 @@ def register_separated(name: str, folder: str | os.PathLike | None = None) -> st
     return twin
 
 
-def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[dict]:
+def load_separated(
+    name: str, folder: str | os.PathLike | None = None, masks: bool = True
+) -> list[dict]:
     """Make the twin's files where they are missing or stale, and load its records.
 
     Args:
-        name: the dataset, as for :func:`register_separated`.
-        folder: as for :func:`register_separated`.
+        name: a dataset whose twin :func:`register_separated` has registered.
+        folder, masks: as for :func:`register_separated`.
 
     Returns:
         Dataset dicts with ``file_name``, ``image_id``, ``height``, ``width``,
-        ``sem_seg_file_name`` and ``annotations`` with ``segmentation`` (compressed RLE).
+        ``sem_seg_file_name`` and ``annotations``: ``bbox`` as annotated, ``category_id`` of the
+        things, ``iscrowd``, and with ``masks`` ``segmentation`` and, of objects,
+        ``ignore_segmentation`` (compressed RLE), the unknown pixels of the box.
 
     Raises:
         InputError: a label is missing, with the command that makes it.
     """
-    from wsis_d2.weak_labels.store import LabelStore, image_key
-
-    base = MetadataCatalog.get(name)
+    base, twin = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_separated")
     records = DatasetCatalog.get(name)
     store = None
     if any(r["supervision"] == "weak" for r in records):
@@ -99,7 +131,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
                 f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
                 "DATASETS.LABEL_STORES or labels="
             )
-        store = LabelStore.open(base.label_store)
+        store = LabelStore.open(base.label_store).in_classes(dataset_classes(name))
     if folder is None:
         if store is None:
             raise InputError(f'dataset "{name}": give a folder for its separated twin')
@@ -108,7 +140,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     maps_folder = folder / "stuff"
     maps_folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / "instances.json"
-    fingerprint = _fingerprint(name, records, store)
+    fingerprint = _fingerprint(name, base, twin, records, store)
     try:
         index = json.loads(index_file.read_text())
     except (OSError, ValueError):
@@ -116,7 +148,7 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
     if index.get("fingerprint") != fingerprint:
         index = {"fingerprint": fingerprint, "annotations": {}}
         for record, semantic, annotations in progress(
-            _separate(records, base, store), total=len(records), desc=f"separating {name}"
+            _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
             key = image_key(record["image_id"])
             temporary = maps_folder / f".{key}.{os.getpid()}.tmp"
@@ -126,12 +158,17 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
         temporary = folder / f".instances.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(index))
         os.replace(temporary, index_file)
-    result = []
+    result, lost, crowds = [], 0, 0
     for record in records:
         key = image_key(record["image_id"])
-        annotations = [
-            {**a, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0} for a in index["annotations"][key]
-        ]
+        annotations = []
+        for entry in index["annotations"][key]:
+            crowds += entry["iscrowd"]
+            if masks and "segmentation" not in entry:
+                lost += 1
+                continue
+            kept = entry if masks else {k: v for k, v in entry.items() if "segmentation" not in k}
+            annotations.append({**kept, "bbox_mode": BoxMode.XYWH_ABS})
         result.append(
             {
                 **{k: record[k] for k in ("file_name", "image_id", "height", "width")},
@@ -139,14 +176,26 @@ def load_separated(name: str, folder: str | os.PathLike | None = None) -> list[d
                 "annotations": annotations,
             }
         )
+    if lost:
+        logger.warning(
+            "%s: %d objects have a box and no pixel of a mask; they are left out (masks=False "
+            "keeps the boxes of all)",
+            name,
+            lost,
+        )
+    if crowds:
+        logger.info("%s: %d groups are crowds, which stock mappers drop", name, crowds)
     return result
 
 
-def _fingerprint(name: str, records: list[dict], store) -> str:
-    """Changes with the labels, the truth or the list of images."""
-    digest = hashlib.sha256(f"{VERSION} {name}".encode())
+def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
+    """Changes with the classes, the labels, the truth or the list of images."""
+    classes = [base.stuff_classes, twin.thing_classes, twin.stuff_classes]
+    digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
     for record in records:
         digest.update(f"{record['image_id']} {record['supervision']}".encode())
+        digest.update(json.dumps(record.get("segments_info")).encode())
+        digest.update(annotation_digest(record).encode())
         if "pan_seg_file_name" in record:
             stat = os.stat(record["pan_seg_file_name"])
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
@@ -158,12 +207,14 @@ def _fingerprint(name: str, records: list[dict], store) -> str:
     return digest.hexdigest()
 
 
-def _separate(records, base, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
+def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
     """Yield each record with its (H, W) uint8 semantic map and its instances."""
-    thing_index = {k: i for i, k in enumerate(base.thing_ids)}
+    names = base.stuff_classes  # all of them, see ClassTable.metadata
+    thing_index = {names.index(name): i for i, name in enumerate(twin.thing_classes)}
     to_stuff = np.full(256, 255, np.uint8)
-    to_stuff[list(base.thing_ids)] = 0
-    to_stuff[list(base.stuff_ids)] = np.arange(1, len(base.stuff_ids) + 1)
+    to_stuff[list(thing_index)] = 0
+    for i, name in enumerate(twin.stuff_classes[1:], start=1):
+        to_stuff[names.index(name)] = i
     for record in records:
         if record["supervision"] == "weak":
             store.check(record)
@@ -173,25 +224,105 @@ def _separate(records, base, store) -> Iterator[tuple[dict, np.ndarray, list[dic
             with Image.open(record["pan_seg_file_name"]) as image:
                 rgb = np.array(image.convert("RGB")).astype(np.int32)
             ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
-            segments = [s for s in record["segments_info"] if not s["iscrowd"]]
+            segments = record["segments_info"]
             semantic = np.full(ids.shape, 255, np.uint8)
             for segment in segments:
                 semantic[ids == segment["id"]] = to_stuff[segment["category_id"]]
-        annotations = []
-        for segment in segments:
-            if segment["category_id"] not in thing_index:
-                continue
-            mask = ids == segment["id"]
-            if not mask.any():
-                continue
-            rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-            box = [float(v) for v in mask_util.toBbox(rle)]
-            rle["counts"] = rle["counts"].decode()
-            annotations.append(
-                {
-                    "bbox": box,
-                    "category_id": thing_index[segment["category_id"]],
-                    "segmentation": rle,
-                }
-            )
+        things = [s for s in segments if s["category_id"] in thing_index]
+        unknown = semantic == 255
+        if record["supervision"] == "weak":  # a thing whose instance nobody knows
+            unknown |= (semantic == 0) & (ids <= 0)
+        annotations = [
+            {**entry, "category_id": thing_index[entry["category_id"]]}
+            for entry in _objects(record, ids, things, unknown)
+        ]
         yield record, semantic, annotations
+
+
+def _objects(
+    record: dict, ids: np.ndarray, segments: list[dict], unknown: np.ndarray
+) -> Iterator[dict]:
+    """Yield the annotations of one image: each segment with its box, then boxes without a segment.
+
+    Args:
+        record: its boxes are read.
+        ids: (H, W) int32, segment ids.
+        segments: those of things.
+        unknown: (H, W) bool.
+    """
+    corners = [
+        BoxMode.convert(list(a["bbox"]), BoxMode(a["bbox_mode"]), BoxMode.XYWH_ABS)
+        for a in record["annotations"]
+    ]
+    annotated: dict[Box, list[float]] = {}
+    for box, bbox in zip(record_boxes(record), corners, strict=True):
+        annotated.setdefault(box, [float(v) for v in bbox])
+    masks, tight = [], []
+    for segment in segments:
+        mask = ids == segment["id"]
+        if mask.any():
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            masks.append(mask)
+            tight.append(
+                Box(
+                    segment["category_id"],
+                    *(int(v) for v in (columns[0], rows[0], columns[-1], rows[-1])),
+                    bool(segment.get("iscrowd", 0)),
+                )
+            )
+    own = _boxes_of(tight, list(annotated))
+    for mask, box in zip(masks, own, strict=True):
+        entry = {**_entry(box, annotated.get(box)), "segmentation": _rle(mask)}
+        if not box.is_group:
+            entry["ignore_segmentation"] = _rle(unknown & _filled(box, mask.shape))
+        yield entry
+    for box, bbox in annotated.items():
+        if box not in own:
+            region = {"segmentation": _rle(_filled(box, ids.shape))} if box.is_group else {}
+            yield _entry(box, bbox) | region
+
+
+def _boxes_of(tight: list[Box], annotated: list[Box]) -> list[Box]:
+    """Return the annotated box of each mask: of its class and kind, around it, and the closest.
+
+    A mask that no box is around keeps its own tight one.
+    """
+    gain = np.zeros((len(tight), len(annotated)))
+    for row, mask in enumerate(tight):
+        for column, box in enumerate(annotated):
+            around = (
+                (mask.class_id, mask.is_group) == (box.class_id, box.is_group)
+                and box.x0 <= mask.x0 and box.y0 <= mask.y0
+                and box.x1 >= mask.x1 and box.y1 >= mask.y1
+            )  # fmt: skip
+            if around:
+                gain[row, column] = _area(mask) / _area(box)
+    own = list(tight)
+    for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
+        if gain[row, column] > 0:
+            own[row] = annotated[column]
+    return own
+
+
+def _area(box: Box) -> int:
+    return (box.x1 - box.x0 + 1) * (box.y1 - box.y0 + 1)
+
+
+def _entry(box: Box, bbox: list[float] | None) -> dict:
+    tight = [box.x0, box.y0, box.x1 - box.x0 + 1, box.y1 - box.y0 + 1]
+    return {
+        "bbox": bbox or [float(v) for v in tight],
+        "category_id": box.class_id,
+        "iscrowd": int(box.is_group),
+    }
+
+
+def _filled(box: Box, shape: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[max(box.y0, 0) : box.y1 + 1, max(box.x0, 0) : box.x1 + 1] = True
+    return mask
+
+
+def _rle(mask: np.ndarray) -> dict:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {**rle, "counts": rle["counts"].decode()}

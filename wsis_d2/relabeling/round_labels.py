@@ -1,0 +1,167 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A trained model to the label stores of one round."""
+
+import dataclasses
+import functools
+import logging
+import os
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.data.mappers import build_mapper
+from wsis_d2.data.records import load_records, supervision_of
+from wsis_d2.relabeling.earlier_labels import label_prior, trust
+from wsis_d2.relabeling.mask_source import MaskSource, masks_store
+from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config
+from wsis_d2.relabeling.relabeller import Relabeller
+from wsis_d2.structures.classes import ClassTable
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import driver
+from wsis_d2.weak_labels.clean import CleanOptions
+from wsis_d2.weak_labels.merge import Annotation, clean_options
+from wsis_d2.weak_labels.refine import RefineOptions
+from wsis_d2.weak_labels.store import LabelStore
+
+logger = logging.getLogger(__name__)
+
+
+def weak_datasets(cfg: CfgNode) -> list[str]:
+    """Return the training sets that have weak records, in order.
+
+    Raises:
+        InputError: there is none, or one has no label store to begin with.
+    """
+    names = []
+    for name in cfg.DATASETS.TRAIN:
+        if any(supervision_of(record) == "weak" for record in load_records([name])):
+            if not MetadataCatalog.get(name).get("label_store"):
+                raise InputError(
+                    f"dataset {name!r} has no label store to begin with; make one with "
+                    f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
+                    f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
+                )
+            names.append(name)
+    if not names:
+        raise InputError(
+            f"DATASETS.TRAIN: no weak images in {list(cfg.DATASETS.TRAIN)}; nothing to relabel"
+        )
+    return names
+
+
+def relabel(
+    cfg: CfgNode,
+    name: str,
+    output: str | os.PathLike,
+    *,
+    round_number: int,
+    first_store: str | os.PathLike,
+    lineage: str,
+    last_store: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+    model: nn.Module | None = None,
+) -> LabelStore:
+    """Write the labels of one round of one dataset; what is written already stays.
+
+    Args:
+        cfg: the run's config.
+        name: the weak dataset.
+        output: the round's store.
+        round_number: 1 for the labels that the first trained model makes.
+        first_store: the store of round 0, for its box masks.
+        last_store: the store that the model learned from; None: ``first_store``.
+        lineage: identifies what the model was trained with; part of the store's recipe.
+        weights: the trained checkpoint; processes load it.
+        model: or the live model itself, for the training hook; one process.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        InputError: an image could not be labelled.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = dataset_classes(name)
+    annotation = Annotation.of_dataset(metadata)
+    clean = clean_options(cfg, annotation, round_number)
+    refine = RefineOptions.from_config(cfg)
+    source = masks_store(cfg, name, first_store) if clean.merge else None
+    records = [r for r in load_records([name]) if supervision_of(r) == "weak"]
+    if clean.merge and (source is None or not any(r["annotations"] for r in records)):
+        logger.info("%s: no boxes in %s, so no merge: predicted things stay", name, first_store)
+        source, clean = None, dataclasses.replace(clean, merge=False)
+    recipe = {
+        "kind": "round",
+        "round": round_number,
+        "lineage": lineage,
+        "clean": clean.as_dict(),
+        "refine": {k: v for k, v in vars(refine).items()},
+        "masks": MaskSource(source, classes).recipe_hash if source else None,
+    }
+    last_store = Path(last_store or first_store)
+    if refine.uses_prior:
+        stores = [LabelStore.open(p).in_classes(classes) for p in (last_store, first_store)]
+        recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
+        factors = trust(refine, stores[1])
+        recipe["trust"] = None if factors is None else factors.round(6).tolist()
+    store = LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
+    if model is not None:
+        own = prediction_config(cfg)
+        masks = MaskSource(source, classes) if source else None
+        mapper = build_mapper(own, is_train=False)
+        prior = label_prior(own, classes, last_store, first_store)
+        labeller = Relabeller(
+            model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, prior
+        )
+
+        def make() -> Relabeller:
+            return labeller
+
+        workers = 1
+    else:
+        own = prediction_config(cfg)
+        make = functools.partial(
+            _make_relabeller, own.dump(), os.fspath(weights), classes, annotation, clean, source,
+            last_store, Path(first_store),
+        )  # fmt: skip
+        workers = cfg.ITERATIVE.WORKERS
+    threads = torch.get_num_threads()
+    try:
+        result = driver.run(make, records, store, workers=workers, desc=f"labels {round_number}")
+    finally:
+        torch.set_num_threads(threads)
+    if result.failed:
+        image_id, message = next(iter(result.failed.items()))
+        raise InputError(
+            f"{output}: {len(result.failed)} of {len(records)} images could not be labelled, the "
+            f"first is {image_id!r}: {message}; mend it and run the same command with --resume"
+        )
+    return store
+
+
+def _make_relabeller(
+    cfg_text: str,
+    weights: str,
+    classes: ClassTable,
+    annotation: Annotation,
+    clean: CleanOptions,
+    masks_store: Path | None,
+    last_store: Path,
+    first_store: Path,
+) -> Relabeller:
+    """Build the labelling function in the process that uses it."""
+    cfg = CfgNode.load_cfg(cfg_text)
+    return Relabeller(
+        load_predictor(cfg, weights),
+        build_mapper(cfg, is_train=False),
+        annotation,
+        clean,
+        RefineOptions.from_config(cfg),
+        MaskSource(masks_store, classes) if masks_store is not None else None,
+        cfg.INPUT.FORMAT,
+        label_prior(cfg, classes, last_store, first_store),
+    )
