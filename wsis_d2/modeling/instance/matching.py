@@ -5,8 +5,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from wsis_d2.modeling.instance.labels import InstanceLabels
-
-IGNORE = -1
+from wsis_d2.structures.labels import INSTANCE_IGNORE
 
 
 def match_instances(
@@ -32,7 +31,7 @@ def match_instances(
     Returns:
         (G,) int64, the label of each instance, -1 where unmatched. Detached.
     """
-    assignment = torch.full_like(inst_classes, IGNORE)
+    assignment = torch.full_like(inst_classes, INSTANCE_IGNORE)
     num_instances, num_labels = len(inst_classes), len(labels)
     if num_instances == 0 or num_labels == 0:
         return assignment
@@ -62,7 +61,7 @@ def relabel(inst_seg: torch.Tensor, assignment: torch.Tensor) -> torch.Tensor:
         inst_seg: (H, W) int64, index into ``assignment``, -1 ignore.
         assignment: (G,) int64 from :func:`match_instances`.
     """
-    table = torch.cat([assignment, assignment.new_tensor([IGNORE])])
+    table = torch.cat([assignment, assignment.new_tensor([INSTANCE_IGNORE])])
     return table[inst_seg]
 
 
