@@ -48,7 +48,9 @@ def test_documents_name_commands_that_are_there():
     known = {path.relative_to(ROOT).as_posix() for path in COMMANDS}
     named = {}
     for document in DOCUMENTS:
-        for name in re.findall(r"(?<![\w/.-])((?:tools|datasets)/[a-z_0-9]+\.py)\b", document.read_text()):
+        for name in re.findall(
+            r"(?<![\w/.-])((?:tools|datasets)/[a-z_0-9]+\.py)\b", document.read_text()
+        ):
             named.setdefault(name, document.name)
     assert len(named) > 15
     assert {name: where for name, where in named.items() if name not in known} == {}
