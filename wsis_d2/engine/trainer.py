@@ -27,7 +27,6 @@ from wsis_d2.checkpoint.reader import model_state
 from wsis_d2.config import read_config
 from wsis_d2.config_checks import (
     TAGS,
-    check_device,
     check_trainable,
     check_used,
     kind_of,
@@ -81,7 +80,6 @@ class WSISTrainer(TrainerBase):
         super().__init__()
         check_trainable(cfg)
         check_used(cfg, read_config())
-        check_device(cfg)
         world_size = comm.get_world_size()
         if world_size > 1 and (cfg.MODEL.DEVICE != "cuda") == torch.cuda.is_available():
             raise InputError(
