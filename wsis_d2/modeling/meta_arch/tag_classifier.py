@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
+from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
 
 
@@ -49,6 +50,7 @@ class TagClassifier(nn.Module):
         if num_classes < 1:
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         self.backbone = backbone
+        fold_frozen_norms(self)
         self.in_feature = in_feature
         self.num_classes = num_classes
         self.lr_factor = new_layer_prefix_lr_factor

@@ -8,6 +8,7 @@ from detectron2.modeling import Backbone, build_sem_seg_head
 from torch import nn
 
 from wsis_d2.modeling.backbone import build_semantic_backbone
+from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.semantic.inference import SemanticInference
 
 
@@ -40,6 +41,7 @@ class SemanticSubnetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        fold_frozen_norms(self)
         self.inference_mode = inference
         self.channels_last = channels_last
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
