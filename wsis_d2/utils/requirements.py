@@ -50,9 +50,10 @@ def import_optional(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        package = module.partition(".")[0]
+        if error.name != package:
             raise
         raise InputError(
-            f"the package {module} is not installed: pip install '.[{extra}]' in the checkout, or "
-            f"pip install {module}"
+            f"the package {package} is not installed: pip install '.[{extra}]' in the checkout, or "
+            f"pip install {package}"
         ) from None

@@ -44,10 +44,14 @@ class FoldedConv2d(nn.Conv2d):
         self._known: tuple = ()
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the norm as (out_channels,) factors and summands, computed once."""
+        """Return the norm as (out, 1, 1, 1) factors and (out,) summands, computed once."""
         norm = self._norm[0]
         buffers = tuple(getattr(norm, name) for name in _BUFFERS)
-        keep = not torch.is_inference_mode_enabled() and not any(b.is_inference() for b in buffers)
+        keep = (
+            self.bias is None  # which may learn
+            and not torch.is_inference_mode_enabled()
+            and not any(b.is_inference() for b in buffers)
+        )
         versions = tuple(b._version for b in buffers) if keep else ()
         if keep and self._known:
             known, known_versions, scale, shift = self._known
@@ -56,6 +60,9 @@ class FoldedConv2d(nn.Conv2d):
         weight, bias, mean, var = buffers
         scale = weight * (var + norm.eps).rsqrt()
         shift = bias - mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias * scale
+        scale = scale.view(-1, 1, 1, 1)
         if keep:
             self._known = (buffers, versions, scale, shift)
         return scale, shift
@@ -63,13 +70,12 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H', W')."""
         scale, shift = self.scale_and_shift()
-        if self.bias is not None:
-            shift = shift + self.bias * scale
         padding = self.padding
         if self.same:
             x, padding = self._pad_same(x)
-        weight = self.weight * scale[:, None, None, None]
-        x = F.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
+        x = F.conv2d(
+            x, self.weight * scale, shift, self.stride, padding, self.dilation, self.groups
+        )
         return x if self.activation is None else self.activation(x)
 
     def _pad_same(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -18,6 +18,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import nn
 
 from wsis_d2.modeling.backbone.folded import fold_followed_norms
+from wsis_d2.modeling.backbone.names import flattened, timm_names
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.requirements import import_optional
 
@@ -72,6 +73,7 @@ class TimmBackbone(Backbone):
             )
         last = max(levels.index(f) for f in out_features)
         self.name = name
+        self.in_channels = in_channels
         self.body = timm.create_model(
             name, features_only=True, in_chans=in_channels, out_indices=full[: last + 1],
             **({"output_stride": output_stride} if output_stride < 32 else {}),
@@ -245,57 +247,31 @@ class TimmBackbone(Backbone):
         found = dict(zip(self._levels_given, self.body(x), strict=True))
         return {f: getattr(self, f)(found[f]) for f in self._out_features}
 
-    def load_pretrained(self, state: Mapping[str, torch.Tensor], source: str) -> None:
-        """Take over the weights of a whole network in timm's names.
-
-        Every array must have its place: in this network, or in the parts that a backbone has not
-        (stages behind the last feature, classifier).
+    def own_names(
+        self, arrays: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Return a whole network's arrays by this backbone's names.
 
         Args:
-            state: name to array; :func:`wsis_d2.checkpoint.pretrained.timm_names` makes it.
-            source: where it is from, for messages.
+            arrays: as published, by timm's names or others that ``names.py`` knows.
 
-        Raises:
-            InputError: an array is missing, has another shape, or belongs nowhere.
+        Returns:
+            The arrays, and the names that only the whole network has a place for: stages behind
+            the last feature, classifier.
         """
         import timm
 
-        wanted = self.body.state_dict()
-        state = {self._flattened(name, wanted): array for name, array in state.items()}
         with torch.device("meta"):
-            whole = timm.create_model(self.name, in_chans=wanted_channels(wanted))
-        places = {self._flattened(name, wanted) for name in whole.state_dict()} | set(wanted)
-        missing = sorted(set(wanted) - set(state))
-        foreign = sorted(set(state) - places)
-        shapes = sorted(n for n in wanted if n in state and state[n].shape != wanted[n].shape)
-        for names, text in (
-            (missing, "lacks {}"),
-            (foreign, "has {}, which the network has not"),
-            (shapes, "has another shape of {}"),
-        ):
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise InputError(
-                    f"{source}: {text.format(names[0])}{more}; expected the weights of {self.name}"
-                )
-        self.body.load_state_dict({name: state[name] for name in wanted})
+            whole = timm.create_model(self.name, in_chans=self.in_channels).state_dict()
+        wanted = self.body.state_dict()
+        found = {f"body.{flattened(n, wanted)}": v for n, v in timm_names(arrays, whole).items()}
+        places = {f"body.{flattened(n, wanted)}" for n in whole}
+        return found, sorted(places - {f"body.{n}" for n in wanted})
 
-    @staticmethod
-    def _flattened(name: str, wanted: Mapping) -> str:
-        """timm's feature extractors write the first dots of some names as underscores."""
-        for position, letter in enumerate(name):
-            if name in wanted:
-                return name
-            if letter == ".":
-                candidate = name[:position].replace(".", "_") + "_" + name[position + 1 :]
-                if candidate in wanted:
-                    return candidate
-        return name
-
-
-def wanted_channels(state: Mapping[str, torch.Tensor]) -> int:
-    """Channels of the image, read off the first convolution."""
-    return next(array.shape[1] for array in state.values() if array.dim() == 4)
+    def recognizes(self, arrays: Mapping[str, torch.Tensor]) -> bool:
+        """Whether arrays are of the whole network: most of the backbone's names are among them."""
+        found, wanted = self.own_names(arrays)[0], self.state_dict()
+        return 2 * sum(name in found for name in wanted) > len(wanted)
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
