@@ -220,6 +220,7 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]
     cfg.MODEL.SEMANTIC.PIXEL_STD = [1.0, 1.0, 1.0]
 
+    # "PSPHead", or one of Detectron2's registry: "SemSegFPNHead", "DeepLabV3PlusHead", one's own.
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PSPHead"
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res5"]
     # Norm of the head's new layers; FrozenBN is the identity at the start.
@@ -234,6 +235,16 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.AUX_FEATURE = "res4"
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
+
+    # DeepLabV3PlusHead, beside CONVS_DIM and COMMON_STRIDE: channels that all IN_FEATURES but the
+    # last are reduced to, the pyramid of dilated convolutions on the last, and the loss,
+    # "cross_entropy" or "hard_pixel_mining".
+    cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS = [48]
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = 256
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [6, 12, 18]
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.1
+    cfg.MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV = False
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "cross_entropy"
 
     # How semantic probabilities are made at test time: "whole" or "tiles" (blended).
     cfg.MODEL.SEMANTIC.INFERENCE = CN()
