@@ -31,6 +31,7 @@ class TagClassifier(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         new_layer_prefix_lr_factor: float = 1.0,
+        channels_last: bool = True,
     ) -> None:
         """
         Args:
@@ -39,6 +40,7 @@ class TagClassifier(nn.Module):
             num_classes: number of classes, stuff and things.
             pixel_mean, pixel_std: of each channel, in the image's channel order.
             new_layer_prefix_lr_factor: learning-rate factor of the linear layer.
+            channels_last: run convolutions in channels-last memory order.
         """
         super().__init__()
         shapes = backbone.output_shape()
@@ -51,6 +53,8 @@ class TagClassifier(nn.Module):
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         self.backbone = backbone
         fold_frozen_norms(self)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self.in_feature = in_feature
         self.num_classes = num_classes
         self.lr_factor = new_layer_prefix_lr_factor
@@ -78,6 +82,7 @@ class TagClassifier(nn.Module):
             "pixel_mean": tuple(source.PIXEL_MEAN),
             "pixel_std": tuple(source.PIXEL_STD),
             "new_layer_prefix_lr_factor": own.HEAD_LR_FACTOR,
+            "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
         }
 
     @property
