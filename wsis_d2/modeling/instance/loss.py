@@ -32,8 +32,5 @@ def instance_loss(
     prediction = scores.detach().argmax(dim=0)
     assignment = match_instances(inst_seg, inst_classes, prediction, labels, box_weight)
     target = relabel(inst_seg, assignment)
-    count = int((target != IGNORE).sum())
-    if count == 0:
-        return scores.sum() * 0.0
     total = F.cross_entropy(scores[None], target[None], reduction="sum", ignore_index=IGNORE)
-    return total / count
+    return total / (target != IGNORE).sum().clamp(min=1)
