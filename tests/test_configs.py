@@ -166,6 +166,9 @@ def test_lite_recipes_fit_together(recipe):
         assert cfg.MODEL.WEIGHTS.startswith(package)
         return
     # Both parts are another recipe's, of the same network.
+    detector = config(recipe.replace("panoptic", "detector"))
+    for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        assert cfg.INPUT[key] == detector.INPUT[key]
     assert cfg.MODEL.WEIGHTS == ""
     model = on_meta_device(cfg)
     for part in ("detector", "semantic"):

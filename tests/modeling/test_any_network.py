@@ -10,7 +10,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 from helpers.tiny_panoptic import TinyData, tiny_cfg
 from torch import nn
 
-from wsis_d2.data.build import build_mapper, load_records
+from wsis_d2.data.mappers.build import build_mapper
+from wsis_d2.data.records import load_records
 from wsis_d2.engine import build_optimizer
 from wsis_d2.modeling.semantic import RegistryHead
 from wsis_d2.utils.errors import InputError
@@ -108,9 +109,10 @@ def test_two_steps_and_a_prediction_with_the_crf(data, tmp_path, network):
 @pytest.mark.parametrize("network", ["Semantic FPN", "DeepLabV3+"])
 def test_losses_and_logits_are_the_heads_own(data, tmp_path, network):
     """Against the head called as Detectron2's own meta architecture calls it."""
-    cfg = config(tmp_path, "semantic", [*NETWORKS[network], "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0])
     torch.manual_seed(0)
-    semantic = build_model(cfg).semantic
+    semantic = build_model(config(tmp_path, "semantic", NETWORKS[network])).semantic
+    for module in semantic.modules():
+        module.p = 0.0  # of dropout
     assert isinstance(semantic.head, RegistryHead)
     images = [torch.randint(0, 256, (3, 64, 96)).float()] * 2
     targets = torch.randint(0, 4, (2, 64, 96))
