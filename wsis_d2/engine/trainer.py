@@ -229,7 +229,9 @@ class WSISTrainer(TrainerBase):
         batch = self.last_batch = next(self._batches)
         data_time = time.perf_counter() - start
         losses = self.model(batch)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        # One read from the device for all losses.
+        numbers = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        values = dict(zip(losses, numbers, strict=True))
         self._refuse_not_finite(
             [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)],
             batch,

@@ -33,10 +33,7 @@ def instance_loss(
     prediction = scores.detach().argmax(dim=0)
     assignment = match_instances(inst_seg, inst_classes, prediction, labels, box_weight)
     target = relabel(inst_seg, assignment)
-    count = int((target != INSTANCE_IGNORE).sum())
-    if count == 0:
-        return scores.sum() * 0.0
     total = F.cross_entropy(
         scores[None], target[None], reduction="sum", ignore_index=INSTANCE_IGNORE
     )
-    return total / count
+    return total / (target != INSTANCE_IGNORE).sum().clamp(min=1)
