@@ -134,8 +134,8 @@ class Experiment:
         detector = self.detector()
         first += ["MODEL.WSIS.DETECTOR_WEIGHTS", self.path("detector") / "model_final.pth"]
         job = self.train("rounds", "rounds.yaml", [labels, detector], first, "train_iterative")
-        last = self.path("rounds") / f"round_{ROUNDS:02d}" / "model_final.pth"
-        store = self.path("rounds") / f"round_{ROUNDS - 1:02d}" / "labels" / self.train_set
+        last = self.path("rounds") / f"round_{ROUNDS - 1}" / "model_final.pth"
+        store = self.path("rounds") / f"round_{ROUNDS - 2}" / "labels" / self.train_set
         return job, last, store
 
     def panoptic(self, run: str, recipe: str, semantics: str, weights: Path, options=()) -> str:
@@ -188,8 +188,8 @@ class Experiment:
         needs = [weak, self.detector()]
         run = f"round_{count}"
         job = self.train(run, f"{run}.yaml", needs, options, "train_iterative", rounds=count + 1)
-        labels = self.path(run) / f"round_{count:02d}" / "labels" / self.train_set
-        last = self.path(run) / f"round_{count + 1:02d}" / "model_final.pth"
+        labels = self.path(run) / f"round_{count - 1}" / "labels" / self.train_set
+        last = self.path(run) / f"round_{count}" / "model_final.pth"
         return self.panoptic(f"weak_{run}", "panoptic_weak.yaml", job, last, self.stores(labels))
 
     def true_masks(self) -> str:

@@ -101,9 +101,9 @@ def test_last_round_trains_on_the_labels_of_the_round_before():
     command = list(jobs_of("CamVid", "weak")["weak_seed1"].command)
     rounds = "output/experiments/camvid/rounds_seed1"
     weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
-    assert weights == f"{rounds}/round_04/model_final.pth"
+    assert weights == f"{rounds}/round_3/model_final.pth"
     stores = command[command.index("DATASETS.LABEL_STORES") + 1]
-    assert stores == f"[['camvid_train', '{rounds}/round_03/labels/camvid_train']]"
+    assert stores == f"[['camvid_train', '{rounds}/round_2/labels/camvid_train']]"
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_more_rounds_follow_the_weak_run_on_the_labels_of_its_network(name, run,
     assert "semantic_weak_seed6" in jobs[f"{run}_seed6"].needs
     command = list(jobs[f"weak_{run}_seed6"].command)
     weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
-    assert weights == f"{folder}/{run}_seed6/round_{rounds:02d}/model_final.pth"
+    assert weights == f"{folder}/{run}_seed6/round_{rounds - 1}/model_final.pth"
     stores = command[command.index("DATASETS.LABEL_STORES") + 1]
     name = f"{name.lower()}_train"
-    labels = f"{folder}/{run}_seed6/round_{rounds - 1:02d}/labels/{name}"
+    labels = f"{folder}/{run}_seed6/round_{rounds - 2}/labels/{name}"
     assert stores == f"[['{name}', '{labels}']]"
 
 
