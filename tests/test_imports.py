@@ -1,128 +1,130 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The order of the package's folders: imports point down, and nothing imports in a circle."""
+"""What is imported is what setup.py promises, on every Python that it promises."""
 
 import ast
-from pathlib import Path
+import re
+import subprocess
+import sys
 
 import pytest
+from helpers.load_tool import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-# From the bottom up. A module imports from its own folder and from floors below it.
-FLOORS = [
-    "utils",
-    "structures",
-    "layers",
-    "config",
-    "planning",
-    "visualization",
-    "weak_labels",
-    "data",
-    "checkpoint",
-    "modeling",
-    "evaluation",
-    "engine",
-    "relabeling",
-    "model_zoo",
-    "inference",
-    "report",
-    "export",
-]
-
-
-# A command (python -m) that looks at everything; nothing imports it.
-COMMANDS = {"wsis_d2.utils.collect_env"}
-
-
-def _modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted((ROOT / "wsis_d2").rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = path
-    return found
+SOURCES = sorted(
+    path for folder in ("wsis_d2", "tools", "datasets") for path in (ROOT / folder).rglob("*.py")
+)
+# Name of the module where it is not the package's.
+MODULE_OF = {"opencv-python-headless": "cv2", "pydensecrf2": "pydensecrf", "kornia-rs": "kornia_rs"}
+# The user's own (README.md), and what Detectron2 itself needs.
+DETECTRON2 = {
+    "torch", "torchvision", "detectron2", "PIL", "matplotlib", "fvcore", "iopath", "yacs", "yaml",
+    "omegaconf", "tensorboard", "termcolor", "cloudpickle",
+}  # fmt: skip
+# New in Python 3.11, 3.12 or 3.13.
+NEW_MODULES = {"tomllib"}
+NEW_NAMES = {
+    "hashlib.file_digest", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "enum.verify",
+    "enum.ReprEnum", "enum.member", "enum.nonmember", "typing.Self", "typing.LiteralString",
+    "typing.Never", "typing.assert_never", "typing.assert_type", "typing.reveal_type",
+    "typing.Required", "typing.NotRequired", "typing.Unpack", "typing.TypeVarTuple",
+    "typing.override", "typing.TypeAliasType", "typing.TypeIs", "typing.ReadOnly", "math.cbrt",
+    "math.exp2", "math.sumprod", "math.fma", "operator.call", "asyncio.TaskGroup",
+    "asyncio.timeout", "asyncio.Runner", "logging.getLevelNamesMapping", "sys.exception",
+    "sys.monitoring", "itertools.batched", "os.process_cpu_count", "os.listdrives",
+    "inspect.getmembers_static", "copy.replace", "calendar.Month", "warnings.deprecated",
+    "re.NOFLAG", "collections.abc.Buffer", "uuid.uuid7", "queue.ShutDown",
+}  # fmt: skip
+NEW_METHODS = {"add_note", "full_match", "binomialvariate"}
+NEW_BUILTINS = {"ExceptionGroup", "BaseExceptionGroup", "PythonFinalizationError"}
 
 
-MODULES = _modules()
+def setup_lists() -> tuple[set[str], set[str]]:
+    """Modules of install_requires and of extras_require."""
+    call = next(
+        node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
+    )  # fmt: skip
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    always = ast.literal_eval(options["install_requires"])
+    extras = sum(ast.literal_eval(options["extras_require"]).values(), [])
+    return tuple(
+        {MODULE_OF.get(name, name) for name in (re.split(r"[<>=~\[]", line)[0] for line in lines)}
+        for lines in (always, extras)
+    )
 
 
-def _imports(name: str) -> set[str]:
-    """What a module imports of the package, at any depth: an import in a function counts."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+def imported(tree: ast.AST) -> set[str]:
+    """Packages that a piece of code imports."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: a relative import, line {node.lineno}"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in MODULES else node.module)
-    return {module for module in found if module in MODULES} - {name}
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
 
 
-GRAPH = {name: _imports(name) for name in MODULES}
-
-
-def _floor(name: str) -> str:
-    return name.split(".")[1] if "." in name else ""
-
-
-def _circle(graph: dict[str, set[str]]) -> list[str]:
-    """One circle of a graph as the names along it, empty where there is none."""
-    done: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in done:
-            return []
-        for other in sorted(graph[name]):
-            found = visit(other, [*path, name])
-            if found:
-                return found
-        done.add(name)
-        return []
-
-    for name in sorted(graph):
-        found = visit(name, [])
-        if found:
-            return found
-    return []
-
-
-def test_the_search_finds_a_circle():
-    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert _circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-
-
-def test_no_files_import_each_other():
-    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    # A package's own file gathers what lies in it; a module may name its package from above only.
-    graph = {
-        name: {other for other in others if not (other in packages and name.startswith(other))}
-        for name, others in GRAPH.items()
-        if name != "wsis_d2"
+@pytest.fixture(scope="module")
+def trees():
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(), feature_version=(3, 10))
+        for path in SOURCES
     }
-    graph = {name: {o for o in others if o in graph} for name, others in graph.items()}
-    assert _circle(graph) == []
 
 
-def test_every_folder_has_its_floor():
-    assert sorted({_floor(name) for name in MODULES} - {""}) == sorted(FLOORS)
+def test_every_package_that_is_imported_is_listed(trees):
+    always, extras = setup_lists()
+    known = sys.stdlib_module_names | DETECTRON2 | always | {"wsis_d2"}
+    # An extra may be asked for where it is used, never when a module is loaded.
+    loaded = {
+        (path, package)
+        for path, tree in trees.items()
+        for statement in tree.body
+        if not isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+        for package in imported(statement) - known
+        if not isinstance(statement, ast.Try)
+    }
+    assert loaded == set()
+    anywhere = {(p, n) for p, tree in trees.items() for n in imported(tree) - known - extras}
+    assert anywhere == set()
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_imports_point_down(floor):
-    upwards = [
-        f"{name} -> {other}"
-        for name, others in GRAPH.items()
-        for other in others
-        if _floor(name) == floor
-        and name not in COMMANDS
-        and _floor(other) in FLOORS
-        and FLOORS.index(_floor(other)) > FLOORS.index(floor)
-    ]
-    assert upwards == []
+def test_nothing_is_newer_than_the_oldest_python(trees):
+    found = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names = {f"{node.value.id}.{node.attr}"}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+            else:
+                names = set()
+            new = bool(names & NEW_NAMES)
+            new |= isinstance(node, ast.Name) and node.id in NEW_BUILTINS
+            new |= isinstance(node, ast.Attribute) and node.attr in NEW_METHODS
+            new |= isinstance(node, getattr(ast, "TryStar", ()))
+            if new:
+                found.append(f"{path}:{node.lineno}")
+        found += [path for name in imported(tree) & NEW_MODULES if name]
+    assert found == []
 
 
-def test_nothing_imports_a_command():
-    assert not [name for name, others in GRAPH.items() if others & COMMANDS]
+def test_importing_the_package_registers_all_that_is_its_own():
+    code = """
+import wsis_d2
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
+for registry, names in (
+    (DatasetCatalog.list(), ["sample_train_weak", "sample_val_full",
+                             "voc_2012_trainaug_panoptic_weak",
+                             "cityscapes_fine_panoptic_train_weak"]),
+    (DATASET_MAPPER_REGISTRY, ["PanopticMapper", "TagMapper", "TagRegionMapper"]),
+    (META_ARCH_REGISTRY, ["WeakPanopticRCNN", "TagClassifier", "TagSegmenter"]),
+    (BACKBONE_REGISTRY, ["build_dilated_resnet_backbone", "build_resnet_any_fpn_backbone"]),
+    (SEM_SEG_HEADS_REGISTRY, ["PSPHead"]),
+):
+    for name in names:
+        assert name in registry, name
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

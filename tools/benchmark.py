@@ -88,11 +88,11 @@ def time_data(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 def time_train(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Time forward, backward and update of one batch, data loading left out."""
-    from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
 
     from wsis_d2.data.loader import build_train_loader
     from wsis_d2.engine import build_optimizer
+    from wsis_d2.modeling.build import build_model
 
     batch = next(iter(build_train_loader(cfg)))
     model = build_model(cfg).train()
@@ -112,9 +112,9 @@ def time_train(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
 def time_inference(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Time the prediction of one image of the test set."""
     import torch
-    from detectron2.modeling import build_model
 
     from wsis_d2.data.loader import build_test_loader
+    from wsis_d2.modeling.build import build_model
 
     names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
     if not names:

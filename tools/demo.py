@@ -56,7 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-side", type=int, default=1333, metavar="N",
-        help="larger pictures are scaled down for the network; 0: never (default %(default)s)",
+        help="larger pictures are scaled down for network and CRF, and the labels brought up with "
+        "the picture as guide; 0: never (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--full-size", action="store_true",
+        help="run the CRF on all pixels of larger pictures: time and memory grow with them",
     )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="R.html", help="a page with all pictures")
     parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
@@ -79,7 +84,7 @@ class Results:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
-        self.pages: list[dict[str, Any]] = []
+        self.failed = 0
         self._names: set[str] = set()
 
     def unique(self, stem: str) -> str:
@@ -91,8 +96,8 @@ class Results:
         self._names.add(name)
         return name
 
-    def add(self, name: str, image: np.ndarray, page: bool = True) -> np.ndarray:
-        """Predict a picture and write its files; return the overlay, RGB."""
+    def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
         from wsis_d2.evaluation.panoptic_format import write_panoptic_png
         from wsis_d2.visualization.layers import Annotation
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
@@ -120,9 +125,7 @@ class Results:
                 {
                     "image_id": number,
                     "file_name": f"{name}.png",
-                    "segments_info": [
-                        self._segment(s, prediction.ids) for s in prediction.segments
-                    ],
+                    "segments_info": self._segments(prediction),
                 }
             )
         for box, class_id, score in zip(
@@ -137,30 +140,31 @@ class Results:
                     "score": score,
                 }
             )
-        if page:
-            found = {s["category_id"] for s in prediction.segments} | set(prediction.box_classes)
-            self.pages.append(
-                {
-                    "name": name,
-                    "layers": {"image": image, "prediction": layer},
-                    "classes": [classes[i]["name"] for i in sorted(found)],
-                    "scores": {"segments": len(prediction.segments) + len(prediction.boxes)},
-                }
-            )
-        return blend(image, drawn)
-
-    def _segment(self, segment: dict[str, Any], ids: np.ndarray) -> dict[str, Any]:
-        rows, columns = np.nonzero(ids == segment["id"])
-        x, y = int(columns.min()), int(rows.min())
-        return {
-            "id": segment["id"],
-            "category_id": self.predictor.classes[segment["category_id"]]["id"],
-            "area": int(len(rows)),
-            "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
-            "iscrowd": 0,
-            "score": segment["score"],
-            "scores": segment["scores"],
+        found = {s["category_id"] for s in prediction.segments} | set(prediction.box_classes)
+        item = {
+            "name": name,
+            "layers": {"image": image, "prediction": layer},
+            "classes": [classes[i]["name"] for i in sorted(found)],
+            "scores": {"segments": len(prediction.segments) + len(prediction.boxes)},
         }
+        return blend(image, drawn), item
+
+    def _segments(self, prediction: Any) -> list[dict[str, Any]]:
+        from wsis_d2.data.datasets.builtin.preparation import segment_sizes
+
+        sizes = segment_sizes(prediction.ids)
+        return [
+            {
+                "id": segment["id"],
+                "category_id": self.predictor.classes[segment["category_id"]]["id"],
+                "area": sizes[segment["id"]][0],
+                "bbox": sizes[segment["id"]][1],
+                "iscrowd": 0,
+                "score": segment["score"],
+                "scores": segment["scores"],
+            }
+            for segment in prediction.segments
+        ]
 
     def write(self) -> None:
         """Write panoptic.json."""
@@ -179,11 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     from wsis_d2.checkpoint.reader import trust_checkpoints
-    from wsis_d2.inference.media import find_media, is_video
+    from wsis_d2.inference.media import find_media
     from wsis_d2.inference.predictor import PanopticPredictor
     from wsis_d2.report.html import write_report
-    from wsis_d2.utils.image_io import read_rgb
-    from wsis_d2.utils.progress import progress
 
     if not args.input and args.sample < 1:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
@@ -194,42 +196,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = find_media(args.input)
     if args.trust:
         trust_checkpoints()
-    predictor = PanopticPredictor(args.model, args.device, args.max_side, args.score_threshold)
+    predictor = PanopticPredictor(
+        args.model, args.device, args.max_side, args.score_threshold, args.full_size
+    )
     results = Results(args.output, predictor, args.palette)
     (args.output / "overlays").mkdir(parents=True, exist_ok=True)
-    failed = 0
+    items = predict(files, args.sample, results)
     try:
-        for name, image in sample_scenes(args.sample):
-            _save(
-                args.output / "overlays" / f"{name}.png", results.add(results.unique(name), image)
-            )
-        for path in progress(files, desc="predicting", unit="file"):
-            try:
-                if is_video(path):
-                    predict_video(path, results)
-                else:
-                    name = results.unique(path.stem)
-                    overlay = results.add(name, read_rgb(path))
-                    _save(args.output / "overlays" / f"{name}.png", overlay)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
+        if args.report is not None:
+            write_report(
+                args.report, "Predictions", items, classes=predictor.classes,
+                subtitle=f"Model {args.model}.",
+            )  # fmt: skip
+            print(f"wrote {args.report}")
+        for _ in items:  # without a report, predicting is all
+            pass
     finally:
         results.write()
-    if args.report is not None:
-        write_report(
-            args.report, "Predictions", results.pages, classes=predictor.classes,
-            subtitle=f"Model {args.model}.",
-        )  # fmt: skip
-        print(f"wrote {args.report}")
     print(f"predicted {len(results.images)} pictures into {args.output}")
-    return 1 if failed else 0
+    return 1 if results.failed else 0
 
 
-def _save(path: Path, picture: np.ndarray) -> None:
+def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[dict[str, Any]]:
+    """Predict scenes, pictures and videos, one picture in memory; yield a report's items."""
     from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.inference.media import is_video
+    from wsis_d2.utils.image_io import read_picture
+    from wsis_d2.utils.progress import progress
 
-    write_png(path, picture)
+    def one(name: str, image: np.ndarray) -> dict[str, Any]:
+        overlay, item = results.add(name, image)
+        write_png(results.output / "overlays" / f"{name}.png", overlay)
+        return item
+
+    for name, image in sample_scenes(scenes):
+        yield one(results.unique(name), image)
+    for path in progress(files, desc="predicting", unit="file"):
+        try:
+            if is_video(path):
+                predict_video(path, results)
+            else:
+                image = read_picture(path)
+                yield one(results.unique(path.stem), image)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            results.failed += 1
 
 
 def predict_video(path: Path, results: Results) -> None:
@@ -244,7 +255,8 @@ def predict_video(path: Path, results: Results) -> None:
     try:
         total = len(frames) or None
         for index, frame in enumerate(progress(frames, desc=path.name, total=total, unit="frame")):
-            writer.write(results.add(results.unique(f"{stem}_{index:06d}"), frame, page=False))
+            overlay, _ = results.add(results.unique(f"{stem}_{index:06d}"), frame)
+            writer.write(overlay)
         done = True
     finally:
         writer.close(keep=done)

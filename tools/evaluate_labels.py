@@ -115,13 +115,16 @@ def _truth(args: argparse.Namespace, cfg) -> tuple[str, str]:
 def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
     from detectron2.data import DatasetCatalog
 
+    from wsis_d2.data.datasets.own.custom import dataset_classes
     from wsis_d2.evaluation.label_quality import evaluate_proposals
     from wsis_d2.weak_labels.proposals import build_proposal_source
 
     if not args.dataset:
         raise InputError("--proposals needs the images: name --dataset")
     records = DatasetCatalog.get(args.dataset)[: args.limit]
-    found = evaluate_proposals(build_proposal_source(cfg), records, *truth)
+    found = evaluate_proposals(
+        build_proposal_source(cfg), records, *truth, dataset_classes(args.dataset)
+    )
     print(f"J_i of {found['objects']} objects in {found['images']} images; of those > 32 x 32:")
     for budget, value in found["J_i"].items():
         name = f"all ({found['raw']:.0f})" if budget == "all" else budget

@@ -53,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--gt-dir", required=True, type=Path, help="its PNGs")
     files.add_argument(
         "--semantic-dir", type=Path,
-        help="8-bit PNGs of the semantic output (class numbers 0.. in order of category id);"
+        help="8-bit PNGs of the semantic output (class numbers 0.. in order of category id; of the"
+        " categories in DIR.json, where that lies beside);"
         " without it IoU is that of the segments' union",
     )  # fmt: skip
     what = parser.add_argument_group("metrics")

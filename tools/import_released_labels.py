@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    import wsis_d2.data.datasets  # noqa: F401  (registers them)
+    from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
+    from wsis_d2.data.datasets.own.custom import dataset_classes
+    from wsis_d2.structures.classes import in_order, match_classes, parse_categories
     from wsis_d2.weak_labels.released import import_released
 
     if args.dataset not in DatasetCatalog.list():
@@ -52,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     metadata = MetadataCatalog.get(args.dataset)
     if metadata.get("supervision") != "weak":
         raise InputError(f"--dataset {args.dataset}: is no weak dataset")
+    released = parse_categories(CITYSCAPES_CATEGORIES, "the released labels")
+    classes = dataset_classes(args.dataset)
+    if not in_order(match_classes(released, classes)):
+        raise InputError(
+            f"--dataset {args.dataset}: has Cityscapes' classes in another order than the released "
+            f"labels ({classes.id_text()}); name a built-in dataset, cityscapes_..._weak"
+        )
     return import_released(
         args.kind,
         args.labels,

@@ -11,11 +11,12 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 
 import numpy as np
 import torch
 import torchvision  # noqa: F401  its operators are in the program
-from PIL import Image
+from PIL import Image, ImageOps
 
 EPILOG = """examples:
   python load_exported.py --program model.pt2 --operators _C.so --input photo.png \\
@@ -36,6 +37,21 @@ def reading(path):
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         sys.exit(f"error: {path}: {reason[:200]}")
+
+
+def read_picture(path):
+    """Return the pixels that the network was trained on: turned as EXIF says, 8 bits, RGB."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures and transparent palettes
+        with Image.open(path) as image:
+            image.load()
+            deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") and deep:
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("F", "I"):
+                raise ValueError("has floating-point or 32-bit pixels; save it with 8 bits")
+            return np.array(image.convert("RGB"))
 
 
 def main(argv=None):
@@ -60,7 +76,7 @@ def main(argv=None):
         if (facts["detections"] == "given") != (args.detections is not None):
             raise ValueError(f"its detections are {facts['detections']}")
     with reading(args.input):
-        picture = np.array(Image.open(args.input).convert("RGB"))
+        picture = read_picture(args.input)
     if facts["format"] == "BGR":
         picture = picture[..., ::-1]
     inputs = [torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32))]

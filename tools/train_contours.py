@@ -21,7 +21,7 @@ import numpy as np
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
-from wsis_d2.utils.image_io import read_rgb
+from wsis_d2.utils.image_io import read_picture
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.proposals.contours import (
     WEIGHTS,
@@ -66,9 +66,7 @@ def bsds(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.
     if not files:
         raise InputError(f"--bsds {folder}: no groundTruth/{split}/*.mat, name BSDS500/data")
     for file in files:
-        image = cv2.imread(str(folder / "images" / split / f"{file.stem}.jpg"))
-        if image is None:
-            raise InputError(f"{folder}/images/{split}/{file.stem}.jpg: cannot be read")
+        image = read_picture(folder / "images" / split / f"{file.stem}.jpg", "BGR")
         truths = loadmat(file)["groundTruth"].ravel()
         drawn = np.mean([t["Boundaries"][0, 0].astype(np.uint8) for t in truths], axis=0)
         near = np.mean(
@@ -166,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         photographs = []
         for name in args.photographs:
-            photographs.append(np.ascontiguousarray(read_rgb(name)[..., ::-1]))
+            photographs.append(read_picture(name, "BGR"))
         count = args.scenes
         pictures = scenes(rng, count, photographs)
         origin["data"] = f"{count} generated dead-leaves scenes"

@@ -2,6 +2,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Train or evaluate any stage of a config."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,13 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import build_model
+from detectron2.utils import comm
 
-from wsis_d2.checkpoint.reader import check_complete, trust_checkpoints
-from wsis_d2.engine import WSISTrainer, launch, load_weights, setup
+from wsis_d2.checkpoint.parts import load_for_evaluation
+from wsis_d2.checkpoint.reader import trust_checkpoints
+from wsis_d2.engine import WSISTrainer, launch, setup, write_run_files
+from wsis_d2.engine.trainer import verify
+from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
@@ -46,19 +50,13 @@ On two GPUs, or two processes where there is none:
 
 def evaluate(cfg) -> None:
     """Evaluate MODEL.WEIGHTS, or the parts' weights where that is empty."""
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
-        cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
-        cfg.freeze()
     if not cfg.DATASETS.TEST:
         raise InputError("--eval-only: DATASETS.TEST is empty; name the sets to evaluate on")
-    if cfg.MODEL.WEIGHTS:
-        check_complete(model, cfg.MODEL.WEIGHTS)
-    load_weights(cfg, model)
-    WSISTrainer.test(cfg, model)
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model)
+    results = WSISTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify(cfg, results)
 
 
 def run(args) -> None:
@@ -69,6 +67,13 @@ def run(args) -> None:
         return
     trainer = WSISTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if trainer.start_iter == trainer.max_iter:
+        logging.getLogger("wsis_d2").warning(
+            "%s: training is finished, all %d iterations are done; raise SOLVER.MAX_ITER to train "
+            "on",
+            cfg.OUTPUT_DIR, trainer.max_iter,
+        )  # fmt: skip
+    write_run_files(cfg)
     trainer.train()
 
 

@@ -67,7 +67,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
     """Yield (name, panels) of every source but the data loader."""
     from wsis_d2.report import sources
     from wsis_d2.report.labels import spread
-    from wsis_d2.utils.image_io import read_rgb
+    from wsis_d2.utils.image_io import read_record
 
     cfg = None
     if args.config_file or args.opts:
@@ -82,12 +82,7 @@ def dataset_pictures(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
         if not records:
             raise InputError(f"{extra.what}: holds none of the images of {data.name}")
     for record in spread(records, args.limit):
-        image = read_rgb(record["file_name"])
-        if image.shape[:2] != (record["height"], record["width"]):
-            raise InputError(
-                f"{record['file_name']}: has {image.shape[1]} x {image.shape[0]} pixels, its "
-                f"annotation says {record['width']} x {record['height']}"
-            )
+        image = read_record(record)
         panels = {"image": image}
         panels["annotation"] = _blend(image, sources.annotation_layer(record), data, args.palette)
         if extra is not None:
@@ -116,7 +111,7 @@ class _Pseudo:
             raise InputError(
                 "--source pseudo: expected --store STORE, made with tools/make_weak_labels.py"
             )
-        self.what, self.store = path, LabelStore.open(path)
+        self.what, self.store = path, LabelStore.open(path).in_classes(data.table)
         self.data, self.palette = data, args.palette
 
     def has(self, record: dict) -> bool:
@@ -143,7 +138,9 @@ class _Prediction:
             if self.file is None:
                 raise InputError(f"--run {args.run}: holds no predictions of {data.name}")
         elif args.pred_json is not None and args.pred_dir is not None:
-            self.what, self.file = args.pred_json, PanopticFile(args.pred_json, args.pred_dir)
+            self.what = args.pred_json
+            file = PanopticFile(args.pred_json, args.pred_dir, data.table)
+            self.file = file.in_classes(data.table)
         else:
             raise InputError(
                 "--source prediction: expected --run DIR, or --pred-json P.json --pred-dir DIR"

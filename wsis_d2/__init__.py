@@ -22,3 +22,4 @@ if os.environ.get("WSIS_D2_NO_REGISTER") != "1":
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
         from wsis_d2 import data, model_zoo, modeling, relabeling  # noqa: F401
         from wsis_d2.config import add_wsis_config  # noqa: F401
+        from wsis_d2.data import datasets, mappers  # noqa: F401

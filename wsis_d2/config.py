@@ -8,6 +8,7 @@ import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from wsis_d2.config_checks import check_used, check_values
 from wsis_d2.utils.errors import InputError
 
 
@@ -19,10 +20,15 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
         opts: alternating keys and values.
 
     Raises:
-        InputError: an unreadable file, an unknown key or a value of the wrong type.
+        InputError: an unreadable file, an unknown key, a value of the wrong type or one that
+            cannot be, or a setting that would do nothing.
     """
     cfg = get_cfg()
     add_wsis_config(cfg)
+    defaults = cfg.clone()
+    late = next((str(key) for key in (opts or [])[::2] if str(key).startswith("--")), None)
+    if late is not None:
+        raise InputError(f"{late} stands among the KEY VALUE pairs; options come before them")
     where = str(config_file or "")
     try:
         if config_file:
@@ -40,6 +46,8 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
         text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
         message = " ".join(str(text).split())
         raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
+    check_values(cfg)
+    check_used(cfg, defaults)
     return cfg
 
 
@@ -73,6 +81,8 @@ def add_data_config(cfg: CN) -> None:
     cfg.INPUT.CROP.PAD = False
     # Strength of random brightness, contrast and saturation: 0.3 draws factors in [0.7, 1.3].
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Detectron2's default is True. Here a batch is drawn whatever its images' shapes.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
     # and full ones; -1 draws every image equally often.
     cfg.DATALOADER.FULL_FRACTION = -1.0
@@ -148,10 +158,13 @@ def add_model_config(cfg: CN) -> None:
     # What is trained and run: "detector", "semantic", "instance_piecewise" (the CRF's weights
     # only) or "end_to_end" (semantic subnetwork and CRF).
     cfg.MODEL.WSIS.STAGE = "instance_piecewise"
-    # Checkpoints (path or URL) of the separately trained parts. They are loaded before
-    # MODEL.WEIGHTS, which overrides them; only the part's own parameters are taken.
+    # Checkpoints (path or URL) of the separately trained parts, for the parts that MODEL.WEIGHTS
+    # does not hold; only the part's own parameters are taken.
     cfg.MODEL.WSIS.DETECTOR_WEIGHTS = ""
     cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+    # Train even where a file fills less than the part it is for (other classes, other width), or a
+    # part that is not trained has no weights: these begin, or stay, at random.
+    cfg.MODEL.WSIS.PARTIAL_WEIGHTS = False
     # Where the instance stages take their boxes from while training: "detector", "gt" (the
     # annotated boxes, score 1) or "gt_jitter" (annotated boxes shaken).
     cfg.MODEL.WSIS.TRAIN_BOXES = "detector"
@@ -165,7 +178,8 @@ def add_model_config(cfg: CN) -> None:
     # Weight of what tags and boxes say of the prediction itself, beside the loss on labels made
     # of them; 0 (the paper): labels alone. Shares as MODEL.TAG_SEGMENTER's.
     cfg.MODEL.WSIS.ANNOTATION_LOSS_WEIGHT = 0.0
-    # Detections below this score are not used as instance labels.
+    # Detections below this score are not used as instance labels. (In the instance stages these
+    # three count, in the detector's own stage ROI_HEADS.*_THRESH_TEST, TEST.DETECTIONS_PER_IMAGE.)
     cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = 0.5
     # IoU of the non-maximum suppression before detections become instance labels.
     cfg.MODEL.WSIS.DETECTION_NMS_THRESH = 0.3
@@ -189,8 +203,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     # "basic": one 7x7 convolution (MSRA); "deep": three 3x3 convolutions (the public PSPNet).
     cfg.MODEL.SEMANTIC.RESNETS.STEM_TYPE = "basic"
-    # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, e.g. the
-    # detector's where there are no ImageNet weights; loaded before SEMANTIC_WEIGHTS and WEIGHTS.
+    # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, of
+    # ImageNet or e.g. the detector's; for where SEMANTIC_WEIGHTS and WEIGHTS do not fill it.
     cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
     # Per-channel mean and deviation of the semantic subnetwork's input, BGR.
     cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]

@@ -32,6 +32,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from wsis_d2.utils.image_io import read_picture
 from wsis_d2.weak_labels.box_masks import BoxLabelOptions, ThingBox, box_parts
 from wsis_d2.weak_labels.proposals import MCGSource
 
@@ -54,9 +55,7 @@ def read_images(names: list[str], size: str) -> list[np.ndarray]:
     """Read pictures and bring them to ``size`` (WIDTHxHEIGHT), if one is given."""
     images = []
     for name in names:
-        image = cv2.imread(name)
-        if image is None:
-            raise SystemExit(f"error: {name}: not a picture")
+        image = read_picture(name, "BGR")
         if size:
             width, height = map(int, size.split("x"))
             shrinks = width * height < image.shape[0] * image.shape[1]

@@ -36,6 +36,7 @@ import torch
 
 from wsis_d2.layers import DenseCRF, mean_field, permutohedral_filter, spatial_filter
 from wsis_d2.layers.native_crf import build_lattice
+from wsis_d2.utils.image_io import read_picture
 
 SETS = {
     "A": dict(bilateral_weight=10.0, bilateral_xy=80.0, bilateral_rgb=13.0),
@@ -55,7 +56,7 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def read_picture(paths: list, height: int, width: int) -> torch.Tensor:
+def make_picture(paths: list, height: int, width: int) -> torch.Tensor:
     """One picture resized to cover the size; several as a mosaic; none: a synthetic scene."""
     if not paths:
         field = torch.randn(1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
@@ -65,9 +66,7 @@ def read_picture(paths: list, height: int, width: int) -> torch.Tensor:
     side = 2 if len(paths) >= 4 and height > 720 else 1
     tiles = []
     for path in paths[: side * side]:
-        tile = cv2.imread(path)
-        if tile is None:
-            raise SystemExit(f"error: {path}: not a picture")
+        tile = read_picture(path, "BGR")
         tall, wide = -(-height // side), -(-width // side)
         scale = max(tall / tile.shape[0], wide / tile.shape[1])
         if scale != 1:
@@ -206,7 +205,7 @@ def crfasrnn_pair(checkout: str, scores, image, kernels):
 def measure(mode: str, case: str, paths: list, repeat: int, checkout: str | None = None) -> str:
     height, width, labels, name = case.split("x")
     height, width, labels, kernels = int(height), int(width), int(labels), SETS[name]
-    image = read_picture(paths, height, width)
+    image = make_picture(paths, height, width)
     scores = make_scores(labels, height, width)
 
     def ours():

@@ -9,12 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from wsis_d2.checkpoint.reader import (
-    SafeCheckpointer,
-    check_complete,
-    model_state,
-    read_checkpoint,
-)
+from wsis_d2.checkpoint.checkpointer import RunCheckpointer
+from wsis_d2.checkpoint.reader import load_file, model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
 
 
@@ -74,8 +70,10 @@ def test_training_state_with_numpy_and_random_state_is_read(tmp_path):
     assert found["iteration"] == 9
     np.testing.assert_array_equal(found["random"]["numpy"], state["random"]["numpy"])
     fresh = nn.Linear(3, 2)
-    SafeCheckpointer(fresh).load(str(path))
+    RunCheckpointer(fresh).load(str(path))
     assert torch.equal(fresh.weight, model.weight)
+    with pytest.raises(InputError, match=r"model_0000009\.pth: .*weight is \(2, 3\), not \(2, 4\)"):
+        RunCheckpointer(nn.Linear(4, 2)).load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -118,16 +116,28 @@ def test_states_that_are_no_parameters_are_named(state, message):
         model_state(state, "x.pth")
 
 
-def test_evaluation_refuses_a_checkpoint_of_something_else(tmp_path):
-    """A name that is missing would leave its parameter at random, and a figure without worth."""
-    model = nn.ModuleDict({"body": nn.Linear(3, 2), "aux_head": nn.Linear(2, 2)})
-    state = {f"part.{k}": v for k, v in model.state_dict().items()}
-    part = nn.ModuleDict({"part": model})
-    path = tmp_path / "w.pth"
-    torch.save({"model": {**state, "crf.weight": torch.ones(1)}}, path)
-    check_complete(part, str(path))  # it may hold more
-    torch.save({"model": {k: v for k, v in state.items() if ".aux_" not in k}}, path)
-    check_complete(part, str(path))  # what serves training alone may be missing
-    torch.save({"model": {k: v for k, v in state.items() if "bias" not in k}}, path)
-    with pytest.raises(InputError, match=r"w\.pth: lacks 1 .* part\.body\.bias first"):
-        check_complete(part, str(path))
+@pytest.mark.parametrize(
+    ("suffix", "content", "names", "heuristics"),
+    [
+        (".pth", {"a.w": torch.ones(1)}, {"a.w"}, False),
+        (".pth", {"state_dict": {"a.w": torch.ones(1)}, "epoch": 3}, {"a.w"}, False),
+        (".pyth", {"model_state": {"s1.w": torch.ones(1)}}, {"s1.w"}, True),
+        (".pkl", {"model": {"a": np.ones(1)}, "__author__": "x"}, {"a"}, False),
+        (".pkl", {"blobs": {"a_w": np.ones(1), "a_w_momentum": np.ones(1)}}, {"a_w"}, True),
+    ],
+)
+def test_every_projects_file_gives_its_parameters(tmp_path, suffix, content, names, heuristics):
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    found = load_file(str(path))
+    assert set(found["model"]) == names
+    assert bool(found.get("matching_heuristics")) == heuristics
+
+
+def test_what_cannot_be_fetched_is_one_line():
+    with pytest.raises(InputError, match="^http://127.0.0.1:9/w.pth: cannot be read") as caught:
+        load_file("http://127.0.0.1:9/w.pth")
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 from wsis_d2.data.datasets.builtin.preparation import image_size
 from wsis_d2.evaluation.panoptic_format import read_panoptic_png
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_rgb
+from wsis_d2.utils.image_io import picture_size, read_picture
 from wsis_d2.weak_labels.released import read_label_png
 
 
@@ -18,7 +18,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + check
 
 
-@pytest.mark.parametrize("reader", [read_panoptic_png, read_label_png, image_size, read_rgb])
+@pytest.mark.parametrize(
+    "reader", [read_panoptic_png, read_label_png, image_size, picture_size, read_picture]
+)
 def test_a_bomb_is_one_named_error(tmp_path, reader):
     colour = 0 if reader is read_label_png else 2
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, colour, 0, 0, 0)

@@ -233,7 +233,7 @@ def test_check_finds_damage(tree):
     "part, message",
     [
         ("SegmentationObject/2007_000002.png", "2007_000002.png: missing"),
-        ("JPEGImages/2008_000004.jpg", "2008_000004.jpg: image missing"),
+        ("JPEGImages/2008_000004.jpg", "2008_000004.jpg: no such file"),
         ("ImageSets/Segmentation/val.txt", "val.txt: list missing; unpack VOC 2012 trainval"),
     ],
 )

@@ -11,14 +11,14 @@ from PIL import Image
 
 from wsis_d2.evaluation import InstanceAP, Matcher, PanopticQuality
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import ClassTable, parse_categories
 
 STRIDE = 1 << 10
 
 
-def classes_of(ids, things=()) -> Classes:
+def classes_of(ids, things=()) -> ClassTable:
     """Return classes named by their id."""
-    return Classes.from_categories(
+    return parse_categories(
         [{"id": int(i), "name": str(i), "isthing": int(i in things)} for i in ids], "test"
     )
 
@@ -133,7 +133,7 @@ def test_bdd100k_counts_of_one_image() -> None:
     stated = expected["pan_seg_a.png per category [tp,fp,fn,iou_sum]"]
     seen = set()
     for category, (tp, fp, fn, iou) in stated.items():
-        index = quality.classes.index[int(category)]
+        index = quality.classes.contiguous[int(category)]
         assert (quality.tp[index], quality.fp[index], quality.fn[index]) == (tp, fp, fn)
         assert quality.iou[index] == pytest.approx(iou, abs=1e-12)
         seen.add(index)

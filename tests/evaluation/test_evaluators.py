@@ -146,7 +146,10 @@ def test_prediction_file_is_the_contracts(scenes, tmp_path) -> None:
     run(PanopticQualityEvaluator("eval_test", out), inputs[::-1], outputs[::-1])
     data = json.loads((out / "panoptic_pred.json").read_text())
     assert [a["image_id"] for a in data["annotations"]] == [100 + k for k in range(6)]
-    assert data["categories"] == CATEGORIES
+    parts = ("id", "name", "isthing")
+    assert [tuple(c[p] for p in parts) for c in data["categories"]] == [
+        (7, "road", 0), (12, "sky", 0), (21, "car", 1), (33, "bus", 1), (40, "cow", 1),
+    ]  # fmt: skip
     for annotation, (_, _, pred, pred_segments) in zip(data["annotations"], scenes, strict=True):
         color = np.array(Image.open(out / "panoptic_pred" / annotation["file_name"]))
         ids = color.astype(int) @ [1, 256, 65536]

@@ -11,7 +11,7 @@ from helpers.panoptic_scenes import CLASSES, random_image
 from PIL import Image
 
 from wsis_d2.evaluation import InstanceAP, Matcher
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import parse_categories
 
 
 def coco_eval(scenes: list[tuple]) -> tuple[list[float], np.ndarray]:
@@ -134,7 +134,7 @@ def test_equals_cityscapesscripts(seed: int, tmp_path: Path, monkeypatch) -> Non
     if not hasattr(np, "in1d"):  # NumPy 2.4 dropped the name the scripts use.
         monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     evaluated = [label for label in labels if not label.ignoreInEval]
-    classes = Classes.from_categories(
+    classes = parse_categories(
         [{"id": x.id, "name": x.name, "isthing": int(x.hasInstances)} for x in evaluated], "test"
     )
     rng = np.random.default_rng(seed)

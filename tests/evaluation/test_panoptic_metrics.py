@@ -175,7 +175,7 @@ def test_iou_must_pass_the_threshold_strictly(matcher) -> None:
     assert match.apr_iou[0, 1] == 0.5
     precision = AveragePrecision(CLASSES, (0.4, 0.5), "unique")
     precision.update(match)
-    assert precision.per_class()[CLASSES.index[21]].tolist() == [1.0, 0.0]
+    assert precision.per_class()[CLASSES.contiguous[21]].tolist() == [1.0, 0.0]
     quality = PanopticQuality(CLASSES)
     quality.update(match)
     assert quality.results()["PQ-car"] == 0
@@ -189,7 +189,7 @@ def test_below_half_two_predictions_may_count_for_one_in_the_paper_variant_only(
     for matching in ("unique", "paper"):
         precision = AveragePrecision(CLASSES, (0.4,), matching)
         precision.update(match)
-        values[matching] = precision.per_class()[CLASSES.index[21], 0]
+        values[matching] = precision.per_class()[CLASSES.contiguous[21], 0]
     assert values == {"unique": 1.0, "paper": 2.0}
 
 
@@ -199,7 +199,7 @@ def test_a_prediction_wholly_in_ignore_is_a_false_positive_of_apr_but_not_of_pq(
     match = matcher(*truth, *predicted)
     precision = AveragePrecision(CLASSES, (0.5,))
     precision.update(match)
-    assert precision.per_class()[CLASSES.index[21], 0] == 0.5
+    assert precision.per_class()[CLASSES.contiguous[21], 0] == 0.5
     for variant, pq in (("coco", 100.0), ("paper", 100 / 1.5)):
         quality = PanopticQuality(CLASSES, variant)
         quality.update(match)
@@ -257,7 +257,7 @@ def test_semantic_iou_from_maps_and_from_segments_equals_brute_force(seed, match
         for ids, segments in ((gt, gt_segments), (pred, pred_segments)):
             labels = np.full(ids.shape, 255, np.uint8)
             for segment in segments:
-                labels[ids == segment["id"]] = CLASSES.index[segment["category_id"]]
+                labels[ids == segment["id"]] = CLASSES.contiguous[segment["category_id"]]
             maps.append(labels)
         from_maps.update_maps(*maps, "test")
         from_segments.update_match(match)

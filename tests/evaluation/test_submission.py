@@ -18,15 +18,16 @@ from PIL import Image
 
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
-from wsis_d2.evaluation import Classes, InstanceAP, Matcher, SemanticIoU, build_evaluator
+from wsis_d2.evaluation import InstanceAP, Matcher, SemanticIoU, build_evaluator
 from wsis_d2.evaluation.submission import voc_palette, write_submission
+from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import make_submission
 
-CITY = Classes.from_categories(CITYSCAPES_CATEGORIES, "Cityscapes")
+CITY = parse_categories(CITYSCAPES_CATEGORIES, "Cityscapes")
 
 
 def write_predictions(folder: Path, categories: list[dict], images: dict[str, tuple]) -> Path:
@@ -78,7 +79,7 @@ def city_predictions(tmp_path: Path, count: int = 3) -> tuple[Path, dict[str, tu
         truth, predicted = city_scene(rng)
         ids, segments, semantic = np.zeros(truth.shape, np.int32), [], np.zeros(truth.shape, int)
         for k, value in enumerate(np.unique(predicted).tolist(), start=1):
-            unified = CITY.index[value // 1000 if value >= 1000 else value]
+            unified = CITY.contiguous[value // 1000 if value >= 1000 else value]
             ids[predicted == value] = k
             semantic[predicted == value] = unified
             score = round(float(rng.uniform(0.1, 1)), 4)
@@ -106,7 +107,7 @@ def ours(truths: dict[str, tuple]) -> tuple[SemanticIoU, InstanceAP]:
         gt_segments = []
         for value in np.unique(gt[gt > 0]).tolist():
             label = value // 1000 if value >= 1000 else value
-            crowd = int(value < 1000 and CITY.isthing[CITY.index[label]])
+            crowd = int(value < 1000 and CITY.isthing[CITY.contiguous[label]])
             gt_segments.append({"id": value, "category_id": label, "iscrowd": crowd})
         named = [{**s, "category_id": CITY.ids[s["category_id"]]} for s in segments]
         match = matcher(gt, gt_segments, ids, named, key=key)
@@ -203,11 +204,19 @@ def test_voc_files_are_indexed_pictures_in_vocs_colours(tmp_path) -> None:
     assert voc_palette()[-3:] == [224, 224, 192]  # the colour of VOC's 255, void
 
 
+def renamed(folder: Path) -> Path:
+    """Give a prediction another set's file name."""
+    png = next((folder / "semantic_pred").rglob("*.png"))
+    png.rename(png.with_name("2008_000009.png"))
+    return folder
+
+
 FAULTS = {
     "nothing there": (lambda f: f / "none", "voc", [], "semantic_pred: no PNGs"),
     "no panoptic file": (lambda f: f / "none", "voc", ["--source", "panoptic"], "no such file"),
     "another set's classes": (lambda f: f, "voc", ["--source", "panoptic"], "19 categories"),
-    "another set's names": (lambda f: f, "voc", [], "not named like"),
+    "another set's class numbers": (lambda f: f, "voc", [], "semantic_pred.json: its 19 categor"),
+    "another set's names": (lambda f: renamed(f), "cityscapes-semantic", [], "not named like"),
     "another score": (
         lambda f: f, "cityscapes-instance", ["--score-mode", "detection"], "lacks scores.detection",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import parse_categories
 
 # File ids are neither dense nor sorted, so that they cannot pass for unified ids.
 CATEGORIES = [
@@ -17,7 +17,7 @@ CATEGORIES = [
     {"id": 12, "name": "sky", "isthing": 0},
     {"id": 40, "name": "cow", "isthing": 1},
 ]
-CLASSES = Classes.from_categories(CATEGORIES, "test")
+CLASSES = parse_categories(CATEGORIES, "test")
 
 
 def random_image(

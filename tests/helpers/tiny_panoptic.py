@@ -163,3 +163,21 @@ def tiny_cfg(folder: Path, *opts: object, train: str = "tiny_weak") -> CfgNode:
     cfg = load_cfg(str(sample), [*base, *opts])
     cfg.freeze()
     return cfg
+
+
+def renumber(source: Path, target: Path, ids: dict[str, int]) -> Path:
+    """Write an own-data or panoptic JSON anew with other category ids, by class name."""
+    content = json.loads(source.read_text())
+    new = {c["id"]: ids[c["name"]] for c in content["categories"]}
+    for category in content["categories"]:
+        category["id"] = new[category["id"]]
+    for image in content["images"]:
+        if "image_tags" in image:
+            image["image_tags"] = [new[tag] for tag in image["image_tags"]]
+        for crop in image.get("crop_tags", ()):
+            crop["tags"] = [new[tag] for tag in crop["tags"]]
+    for annotation in content["annotations"]:
+        for entry in annotation.get("segments_info", [annotation]):
+            entry["category_id"] = new[entry["category_id"]]
+    target.write_text(json.dumps(content))
+    return target

@@ -12,6 +12,7 @@ import torch
 from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2 import model_zoo
+from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.model_zoo.download import fetch_file
 from wsis_d2.model_zoo.index import NotReleasedError, read_index
 from wsis_d2.utils.errors import InputError
@@ -107,7 +108,7 @@ def test_same_run_gives_the_same_release_and_half_is_smaller(run, zoo, tmp_path)
 def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, over_http):
     from detectron2.modeling import build_model
 
-    from wsis_d2.checkpoint.reader import load_exactly
+    from wsis_d2.checkpoint.parts import load_trained
     from wsis_d2.engine import load_cfg
 
     server, url = serve(zoo) if over_http else (None, str(zoo))
@@ -127,13 +128,15 @@ def test_release_is_resolved_and_gives_the_models_output(run, zoo, monkeypatch, 
     cfg = load_cfg(str(run / "config.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     expected = build_model(cfg).eval()
-    load_exactly(expected, str(run / "model_final.pth"))
+    load_trained(expected, str(run / "model_final.pth"), key="a test")
     image = torch.randint(0, 255, (3, 65, 81), dtype=torch.uint8)
     with torch.no_grad():
         found = model([{"image": image}])[0]["sem_seg"]
         assert torch.equal(found, expected([{"image": image}])[0]["sem_seg"])
     metadata = model_zoo.get_metadata(NAME)
     assert metadata["stuff_classes"][0] == "fish"
+    # What a run asks that begins with it.
+    assert trained_classes(f"wsis-d2://{NAME}").names == metadata["stuff_classes"]
 
 
 def test_what_is_not_released_is_said(zoo, monkeypatch):
@@ -221,12 +224,12 @@ def test_forged_weights_are_not_loaded(zoo, tmp_path, monkeypatch):
 
 
 def test_detectron2_loads_models_of_the_zoo_by_id(zoo, monkeypatch):
-    from wsis_d2.checkpoint.reader import SafeCheckpointer
+    from wsis_d2.checkpoint.reader import load_file
 
     monkeypatch.setenv("WSIS_D2_MODEL_ZOO", str(zoo))
     cfg = model_zoo.get_config(NAME, trained=True)
     assert cfg.MODEL.WEIGHTS == f"wsis-d2://{NAME}"
-    state = SafeCheckpointer(torch.nn.Module())._load_file(cfg.MODEL.WEIGHTS)
+    state = load_file(cfg.MODEL.WEIGHTS)
     assert len(state["model"]) > 50
 
 

@@ -8,7 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, tiny_cfg
 
-from wsis_d2.checkpoint.checkpointer import load_backbone
+from wsis_d2.checkpoint.names import read_weights
+from wsis_d2.checkpoint.parts import load_backbone
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
@@ -257,14 +258,14 @@ def test_backbone_starts_from_the_detectors(data, tmp_path):
         detector.detector.rcnn.backbone.bottom_up.stem.conv1.weight.fill_(0.25)
     path = tmp_path / "detector.pth"
     torch.save({"model": detector.state_dict()}, path)
-    load_backbone(semantic.semantic.backbone, str(path), "KEY")
+    load_backbone(semantic, "semantic.backbone", read_weights(str(path), "KEY"))
     wanted = detector.detector.rcnn.backbone.bottom_up.state_dict()
     found = semantic.semantic.backbone.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[k], wanted[k]) for k in wanted)
     _, other = model_of(tmp_path, "semantic", "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 16)
-    with pytest.raises(InputError, match="KEY: .*holds no ResNet"):
-        load_backbone(other.semantic.backbone, str(path), "KEY")
+    with pytest.raises(InputError, match="KEY: .*in another shape: res2.*same depth, width"):
+        load_backbone(other, "semantic.backbone", read_weights(str(path), "KEY"))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,30 @@ def test_impossible_options_are_named(data, tmp_path, key, value):
     with pytest.raises(ValueError, match=key):
         cfg, model = model_of(tmp_path, stage, key, value)
         model.eval()(batch_of(cfg, 1, train=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "own"),
+    [
+        ("TEST.DETECTIONS_PER_IMAGE", 7, "MAX_DETECTIONS"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "DETECTION_SCORE_THRESH"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6, "DETECTION_NMS_THRESH"),
+    ],
+)
+def test_what_the_instance_stages_take_from_other_keys_is_no_silent_setting(
+    data, tmp_path, key, value, own
+):
+    for stage in ("instance_piecewise", "end_to_end"):
+        with pytest.raises(InputError, match=f"^{key} is {value}, .*{stage}.* MODEL.WSIS.{own}"):
+            model_of(tmp_path, stage, key, value)
+        _, model = model_of(tmp_path, stage, key, value, f"MODEL.WSIS.{own}", value)
+        predictor = model.detector.rcnn.roi_heads.box_predictor
+        assert value in (
+            predictor.test_topk_per_image,
+            predictor.test_score_thresh,
+            predictor.test_nms_thresh,
+        )
+    model_of(tmp_path, "detector", key, value)
 
 
 def test_one_image_and_a_norm_that_learns_is_refused_by_name(data, tmp_path):

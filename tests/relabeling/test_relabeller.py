@@ -110,7 +110,10 @@ def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
         cfg.REFINE.ENABLED = False
         cfg.REFINE.RELIABILITY_POWER = power
-        options, prior = RefineOptions.from_config(cfg), label_prior(cfg, first.path, first.path)
+        options, prior = (
+            RefineOptions.from_config(cfg),
+            label_prior(cfg, first.classes, first.path, first.path),
+        )
         clean = CleanOptions(score_threshold=None, fill=False)
         annotation = Annotation(frozenset({2}))
         return Relabeller(

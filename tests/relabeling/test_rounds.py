@@ -15,7 +15,7 @@ from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.relabeling import rounds as module
 from wsis_d2.relabeling.hook import RelabelHook
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
-from wsis_d2.relabeling.rounds import mend_last_checkpoint, train_iterative
+from wsis_d2.relabeling.rounds import train_iterative
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -83,7 +83,7 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
     one = torch.load(undisturbed / "round_1/model_final.pth", weights_only=False)["model"]
     two = torch.load(given / "round_1/model_final.pth", weights_only=False)["model"]
     assert all(torch.equal(one[k], two[k]) for k in one)
-    with pytest.raises(InputError, match="FIRST_WEIGHTS no.pth: no such file; train on"):
+    with pytest.raises(InputError, match="FIRST_WEIGHTS: no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
 
 
@@ -212,7 +212,7 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
         train_iterative(config(prepared, "other"), 0)
     with pytest.raises(InputError, match="'detector', which predicts no semantics"):
         train_iterative(config(prepared, "other", "MODEL.WSIS.STAGE", "detector"), 1)
-    with pytest.raises(InputError, match="DETECTOR_WEIGHTS no.pth: no such file; train the"):
+    with pytest.raises(InputError, match="DETECTOR_WEIGHTS: no.pth: no such file; train the"):
         opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
         train_iterative(config(prepared, "other", *opts), 1)
 
@@ -254,17 +254,3 @@ def test_the_figures_by_round_as_table_and_plot(tmp_path):
     plot_rounds([], tmp_path / "empty.png")
     drawn, empty = (cv2.imread(str(tmp_path / n)) for n in ("rounds.png", "empty.png"))
     assert drawn.shape == empty.shape and (drawn != empty).any()
-
-
-@pytest.mark.parametrize("content", ["", "model_0000009.pth"])
-def test_a_torn_last_checkpoint_names_the_newest_whole_one(tmp_path, content):
-    mend_last_checkpoint(tmp_path)
-    assert not (tmp_path / "last_checkpoint").exists()
-    (tmp_path / "last_checkpoint").write_text(content)
-    (tmp_path / "model_0000001.pth").write_bytes(b"x")
-    mend_last_checkpoint(tmp_path)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    (tmp_path / "last_checkpoint").write_text("")
-    (tmp_path / "model_0000001.pth").unlink()
-    mend_last_checkpoint(tmp_path)
-    assert not (tmp_path / "last_checkpoint").exists()

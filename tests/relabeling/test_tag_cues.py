@@ -18,6 +18,7 @@ from wsis_d2.relabeling.first_labels import make_all_labels
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config
 from wsis_d2.relabeling.tag_cues import CueLabeller, build_labeller, make_tag_labels
+from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.appearance import weigh_by_appearance
 from wsis_d2.weak_labels.cam_labels import cue_labels
@@ -104,6 +105,46 @@ def test_tags_to_a_store_of_cues(scenes, classifier):
         expected = cue_labels(labeller.maps(record), semantic.shape, 0.5)
         np.testing.assert_array_equal(semantic, expected)
         assert store.instance(record["image_id"])[1] == []
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_a_classifier_with_the_classes_in_another_order_says_the_same(
+    scenes, kind, request, tmp_path
+):
+    """Its last layer's rows and its ``metadata.json`` turned round: the same cues."""
+    weights, records = request.getfixturevalue(kind), scenes[1]
+    state = torch.load(weights)["model"]
+    turned = {k: v.flip(0) if v.ndim and len(v) == 7 else v for k, v in state.items()}
+    assert sum(not torch.equal(state[k], turned[k]) for k in state) >= 1
+    torch.save({"model": turned}, tmp_path / "model_final.pth")
+    # Ids in the turned order: 1 for the last class, 7 for the first.
+    things = [{**c, "id": 7 - k} for k, c in enumerate(CATEGORIES)]
+    config = (weights.parent / "config.yaml").read_text()
+    config = config.replace("THING_IDS: [0, 1, 2]", "THING_IDS: [4, 5, 6]")
+    (tmp_path / "config.yaml").write_text(config)
+    metadata = parse_categories(things, "turned").metadata()
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    for name, file in (("right", weights), ("turned", tmp_path / "model_final.pth")):
+        make_tag_labels(
+            plain_cfg(), records, CATEGORIES, tmp_path / name, classifier=file, workers=1
+        )
+    right, other = (LabelStore.open(tmp_path / name) for name in ("right", "turned"))
+    for record in records:
+        semantic = right.semantic(record["image_id"])
+        np.testing.assert_array_equal(other.semantic(record["image_id"]), semantic)
+    if kind == "segmenter":
+        names = right.classes.names
+        np.testing.assert_allclose(
+            load_reliability(other.path, names), load_reliability(right.path, names), atol=1e-5
+        )
+    things[0]["name"] = "whale"
+    (tmp_path / "metadata.json").write_text(
+        json.dumps(parse_categories(things, "turned").metadata())
+    )
+    with pytest.raises(InputError, match=r'metadata\.json: its 7 categories lack "fish"'):
+        make_tag_labels(
+            plain_cfg(), records, CATEGORIES, tmp_path / "none", classifier=file, workers=1
+        )
 
 
 def test_the_commands_cam_keys_win_over_the_classifiers_config(scenes, classifier):
@@ -292,7 +333,9 @@ def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):
         untagged = [{**r, "image_tags": [], "crop_tags": None} for r in records]
         make_tag_labels(plain_cfg(), untagged, CATEGORIES, tmp_path / "a", classifier=classifier)
     more = [*CATEGORIES, {"id": 99, "name": "mud", "isthing": 0}]
-    with pytest.raises(InputError, match="does not fit the config and the dataset's classes"):
+    with pytest.raises(
+        InputError, match="in another shape: classifier.weight .*the dataset's classes"
+    ):
         make_tag_labels(plain_cfg(), records, more, tmp_path / "a", classifier=classifier)
     alone = tmp_path / "model_final.pth"
     alone.write_bytes(classifier.read_bytes())

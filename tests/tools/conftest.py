@@ -50,7 +50,11 @@ def tiny(tmp_path_factory):
         {**a, "segments_info": [{**s, "score": 0.5} for s in truth.segments(key)]}
         for key, a in truth.annotations.items()
     ]
-    content = {"annotations": annotations, "categories": truth.categories, "images": truth.images}
+    content = {
+        "annotations": annotations,
+        "categories": truth.classes.categories,
+        "images": truth.images,
+    }
     write_json(folder.with_suffix(".json"), content)
     lines = [
         {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_sem_seg": 1.0 / (i + 1), "lr": 0.01}

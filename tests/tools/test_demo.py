@@ -95,14 +95,43 @@ def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, t
     assert "broken.png" in capsys.readouterr().err
 
 
-def test_large_pictures_are_given_back_in_their_own_size(run, tmp_path):
+@pytest.mark.parametrize("full_size", [False, True])
+def test_large_pictures_are_given_back_in_their_own_size(run, full_size):
+    """Network and CRF work at most at --max-side, the CRF on all pixels only where asked to."""
     from wsis_d2.inference.predictor import PanopticPredictor
 
-    predictor = PanopticPredictor(str(run), "cpu", max_side=64)
+    predictor = PanopticPredictor(str(run), "cpu", max_side=64, full_size=full_size)
+    sizes, model = {}, predictor.model
+    classify = model.semantic.probabilities
+
+    def probabilities(image):
+        sizes["network"] = tuple(image.shape[-2:])
+        return classify(image)
+
+    def note(head, inputs):
+        sizes["crf"] = tuple(inputs[1].shape[-2:])
+
+    model.semantic.probabilities = probabilities
+    model.instance.register_forward_pre_hook(note)
     image = np.random.default_rng(0).integers(0, 255, (90, 200, 3), np.uint8)
     prediction = predictor(image)
-    assert prediction.ids.shape == (90, 200)
-    assert sum(s["area"] for s in prediction.segments) == 90 * 200
+    assert sizes == {"network": (29, 64), "crf": (90, 200) if full_size else (29, 64)}
+    assert prediction.ids.shape == (90, 200) and prediction.ids.dtype == np.int32
+    areas = {s["id"]: s["area"] for s in prediction.segments}
+    ids, counts = np.unique(prediction.ids, return_counts=True)
+    assert areas == dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+
+def test_full_size_is_an_option_of_the_tool(run, pictures, tmp_path):
+    found = {}
+    for name, more in (("bounded", []), ("full", ["--full-size"]), ("unscaled", [])):
+        side = "0" if name == "unscaled" else "16"
+        arguments = ["--model", str(run), "--input", str(pictures / "a.png"), "--max-side", side]
+        output = tmp_path / name
+        assert load_tool("demo").main([*arguments, "--output", str(output), *more]) == 0
+        found[name] = PanopticFile(output / "panoptic.json", output / "panoptic").ids("1")
+    assert {ids.shape for ids in found.values()} == {(40, 60)}
+    assert (found["bounded"] != found["full"]).any()
 
 
 def test_without_data_or_download(run, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers.load_tool import load_tool
+from helpers.tiny_panoptic import renumber
 
 from wsis_d2.report.html import write_report
 from wsis_d2.utils.errors import InputError
@@ -58,6 +59,41 @@ def test_label_report(tiny, tmp_path):
     # Every third to eighth row of 128 is ignored, image by image.
     expected = [1 - len(range(0, 128, 3 + place)) / 128 for place in range(6)]
     np.testing.assert_allclose(sorted(coverages), sorted(expected), atol=1e-6)
+
+
+def test_reports_read_labels_and_predictions_by_name(tiny, tmp_path):
+    """Own data that numbers the same classes the other way round: the same scores."""
+    names = [c["name"] for c in json.loads((tiny.data / "weak_val.json").read_text())["categories"]]
+    ids = {name: 99 - k for k, name in enumerate(names)}
+    scores = {}
+    for kind, split in (("labels", "train"), ("run", "val")):
+        weak = tiny.data / f"weak_{split}.json"
+        other = renumber(weak, tmp_path / weak.name, ids)
+        for file in (weak, other):
+            page = tmp_path / f"{kind}_{file.parent.name}.html"
+            arguments = data_arguments(tiny, split)
+            arguments[1] = str(file)
+            source = ["--store", str(tiny.store)] if kind == "labels" else ["--run", str(tiny.run)]
+            load_tool("report").main([kind, *arguments, *source, "--output", str(page)])
+            found = [
+                (i["name"], i["scores"], sorted(i["classes"])) for i in page_data(page)["items"]
+            ]
+            assert scores.setdefault(kind, found) == found
+    content = json.loads((tmp_path / "weak_val.json").read_text())
+    content["categories"][0]["name"] = "whale"
+    (tmp_path / "whale.json").write_text(json.dumps(content))
+    arguments = data_arguments(tiny, "val")
+    arguments[1] = str(tmp_path / "whale.json")
+    with pytest.raises(InputError, match=r'panoptic_val\.json: .*lack "whale".*whale\.json'):
+        load_tool("report").main(
+            ["run", *arguments, "--run", str(tiny.run), "--output", str(tmp_path / "w.html")]
+        )
+    with pytest.raises(InputError, match=r'manifest\.json: .*lack "whale"'):
+        load_tool("report").main(
+            ["labels", *arguments[:4], "--store", str(tiny.store), "--output",
+             str(tmp_path / "w.html")]
+        )  # fmt: skip
+    assert not (tmp_path / "w.html").exists()
 
 
 def test_run_report(tiny, tmp_path):

@@ -1,23 +1,21 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The experiments: recipes load, weak paths name no masks, jobs are those of the protocol."""
+"""The experiments: recipes load, weak runs are told of no masks, jobs follow what they need."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.load_tool import load_tool
 
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine.setup import load_cfg
+from wsis_d2.utils.errors import InputError
 
 tool = load_tool("run_experiment")
-NAMES = sorted(path.parent.name for path in tool.CONFIGS.glob("*/data.yaml"))
-RECIPES = [
-    str(path.relative_to(tool.CONFIGS))
-    for name in NAMES
-    for path in sorted((tool.CONFIGS / name).glob("*.yaml"))
-]
+NAMES = sorted(path.parent.name for path in tool.CONFIGS.glob("*/experiment.yaml"))
 CLASSES = [
     {"id": 1, "name": "ground", "isthing": 0},
     {"id": 2, "name": "sky", "isthing": 0},
@@ -25,153 +23,144 @@ CLASSES = [
 ]
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """Own data without images where the recipes expect it."""
-    monkeypatch.chdir(tmp_path)
+def experiment(name, seed=1, data=None):
+    return tool.Experiment(name, Path("out"), seed, data)
+
+
+@pytest.fixture(params=NAMES)
+def registered(request, tmp_path):
+    """An experiment on annotation files without images; its datasets are forgotten again."""
+    own = experiment(request.param, data=tmp_path)
+    content = json.dumps({"images": [], "annotations": [], "categories": CLASSES})
+    for fields in own.datasets.values():
+        (tmp_path / fields["images"]).mkdir(exist_ok=True)
+        for key in ("json", "panoptic_json"):
+            if key in fields:
+                (tmp_path / fields[key]).write_text(content)
     before = set(DatasetCatalog.list())
-    for name in NAMES:
-        folder = tmp_path / "output" / "experiments" / "data" / name.lower()
-        (folder / "images").mkdir(parents=True)
-        content = json.dumps({"images": [], "annotations": [], "categories": CLASSES})
-        for part in ("train", "val", "devtrain", "dev"):
-            (folder / f"weak_{part}.json").write_text(content)
-        (folder / "mixed_train.json").write_text(content)
-    yield tmp_path
+    yield own
     for name in set(DatasetCatalog.list()) - before:
         unregister(name)
 
 
-def jobs_of(name, *runs, seed=1):
-    return tool.Experiment(name, Path("output/experiments"), seed).plan(runs)
+def overrides(command):
+    """The KEY VALUE part of a job's command line, as a dict."""
+    start = command.index("DATASETS.OWN")
+    return dict(zip(command[start::2], command[start + 1 :: 2], strict=True))
 
 
-def weak_jobs(name):
-    """Those of weak supervision alone, as far as the experiment has recipes for them."""
-    experiment = tool.Experiment(name, Path("output/experiments"), 1)
-    weak = ("weak", "round_0", "round_1", "round_2", "round_4")
-    return experiment.plan([run for run in weak if experiment.has(tool.RUNS[run])])
+def reaches(jobs, name):
+    """A job and all jobs that it needs, directly or not."""
+    found = {name}
+    for need in jobs[name].needs:
+        found |= reaches(jobs, need)
+    return found
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_trains_and_evaluates_on_different_registered_sets(recipe, data):
-    cfg = load_cfg(str(tool.CONFIGS / recipe), [])
-    assert cfg.DATASETS.TRAIN and not set(cfg.DATASETS.TRAIN) & set(cfg.DATASETS.TEST)
-    for name in cfg.DATASETS.TRAIN:
-        supervision = MetadataCatalog.get(name).supervision
-        kind = Path(recipe).stem.rsplit("_", 1)[-1]
-        assert supervision == (kind if kind in ("full", "mixed") else "weak")
-        assert "val" not in name and "dev" not in name
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_weak_training_sets_name_no_masks(name, data):
-    load_cfg(str(tool.CONFIGS / name / "data.yaml"), [])
-    for part in ("train", "devtrain"):
-        if f"{name.lower()}_{part}" in DatasetCatalog.list():
-            metadata = MetadataCatalog.get(f"{name.lower()}_{part}")
-            assert metadata.supervision == "weak"
-            assert metadata.panoptic_json is None and metadata.panoptic_root is None
+def test_recipes_train_and_evaluate_on_different_registered_sets(registered):
+    for run, fields in registered.runs.items():
+        if "recipe" not in fields:
+            continue
+        options = registered._own_data()
+        cfg = load_cfg(str(registered.configs / fields["recipe"]), options)
+        assert cfg.DATASETS.TRAIN and not set(cfg.DATASETS.TRAIN) & set(cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TRAIN:
+            expected = "full" if run.split("_")[-1] == "full" else "weak"
+            assert MetadataCatalog.get(name).supervision == expected, (run, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_job_of_weak_supervision_is_told_of_truth(name):
-    words = [word for job in weak_jobs(name).values() for word in job.command]
-    assert not [word for word in words if "panoptic_train" in word or "true_masks" in word]
-    assert not [word for word in words if word.endswith(("_full.yaml", "_mixed.yaml"))]
+def test_nothing_that_weak_supervision_needs_is_told_of_masks(name):
+    jobs = experiment(name).plan(["weak"])
+    for job in jobs.values():
+        settings = overrides(job.command)
+        recipe = job.command[job.command.index("--config-file") + 1]
+        assert "full" not in Path(recipe).name
+        cfg = yaml.safe_load(Path(recipe).read_text())
+        assert "full" not in str(cfg.get("DATASETS", {}).get("TRAIN", ""))
+        weak = [entry for entry in ast.literal_eval(settings["DATASETS.OWN"])
+                if "_train" in entry["name"] and entry.get("supervision") != "full"]  # fmt: skip
+        assert weak and not any("panoptic_json" in entry for entry in weak)
 
 
-def test_jobs_follow_what_they_need_and_share_detector_and_labels():
-    jobs = jobs_of("CamVid")
+@pytest.mark.parametrize("name", NAMES)
+def test_jobs_come_after_what_they_need(name):
     done = set()
-    for name, job in jobs.items():
-        assert name == job.name and set(job.needs) <= done
-        done.add(name)
-    two = jobs | jobs_of("CamVid", seed=2)
+    for job_name, job in experiment(name).plan().items():
+        assert job_name == job.name and set(job.needs) <= done
+        done.add(job_name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_share_the_labels_and_weak_and_full_the_detector(name):
+    jobs = experiment(name, 1).plan(["weak", "full"])
+    two = jobs | experiment(name, 2).plan(["weak", "full"])
     assert sum(name.startswith("detector") for name in two) == 2
     assert sum(name == "labels" for name in two) == 1
-    # Weak and full supervision of a seed stand on the same detector.
-    for run in ("weak_seed1", "full_seed1"):
-        command = list(jobs[run].command)
-        weights = command[command.index("MODEL.WSIS.DETECTOR_WEIGHTS") + 1]
-        assert weights == "output/experiments/camvid/detector_seed1/model_final.pth"
+    weights = {
+        overrides(jobs[run].command)["MODEL.WSIS.DETECTOR_WEIGHTS"]
+        for run in ("weak_seed1", "full_seed1")
+    }
+    assert weights == {f"out/{name.lower()}/detector_seed1/model_final.pth"}
+    assert "labels" in reaches(jobs, "weak_seed1") and "labels" not in reaches(jobs, "full_seed1")
 
 
-def test_last_round_trains_on_the_labels_of_the_round_before():
-    command = list(jobs_of("CamVid", "weak")["weak_seed1"].command)
-    rounds = "output/experiments/camvid/rounds_seed1"
-    weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
-    assert weights == f"{rounds}/round_3/model_final.pth"
-    stores = command[command.index("DATASETS.LABEL_STORES") + 1]
-    assert stores == f"[['camvid_train', '{rounds}/round_2/labels/camvid_train']]"
-
-
-@pytest.mark.parametrize(
-    ("name", "run", "rounds"),
-    [("CamVidLong", "round_1", 2), ("CamVidTags", "round_2", 3), ("CamVidLooks", "round_4", 5)],
-)
-def test_more_rounds_follow_the_weak_run_on_the_labels_of_its_network(name, run, rounds):
-    jobs = jobs_of(name, run, seed=6)
-    folder = f"output/experiments/{name.lower()}"
-    command = list(jobs[f"{run}_seed6"].command)
-    first = command[command.index("ITERATIVE.FIRST_WEIGHTS") + 1]
-    assert first == f"{folder}/semantic_weak_seed6/model_final.pth"
-    assert command[command.index("--rounds") + 1] == str(rounds)
-    assert "semantic_weak_seed6" in jobs[f"{run}_seed6"].needs
-    command = list(jobs[f"weak_{run}_seed6"].command)
-    weights = command[command.index("MODEL.WSIS.SEMANTIC_WEIGHTS") + 1]
-    assert weights == f"{folder}/{run}_seed6/round_{rounds - 1}/model_final.pth"
-    stores = command[command.index("DATASETS.LABEL_STORES") + 1]
-    name = f"{name.lower()}_train"
-    labels = f"{folder}/{run}_seed6/round_{rounds - 2}/labels/{name}"
-    assert stores == f"[['{name}', '{labels}']]"
+def test_the_last_model_trains_on_the_labels_of_the_round_before():
+    jobs = experiment("CamVid", 6).plan(["weak"])
+    rounds = jobs["rounds_seed6"].command
+    assert rounds[rounds.index("--rounds") + 1] == "3"
+    first = overrides(rounds)["ITERATIVE.FIRST_WEIGHTS"]
+    assert first == "out/camvid/semantic_weak_seed6/model_final.pth"
+    settings = overrides(jobs["weak_seed6"].command)
+    assert settings["MODEL.WSIS.SEMANTIC_WEIGHTS"].endswith("/rounds_seed6/round_2/model_final.pth")
+    stores = ast.literal_eval(settings["DATASETS.LABEL_STORES"])
+    assert stores == [["camvid_train", "out/camvid/rounds_seed6/round_1/labels/camvid_train"]]
 
 
 def test_isolating_runs_are_evaluations_with_a_variant_of_their_own():
+    own = experiment("CamVid")
+    jobs = own.plan(["isolate"])
     variants = set()
-    for name, job in jobs_of("CamVid", "isolate").items():
-        command = list(job.command)
-        if "RUN_VARIANT" in command:
-            assert "--eval-only" in command and name.startswith(("weak_", "full_"))
-            variants.add(command[command.index("RUN_VARIANT") + 1])
-    assert variants == set(tool.ISOLATING)
+    for run in own.groups["isolate"]:
+        command = list(jobs[f"{run}_seed1"].command)
+        assert "--eval-only" in command and "weak_seed1" in jobs[f"{run}_seed1"].needs
+        variants.add(command[command.index("RUN_VARIANT") + 1])
+    assert len(variants) == len(own.groups["isolate"]) and "main" not in variants
 
 
-def test_a_run_without_a_recipe_is_refused_before_anything_starts():
-    with pytest.raises(Exception, match="semantic_mixed.yaml: no such recipe"):
-        jobs_of("COCO128", "mixed")
-    with pytest.raises(Exception, match="semantic_full.yaml: no such recipe"):
-        jobs_of("CamVid15", "full")
-    with pytest.raises(Exception, match="round_1.yaml: no such recipe, which the run 'round_1'"):
-        jobs_of("CamVid", "weak", "round_1")
+def test_data_lie_where_they_are_said_to():
+    jobs = experiment("CamVid", data=Path("/elsewhere")).plan(["labels_quality"])
+    assert "/elsewhere/panoptic_train.json" in jobs["labels_quality"].command
+    own = ast.literal_eval(overrides(jobs["labels"].command)["DATASETS.OWN"])
+    assert own[0]["json"] == "/elsewhere/weak_train.json" and own[0]["name"] == "camvid_train"
 
 
-def test_a_recipe_of_a_later_stage_is_missed_before_anything_starts(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "missing.yaml"}, "missing.yaml: no such recipe"),
+        ({"set": {"MODEL.WEIGHTS": "{other}/model.pth"}}, "{other} is no run"),
+        ({"tool": "demo"}, "tool is 'demo', expected one of"),
+        ({"stores": "labels"}, "'stores' is no field"),
+        ({"evaluate": "one"}, "expected either 'tool' or 'evaluate'"),
+    ],
+)
+def test_a_wrong_file_is_told_before_anything_starts(change, message, tmp_path, monkeypatch):
     folder = tmp_path / "Own"
     folder.mkdir()
-    for recipe in ("data", "semantic_full", "detector"):
-        (folder / f"{recipe}.yaml").touch()
+    runs = {"one": {"tool": "train_net", "recipe": "one.yaml", **change}}
+    (folder / "one.yaml").touch()
+    (folder / "experiment.yaml").write_text(
+        yaml.safe_dump({"data": "d", "datasets": {}, "runs": runs})
+    )
     monkeypatch.setattr(tool, "CONFIGS", tmp_path)
-    with pytest.raises(Exception, match="panoptic_full.yaml: no such recipe, which full needs"):
-        jobs_of("Own", "full")
+    with pytest.raises(InputError) as error:
+        experiment("Own")
+    assert message in str(error.value) and "experiment.yaml: run 'one'" in str(error.value)
 
 
-def test_truth_is_looked_for_where_the_recipes_name_it():
-    jobs = tool.Experiment("CamVid", Path("elsewhere"), 1).plan(["labels"])
-    assert "output/experiments/data/camvid/panoptic_train.json" in jobs["labels_quality"].command
-
-
-def test_objects_need_no_tags():
-    assert not [
-        n
-        for n in jobs_of("COCO128", "weak", "full", "labels")
-        if "tag" in n or "rounds" in n or "round_0" in n
-    ]
-
-
-def test_an_unknown_experiment_is_named_with_the_known_ones():
-    with pytest.raises(
-        Exception,
-        match="Mars: no such experiment, expected one of COCO128, CamVid, CamVid15, CamVidLong",
-    ):
+def test_unknown_names_are_told_with_the_known_ones():
+    with pytest.raises(InputError, match="Mars: no such experiment, expected one of .*CamVid"):
         tool.main(["Mars"])
+    with pytest.raises(InputError, match="--runs mixed: not in .*expected some of detector"):
+        experiment("CamVid").plan(["mixed"])

@@ -1,9 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Every source is drawn, at the asked size, and what is missing is named."""
 
+import json
+
 import cv2
 import pytest
 from helpers.load_tool import load_tool
+from helpers.tiny_panoptic import renumber
 
 from wsis_d2.utils.errors import InputError
 
@@ -40,6 +43,24 @@ def test_every_source_is_drawn(tiny, tmp_path, source, split, panels):
     assert picture.shape[:2] == (128 + 28, panels * 160 + (panels - 1) * 6)
     first, second = picture[28:, :160], picture[28:, 166:326]
     assert (first != second).any()
+
+
+@pytest.mark.parametrize(("source", "split"), [("pseudo", "train"), ("prediction", "val")])
+def test_classes_are_drawn_by_name(tiny, tmp_path, source, split):
+    """The same picture of own data that numbers its classes the other way round."""
+    weak = tiny.data / f"weak_{split}.json"
+    names = [c["name"] for c in json.loads(weak.read_text())["categories"]]
+    other = renumber(weak, tmp_path / "other.json", {n: 99 - k for k, n in enumerate(names)})
+    for file in (weak, other):
+        load_tool("visualize_data").main(
+            ["--source", source, "--annotations", str(file), "--images",
+             str(tiny.data / "images" / split), *truth_arguments(tiny, split), "--limit", "1",
+             "--store", str(tiny.store), "--run", str(tiny.run),
+             "--output", str(tmp_path / file.stem), "--height", "128"]
+        )  # fmt: skip
+    one, two = (cv2.imread(str(next((tmp_path / f.stem).iterdir()))) for f in (weak, other))
+    # The panels after image and annotation, whose captions follow the order of the ids.
+    assert one.shape == two.shape and (one[:, 332:] == two[:, 332:]).all()
 
 
 @pytest.mark.parametrize(

@@ -1,2 +1,2 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Checkpoint files: read safely, written, and which weights go to which part of a network."""
+"""Weights from a file into a network: names, and which part each file fills."""

@@ -1,82 +1,101 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Compose a model from separately trained parts."""
+"""A run's checkpoints: written whole, found again after any kill, read back safely."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from detectron2.checkpoint import DetectionCheckpointer
 
-from wsis_d2.checkpoint.reader import SafeCheckpointer, model_state
+from wsis_d2.checkpoint.coverage import load_into
+from wsis_d2.checkpoint.reader import load_file, model_state, read_checkpoint
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
 
 
-def load_backbone(module: nn.Module, path: str, key: str) -> None:
-    """Start a ResNet from the ResNet of another network's checkpoint.
+class RunCheckpointer(DetectionCheckpointer):
+    """Writes a run's checkpoints whole or not at all, and finds the one to continue from.
 
-    Args:
-        module: the ResNet.
-        path: file or URL; parameters are taken from the first of the prefixes
-            ``...bottom_up.`` (a feature pyramid's) and others that has all of them.
-        key: the config key that named it, for messages.
-
-    Raises:
-        InputError: no ResNet of the same shape is in the file.
+    Reading runs no code that a file may carry and loads no half of a model.
     """
-    state = _read(path, key)
-    wanted = module.state_dict()
-    prefixes = {name[: name.index("stem.")] for name in state if "stem." in name}
-    for prefix in sorted(prefixes, key=lambda p: (not p.endswith("bottom_up."), p)):
-        own = {k: state[prefix + k] for k in wanted if prefix + k in state}
-        if len(own) == len(wanted) and all(own[k].shape == wanted[k].shape for k in wanted):
-            module.load_state_dict(own)
-            logging.getLogger(__name__).info("backbone: started from %s of %s", prefix, path)
+
+    _source = "the checkpoint"
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        self._source = filename
+        return load_file(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        arrays = model_state({"model": checkpoint.pop("model")}, self._source)
+        load_into(
+            self.model, arrays, source=self._source,
+            hint="continue the run with the config that it was begun with",
+        )  # fmt: skip
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``NAME.pth`` and name it in ``last_checkpoint``.
+
+        Args:
+            name: without ``.pth``.
+            kwargs: saved beside model and trainer.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
             return
-    raise InputError(
-        f"{key}: {path}: holds no ResNet of the depth, width and norm of MODEL.SEMANTIC.RESNETS"
-    )
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as file:
+                torch.save(data, file)
+            self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room there, then continue with "
+                "--resume"
+            ) from error
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write ``last_checkpoint``, whole."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
 
-def load_part(model: nn.Module, part: str, path: str, key: str) -> None:
-    """Load one part of a model from a checkpoint of the part's own stage.
+    def find_last(self) -> tuple[Path, dict] | None:
+        """Return the run's last checkpoint and what it holds; None where there is none.
 
-    Args:
-        model: holds the part as an attribute, e.g. ``detector``.
-        part: the attribute; the checkpoint's parameters of that prefix are taken, or all of them
-            if none has it (a plain Detectron2 model).
-        path: file or URL of the checkpoint.
-        key: the config key that named it, for messages.
+        A kill between the two files that are written leaves a whole checkpoint without its name;
+        older versions could leave half a one. The newest whole one is taken then.
 
-    Raises:
-        InputError: the file is missing, lacks a parameter or holds one of another shape.
-    """
-    module = getattr(model, part)
-    state = _read(path, key)
-    prefix = f"{part}."
-    own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    if not own:
-        inner = "rcnn." if part == "detector" else ""
-        own = {inner + k: v for k, v in state.items()}
-    wanted = module.state_dict()
-    missing = sorted(k for k in wanted if k not in own)
-    shapes = sorted(k for k in wanted if k in own and own[k].shape != wanted[k].shape)
-    if missing or shapes:
-        first = (missing or shapes)[0]
-        problem = (
-            f"lacks {len(missing)} parameters of the {part}, first {first}"
-            if missing
-            else f"{first} has shape {tuple(own[first].shape)}, the model's is "
-            f"{tuple(wanted[first].shape)}"
+        Raises:
+            InputError: the named checkpoint is missing or cannot be read.
+        """
+        folder = Path(self.save_dir)
+        tag = folder / "last_checkpoint"
+        name = tag.read_text().strip() if tag.is_file() else ""
+        if name and (folder / name).is_file():
+            return folder / name, read_checkpoint(folder / name)
+        saved = sorted(
+            folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True
         )
-        raise InputError(
-            f"{key}: {path}: {problem}; train that part with the same backbone and head keys"
-        )
-    module.load_state_dict({k: own[k] for k in wanted})
-    logging.getLogger(__name__).info("%s: loaded %d arrays from %s", part, len(wanted), path)
-
-
-def _read(path: str, key: str) -> dict[str, torch.Tensor]:
-    try:
-        # The checkpointer reads every format and address Detectron2 knows.
-        return model_state(SafeCheckpointer(nn.Module())._load_file(path), path)
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from None
+        for path in saved:
+            try:
+                content = read_checkpoint(path)
+            except InputError as error:
+                logger.warning("%s; passed over", error)
+                continue
+            if "trainer" in content:
+                return path, content
+        if name:
+            raise InputError(
+                f"{tag}: names {name}, which is not there, nor is another checkpoint; put it "
+                f"back, or delete {tag.name} to begin anew"
+            )
+        return None

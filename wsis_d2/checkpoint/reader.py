@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.utils.errors import InputError
@@ -163,83 +162,35 @@ def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Ten
     return result
 
 
-class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading files through :func:`read_checkpoint`.
-
-    Beside paths and URLs it takes ids of the model zoo, ``wsis-d2://ID``, whose handler
-    :mod:`wsis_d2.model_zoo` registers.
-    """
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        path = PathManager.get_local_path(filename)
-        data = read_checkpoint(path)
-        if not isinstance(data, dict):
-            raise InputError(f"{filename}: holds {type(data).__name__}, expected a checkpoint")
-        if str(filename).endswith(".pkl"):
-            if "model" in data and "__author__" in data:
-                return data
-            data = data.get("blobs", data)
-            model = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-            return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-        if "model_state" in data:
-            model = {
-                k: v
-                for k, v in data["model_state"].items()
-                if not k.endswith("num_batches_tracked")
-            }
-            return {"model": model, "__author__": "pycls", "matching_heuristics": True}
-        return data if "model" in data else {"model": data}
-
-
-def check_complete(model: torch.nn.Module, path: str) -> None:
-    """Refuse a checkpoint that leaves parts of a model as they were initialised, at random.
-
-    Classifiers that serve training alone (``aux_``) may be missing, and a checkpoint may hold more
-    than the model: the CRF's weights, where it is evaluated without CRF. Files whose names
-    Detectron2 guesses (``.pkl`` of other projects) are not checked.
+def load_file(path: str) -> dict[str, Any]:
+    """Read a checkpoint wherever Detectron2 finds one; its parameters are the entry ``model``.
 
     Args:
-        model: the model that is to be evaluated.
-        path: file, URL or ``wsis-d2://ID``.
+        path: file, URL, ``detectron2://...`` or ``wsis-d2://ID``.
+
+    Returns:
+        What the file holds, as Detectron2's checkpointer gives it: ``matching_heuristics`` marks
+        names that are ends of a model's, ``__author__`` the project that they are of.
 
     Raises:
-        InputError: naming the first parameter that is missing or not finite.
+        InputError: it cannot be fetched or read, or is no checkpoint.
     """
-    checkpoint = SafeCheckpointer(torch.nn.Module())._load_file(path)
-    state = model_state(checkpoint, path)
-    missing = sorted(n for n in model.state_dict() if n not in state and ".aux_" not in n)
-    if missing and not checkpoint.get("matching_heuristics"):
-        raise InputError(
-            f"{path}: lacks {len(missing)} of the model's parameters, {missing[0]} first; name the "
-            "config that it was trained with"
-        )
-
-
-def load_exactly(model: torch.nn.Module, path: str) -> None:
-    """Load a trained model's parameters; every one must be there, of its shape, and finite.
-
-    Args:
-        model: the model, built from the config that the checkpoint was trained with.
-        path: file, URL or ``wsis-d2://ID``.
-
-    Raises:
-        InputError: naming the first parameter that is missing, foreign or of another shape.
-    """
-    state = model_state(SafeCheckpointer(torch.nn.Module())._load_file(path), path)
-    wanted = model.state_dict()
-    problems = [
-        ("lacks parameter {}", [k for k in wanted if k not in state]),
-        ("has parameter {}, which the model has not", [k for k in state if k not in wanted]),
-        (
-            "has parameter {} of another shape than the model",
-            [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
-        ),
-    ]
-    for text, names in problems:
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise InputError(
-                f"{path}: {text.format(sorted(names)[0])}{more}; name the config that it was "
-                "trained with"
-            )
-    model.load_state_dict(state)
+    try:
+        local = PathManager.get_local_path(path)
+    except (OSError, AssertionError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({text})") from None
+    data = read_checkpoint(local)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds {type(data).__name__}, expected a checkpoint")
+    if str(path).endswith(".pkl"):
+        if "model" in data and "__author__" in data:
+            return data
+        data = data.get("blobs", data)
+        model = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+    if "model_state" in data:
+        return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
+    if "model" not in data and isinstance(data.get("state_dict"), dict):
+        return {"model": data["state_dict"]}
+    return data if "model" in data else {"model": data}

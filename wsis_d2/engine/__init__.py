@@ -2,9 +2,9 @@
 """Training: set-up, solver and trainer."""
 
 from wsis_d2.engine.launch import launch
-from wsis_d2.engine.setup import complete_config, load_cfg, setup, write_metadata
+from wsis_d2.engine.setup import complete_config, load_cfg, setup, write_metadata, write_run_files
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
-from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.engine.trainer import WSISTrainer
 
 __all__ = [
     "WSISTrainer",
@@ -13,7 +13,7 @@ __all__ = [
     "complete_config",
     "launch",
     "load_cfg",
-    "load_weights",
     "setup",
     "write_metadata",
+    "write_run_files",
 ]

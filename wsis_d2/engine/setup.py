@@ -5,6 +5,7 @@ import argparse
 import json
 import logging
 import os
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -16,16 +17,25 @@ from detectron2.utils.logger import setup_logger
 import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
 from wsis_d2.config import read_config
+from wsis_d2.config_checks import check_device
 from wsis_d2.data.datasets import register_own_datasets
-from wsis_d2.utils.errors import InputError
+from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
+from wsis_d2.utils.files import atomic_write
 
 
-def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> CfgNode:
+def load_cfg(
+    config_file: str | None = None,
+    opts: list[str] | None = None,
+    *,
+    evaluates: bool = False,
+    resumes: bool = False,
+) -> CfgNode:
     """Return the config of a file with overrides, datasets registered and classes filled in.
 
     Args:
         config_file: a YAML file; None takes the defaults.
         opts: alternating keys and values.
+        evaluates, resumes: see :func:`wsis_d2.engine.run_classes.run_classes`.
 
     Raises:
         InputError: an unknown key, a value of the wrong type, an unreadable file, or classes that
@@ -33,81 +43,72 @@ def load_cfg(config_file: str | None = None, opts: list[str] | None = None) -> C
     """
     cfg = read_config(config_file, opts)
     register_own_datasets(cfg)
-    complete_config(cfg)
+    complete_config(cfg, evaluates=evaluates, resumes=resumes)
     return cfg
 
 
-def complete_config(cfg: CfgNode) -> None:
+def complete_config(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False) -> None:
     """Fill in, from the datasets, the class keys that a stand-alone model needs.
 
     Sets MODEL.WSIS.THING_IDS, MODEL.ROI_HEADS.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES from
-    the metadata of DATASETS.TRAIN, or DATASETS.TEST if that is empty; where neither is registered
-    here, the config must have them. MODEL.DEVICE becomes "cpu" where no GPU is visible.
+    the classes of the run (:func:`wsis_d2.engine.run_classes.run_classes`), which its datasets
+    share from then on; where none is registered here, the config must have them. MODEL.DEVICE
+    becomes "cpu" where no GPU is visible.
+
+    Args:
+        cfg: changed in place.
+        evaluates, resumes: see :func:`wsis_d2.engine.run_classes.run_classes`.
 
     Raises:
-        InputError: datasets of different classes, or a config made for other classes.
+        InputError: a device that is not here, datasets of different classes, or a config made for
+            other classes.
     """
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
         cfg.MODEL.DEVICE = "cpu"
-    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog.list()]
-    first = None
-    for name in names:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("thing_ids") is None:
-            continue
-        classes = (list(metadata.thing_classes), [int(i) for i in metadata.thing_ids])
-        if first is None:
-            first = (name, *classes)
-        elif classes != first[1:]:
-            raise InputError(
-                f"DATASETS: {name!r} and {first[0]!r} have different classes; sets that are "
-                "trained on or tested together share one list of classes"
-            )
-    if first is None:
-        return
-    name, class_names, thing_ids = first
-    wanted = {
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (cfg.MODEL.SEM_SEG_HEAD, len(class_names), 54),
-        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS, len(thing_ids), 80),
-    }
-    for key, (node, count, default) in wanted.items():
-        if node.NUM_CLASSES not in (count, default):
-            raise InputError(
-                f"{key} is {node.NUM_CLASSES}, dataset {name!r} has {count}; leave the key out, it "
-                "is filled in"
-            )
-        node.NUM_CLASSES = count
-    if cfg.MODEL.WSIS.THING_IDS not in ([], thing_ids):
-        raise InputError(
-            f"MODEL.WSIS.THING_IDS is {cfg.MODEL.WSIS.THING_IDS}, dataset {name!r} has "
-            f"{thing_ids}; leave the key out, it is filled in"
-        )
-    cfg.MODEL.WSIS.THING_IDS = thing_ids
+    check_device(cfg)
+    classes = run_classes(cfg, evaluates=evaluates, resumes=resumes)
+    if classes is not None:
+        fill_classes(cfg, classes)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Set a command-line run up: :func:`load_cfg`, logging, config.yaml and metadata.json.
+    """Set a command-line run up: :func:`load_cfg` and logging.
+
+    A config.yaml and metadata.json that are in OUTPUT_DIR stay: they tell what its model was
+    trained with, which an evaluation, or a training that is refused, must not change;
+    :func:`write_run_files` writes them anew when training begins.
 
     Args:
         args: of Detectron2's ``default_argument_parser``.
     """
-    cfg = load_cfg(args.config_file or None, args.opts)
+    evaluates = bool(getattr(args, "eval_only", False))
+    cfg = load_cfg(
+        args.config_file or None,
+        args.opts,
+        evaluates=evaluates,
+        resumes=bool(getattr(args, "resume", False)) and not evaluates,
+    )
     cfg.freeze()
-    kept = None
-    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if getattr(args, "eval_only", False) and os.path.exists(config):
-        # An evaluation with other options must not rewrite what the run was trained with.
-        with open(config) as file:
-            kept = file.read()
+    files = [os.path.join(cfg.OUTPUT_DIR, name) for name in ("config.yaml", METADATA)]
+    main = comm.is_main_process()
+    kept = {path: Path(path).read_bytes() for path in files if main and os.path.isfile(path)}
     default_setup(cfg, args)
-    if kept is not None and comm.is_main_process():
-        with open(config, "w") as file:
-            file.write(kept)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsis_d2")
-    if comm.is_main_process():
+    if main:
         write_metadata(cfg)
+        for path, content in kept.items():
+            with atomic_write(Path(path)) as file:
+                file.write(content)
     return cfg
+
+
+def write_run_files(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml and metadata.json: what is trained from now on."""
+    if comm.is_main_process():
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+        write_metadata(cfg)
 
 
 def write_metadata(cfg: CfgNode) -> str | None:
@@ -127,7 +128,7 @@ def write_metadata(cfg: CfgNode) -> str | None:
             "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")  # fmt: skip
     content = {key: metadata.get(key) for key in keys}
     content["dataset"] = names[0]
-    path = os.path.join(cfg.OUTPUT_DIR, "metadata.json")
+    path = os.path.join(cfg.OUTPUT_DIR, METADATA)
     temporary = path + ".tmp"
     with open(temporary, "w") as file:
         json.dump(content, file, indent=1, default=list)

@@ -93,9 +93,19 @@ class _FullModelClipping:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule named by SOLVER.LR_SCHEDULER_NAME: "WarmupPolyLR" or one of Detectron2's."""
+    """The schedule named by SOLVER.LR_SCHEDULER_NAME: "WarmupPolyLR" or one of Detectron2's.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        return build_detectron2_scheduler(cfg, optimizer)
+        try:
+            return build_detectron2_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r} ({error}); expected "
+                "'WarmupPolyLR', 'WarmupMultiStepLR' or 'WarmupCosineLR'"
+            ) from error
     schedule = WarmupParamScheduler(
         PolynomialDecayParamScheduler(1.0, cfg.SOLVER.POLY_LR_POWER),
         cfg.SOLVER.WARMUP_FACTOR,

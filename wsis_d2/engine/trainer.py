@@ -6,27 +6,42 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import build_model
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from wsis_d2.checkpoint.checkpointer import load_backbone, load_part
-from wsis_d2.checkpoint.reader import SafeCheckpointer
+from wsis_d2.checkpoint.checkpointer import RunCheckpointer
+from wsis_d2.checkpoint.coverage import load_into
+from wsis_d2.checkpoint.parts import load_for_training
+from wsis_d2.checkpoint.reader import model_state
+from wsis_d2.config import read_config
+from wsis_d2.config_checks import (
+    TAGS,
+    check_device,
+    check_trainable,
+    check_used,
+    kind_of,
+)
 from wsis_d2.data.loader import build_test_loader, build_train_loader
 from wsis_d2.data.records import count_supervision, load_records
 from wsis_d2.engine.picture_hook import build_picture_hook
+from wsis_d2.engine.resume import plain_config, refuse_other_training
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
+from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import remove_dead_temporaries
+from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +50,15 @@ TRAINER_HOOK_REGISTRY.__doc__ = """
 Functions (cfg) -> hook or None. Their hooks run after the schedule's step and before checkpoints
 are written. ``wsis_d2.relabeling`` registers the one that makes new labels while training.
 """
+
+
+def _is_no_input_error(record: logging.LogRecord) -> bool:
+    """Whether a log record tells of something else than input that cannot be used."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+
+
+# TrainerBase logs the traceback of whatever ends a training; users' mistakes are told in one line.
+logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
 
 
 class WSISTrainer(TrainerBase):
@@ -55,6 +79,26 @@ class WSISTrainer(TrainerBase):
             InputError: a config that cannot be trained.
         """
         super().__init__()
+        check_trainable(cfg)
+        check_used(cfg, read_config())
+        check_device(cfg)
+        world_size = comm.get_world_size()
+        if world_size > 1 and (cfg.MODEL.DEVICE != "cuda") == torch.cuda.is_available():
+            raise InputError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} with {world_size} processes: each takes a "
+                "GPU of its own ('cuda'), or all the CPU where none is visible "
+                "(CUDA_VISIBLE_DEVICES='')"
+            )
+        # Before scaling: a run may be continued by another number of processes.
+        self.identity = {"config": plain_config(cfg), "labels": _label_recipes(cfg)}
+        try:
+            cfg = DefaultTrainer.auto_scale_workers(cfg, world_size)
+        except AssertionError:
+            raise InputError(
+                f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, expected a "
+                f"divisor of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+            ) from None
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
         seed_all_rng(self.seed)
@@ -62,15 +106,15 @@ class WSISTrainer(TrainerBase):
         try:
             model = build_model(cfg)
             self.optimizer = build_optimizer(cfg, model)
+            self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         self._plain_model = model
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         self.model = create_ddp_model(
             model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
         )
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.data_loader = None
         self._batches: Iterator | None = None
         self.last_batch: list[dict] = []
@@ -115,21 +159,63 @@ class WSISTrainer(TrainerBase):
         Args:
             resume: continue if there is a checkpoint; iteration, optimiser, schedule, sampler
                 position and random state go on from it.
+
+        Raises:
+            InputError: the checkpoint was trained with other settings or labels, has gone further
+                than SOLVER.MAX_ITER, is missing or cannot be read.
         """
-        if resume and self.checkpointer.has_checkpoint():
-            path = self.checkpointer.get_checkpoint_file()
-            self.checkpointer.resume_or_load(path, resume=True)
-            self.start_iter = self.iter + 1
-            logger.info("Resumed from %s at iteration %d", path, self.start_iter)
+        if comm.is_main_process():
+            remove_dead_temporaries(Path(self.cfg.OUTPUT_DIR))
+        found = self.checkpointer.find_last() if resume else None
+        if found is None:
+            if resume and os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")):
+                logger.warning(
+                    "%s: the run ended before its first checkpoint was whole; it begins anew",
+                    self.cfg.OUTPUT_DIR,
+                )
+            load_for_training(self.cfg, self._plain_model)
             return
-        load_weights(self.cfg, self._plain_model)
+        path, saved = found
+        try:
+            if "identity" in saved["trainer"]:
+                refuse_other_training(path, saved["trainer"]["identity"], self.identity)
+            load_into(
+                self._plain_model,
+                model_state(saved, path),
+                source=str(path),
+                hint="continue the run with the config that it was begun with",
+            )
+            self.load_state_dict(saved["trainer"])
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{path}: does not continue with this config's model and optimiser ({reason}); "
+                "continue with the config it was trained with, or start from its weights in "
+                "another OUTPUT_DIR: MODEL.WEIGHTS"
+            ) from error
+        self.start_iter = self.iter + 1
+        logger.info("Resumed from %s at iteration %d", path, self.start_iter)
+        if self.start_iter > self.max_iter:
+            raise InputError(
+                f"{path}: {self.start_iter} iterations are done, SOLVER.MAX_ITER is "
+                f"{self.max_iter}; raise it to train on"
+            )
 
     def train(self) -> dict:
-        """Train until SOLVER.MAX_ITER; returns the last evaluation's results."""
+        """Train until SOLVER.MAX_ITER; returns the last evaluation's results.
+
+        Raises:
+            InputError: a sample, loss or gradient that cannot be used.
+            SystemExit: the results are not TEST.EXPECTED_RESULTS.
+        """
         self.data_loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = iter(self.data_loader)
         self.model.train()
         super().train(self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            verify(self.cfg, self._last_eval_results)
         return self._last_eval_results
 
     def before_step(self) -> None:
@@ -171,12 +257,12 @@ class WSISTrainer(TrainerBase):
         """Stop training where something is not finite, naming it and the images.
 
         Raises:
-            FloatingPointError: ``wrong`` is not empty.
+            InputError: ``wrong`` is not empty.
         """
         if not wrong:
             return
         files = ", ".join(str(sample.get("file_name")) for sample in batch)
-        raise FloatingPointError(
+        raise InputError(
             f"{'; '.join(wrong)} at iteration {self.iter}, images {files}; lower "
             "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED"
         )
@@ -195,6 +281,7 @@ class WSISTrainer(TrainerBase):
         """What a checkpoint holds beside the model."""
         return {
             **super().state_dict(),
+            "identity": self.identity,
             "optimizer": self.optimizer.state_dict(),
             "seed": self.seed,
             "seconds": self._seconds,
@@ -269,6 +356,33 @@ class WSISTrainer(TrainerBase):
         write_results_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), name, results, meta)
 
 
+def verify(cfg: CfgNode, results: dict) -> None:
+    """Compare results with TEST.EXPECTED_RESULTS, as Detectron2 does: exit status 1 if they differ.
+
+    Raises:
+        InputError: a task that was not evaluated.
+        SystemExit: a value is missing, not finite, or further off than its tolerance.
+    """
+    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
+        if task not in results:
+            raise InputError(
+                f"TEST.EXPECTED_RESULTS: task {task!r} is not among the results; expected one of "
+                f"{sorted(results)}"
+            )
+    verify_results(cfg, results)
+
+
+def _label_recipes(cfg: CfgNode) -> dict[str, str]:
+    """Recipe of each training set's labels, as far as it has some."""
+    recipes = {}
+    reads_labels = kind_of(cfg) not in ("detector", *TAGS)
+    for name in cfg.DATASETS.TRAIN if reads_labels else ():
+        store = MetadataCatalog.get(name).get("label_store")
+        if store and os.path.isfile(os.path.join(store, "manifest.json")):
+            recipes[name] = LabelStore.open(store).recipe_hash
+    return recipes
+
+
 def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
     """Return the model as TEST.TRUE_PARTS has it evaluated: itself where that is empty.
 
@@ -285,24 +399,3 @@ def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Mod
             "result; give it a name, e.g. RUN_VARIANT true_boxes"
         )
     return TruePartsModel(model, dataset_name, cfg.TEST.TRUE_PARTS)
-
-
-def load_weights(cfg: CfgNode, model: nn.Module) -> None:
-    """Load the parts' checkpoints, if the config names them, then MODEL.WEIGHTS.
-
-    Raises:
-        InputError: a file is missing or fits another model.
-    """
-    start = cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS
-    if start and getattr(model, "semantic", None) is not None:
-        load_backbone(model.semantic.backbone, start, "MODEL.SEMANTIC.BACKBONE_WEIGHTS")
-    for part, key in (("detector", "DETECTOR_WEIGHTS"), ("semantic", "SEMANTIC_WEIGHTS")):
-        path = cfg.MODEL.WSIS[key]
-        if path and getattr(model, part, None) is not None:
-            load_part(model, part, path, f"MODEL.WSIS.{key}")
-    if not cfg.MODEL.WEIGHTS:
-        return
-    try:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    except (OSError, AssertionError) as error:
-        raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: cannot be read ({error})") from error

@@ -7,7 +7,6 @@ _MODULES = {
     "APrOptions": "metrics",
     "AveragePrecision": "average_precision",
     "BoxAPEvaluator": "box_ap",
-    "Classes": "panoptic_format",
     "FileOptions": "from_files",
     "ImageMatch": "image_match",
     "InstanceAP": "instance_ap",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
-from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 MATCHINGS = ("unique", "paper")
@@ -59,7 +59,7 @@ class AveragePrecision:
 
     def __init__(
         self,
-        classes: Classes,
+        classes: ClassTable,
         thresholds: Sequence[float],
         matching: str = "unique",
         score_mode: str = "score",

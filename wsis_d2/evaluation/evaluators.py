@@ -24,6 +24,7 @@ from wsis_d2.evaluation.panoptic_format import (
     write_json,
     write_panoptic_png,
     write_png,
+    write_semantic_classes,
 )
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
@@ -156,7 +157,7 @@ class PanopticQualityEvaluator(PanopticTruthEvaluator):
         return {
             "images": images,
             "annotations": annotations,
-            "categories": self.truth.file.categories,
+            "categories": self.truth.classes.categories,
         }
 
 
@@ -268,7 +269,8 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
 
     Args:
         dataset_name: a registered dataset with panoptic truth.
-        output_folder: where ``semantic_pred/*.png`` (uint8 unified ids) go; None writes nothing.
+        output_folder: where ``semantic_pred/*.png`` (uint8 unified ids) and ``semantic_pred.json``
+            (their classes) go; None writes nothing.
         truth: shared with other evaluators of the dataset.
     """
 
@@ -315,6 +317,8 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
         states = self._gather(self._state)
         if states is None:
             return None
+        if self.output_folder is not None:
+            write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.truth.classes)
         total: dict[str, SemanticIoU] = {}
         for state in states:
             for source, part in state.items():

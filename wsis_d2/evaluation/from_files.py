@@ -16,7 +16,12 @@ from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
 from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import PanopticFile, picture_ids, semantic_map
+from wsis_d2.evaluation.panoptic_format import (
+    PanopticFile,
+    picture_ids,
+    semantic_map,
+    semantic_table,
+)
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
 from wsis_d2.utils.errors import InputError
@@ -35,7 +40,8 @@ class FileOptions:
         apr: options of AP^r.
         instance_ap: ``"coco"``, ``"cityscapes"`` or ``"none"``.
         semantic_folder: folder of uint8 PNGs of unified ids, named like the truth's PNGs, the
-            semantic network's own output; None measures the union of segments alone.
+            semantic network's own output; classes meet by name where FOLDER.json beside it has
+            ``categories``. None measures the union of segments alone.
         allow_missing: count an image without prediction as wholly missed instead of refusing.
         workers: processes; 0 takes all usable cores, up to 8.
     """
@@ -99,6 +105,8 @@ class _Worker:
     def __init__(self, truth: PanopticFile, prediction: PanopticFile, options: FileOptions):
         self.truth, self.prediction, self.options = truth, prediction, options
         self.matcher = Matcher(truth.classes)
+        if options.semantic_folder is not None:
+            self.semantic_table = semantic_table(options.semantic_folder, truth.classes)
 
     def __call__(self, keys: Sequence[str]) -> _Sums:
         sums = _Sums(self.truth, self.options)
@@ -128,7 +136,8 @@ class _Worker:
             png = PurePosixPath(truth.annotations[key]["file_name"]).with_suffix(".png")
             path = self.options.semantic_folder / png
             labels = semantic_map(picture_ids(gt_picture), gt_segments, truth.classes)
-            sums.semantic.update_maps(labels, read_label_png(path), str(path))
+            predicted = self.semantic_table[read_label_png(path)]
+            sums.semantic.update_maps(labels, predicted, str(path))
 
 
 def read_label_png(path: Path) -> np.ndarray:
@@ -182,7 +191,8 @@ def evaluate_files(
 
     Args:
         pred_json, pred_dir: COCO panoptic predictions; segments may carry ``score`` and
-            ``scores: {detection, mean_confidence}``; a missing ``score`` counts as 1.
+            ``scores: {detection, mean_confidence}``; a missing ``score`` counts as 1. The file's
+            ``categories`` meet those of the truth by name; without any, ids are the truth's.
         gt_json, gt_dir: COCO panoptic truth.
         options: see :class:`FileOptions`.
 
@@ -192,7 +202,7 @@ def evaluate_files(
     options = options or FileOptions()
     options.check()
     truth = PanopticFile(gt_json, gt_dir)
-    prediction = PanopticFile(pred_json, pred_dir, classes=truth.classes)
+    prediction = PanopticFile(pred_json, pred_dir, truth.classes).in_classes(truth.classes)
     _check_images(truth, prediction, options.allow_missing)
     keys = list(truth)
     chunks = [keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.evaluation.panoptic_format import MAX_ID, VOID_ID, Classes, picture_ids
+from wsis_d2.evaluation.panoptic_format import MAX_ID, VOID_ID, picture_ids
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 SCORE_MODES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
@@ -90,7 +91,7 @@ class Matcher:
         classes: the dataset's classes.
     """
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: ClassTable) -> None:
         self.classes = classes
         self._table = np.zeros(MAX_ID + 1, np.uint16)
 
@@ -146,7 +147,7 @@ class Matcher:
                 )
             keep = pred_area > 0
         kept = [segment for segment, keeps in zip(pred_segments, keep, strict=True) if keeps]
-        index = self.classes.index
+        index = self.classes.contiguous
         pred_class = np.array([index[s["category_id"]] for s in kept], np.int64)
         return ImageMatch(
             gt_class=np.array([index[s["category_id"]] for s in gt_segments], np.int64),

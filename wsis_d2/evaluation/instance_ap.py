@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsis_d2.evaluation.image_match import ImageMatch
-from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
+from wsis_d2.structures.classes import ClassTable
 
 PROTOCOLS = ("coco", "cityscapes")
 THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
@@ -69,7 +69,7 @@ class InstanceAP:
         protocol: ``"coco"`` or ``"cityscapes"``.
     """
 
-    def __init__(self, classes: Classes, protocol: str = "coco") -> None:
+    def __init__(self, classes: ClassTable, protocol: str = "coco") -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"AP protocol {protocol!r}, expected one of {PROTOCOLS}")
         self.classes = classes

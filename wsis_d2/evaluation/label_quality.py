@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.store import IGNORE, LabelStore
@@ -27,7 +28,8 @@ def evaluate_store(
 
     Args:
         store: the labels.
-        panoptic_json, panoptic_root: truth in COCO panoptic format, of the same classes.
+        panoptic_json, panoptic_root: truth in COCO panoptic format; its classes and the store's
+            meet by name.
 
     Returns:
         In percent, NaN where nothing was to measure::
@@ -52,18 +54,13 @@ def evaluate_store(
         InputError: the classes differ, or no image is in both.
     """
     from wsis_d2.evaluation.image_match import Matcher
-    from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile
+    from wsis_d2.evaluation.panoptic_format import PanopticFile
     from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 
     if not isinstance(store, LabelStore):
         store = LabelStore.open(store)
-    classes = Classes.from_categories(store.categories, f"{store.path}/manifest.json")
-    truth = PanopticFile(panoptic_json, panoptic_root)
-    if truth.classes.ids != classes.ids:
-        raise InputError(
-            f"{panoptic_json}: category ids {list(truth.classes.ids)[:30]}, the labels in "
-            f"{store.path} have {list(classes.ids)[:30]}; truth and labels must share classes"
-        )
+    classes = store.classes
+    truth = PanopticFile(panoptic_json, panoptic_root).in_classes(classes)
     image_ids = [i for i in store.image_ids() if str(i) in truth.annotations]
     if not image_ids:
         raise InputError(f"{store.path}: none of its images is in {panoptic_json}")
@@ -93,7 +90,7 @@ def evaluate_store(
                 f"{store.path}: image {image_id}: its semantic map is {semantic.shape} pixels, "
                 f"the truth {truth.png(key)} {ids.shape}"
             )
-        confusion += _confusion(ids, segments, classes.index, semantic)
+        confusion += _confusion(ids, segments, classes.contiguous, semantic)
     return _results(confusion, quality.results(), objects, classes, len(image_ids))
 
 
@@ -173,6 +170,7 @@ def evaluate_proposals(
     records: Sequence[dict],
     panoptic_json: str | os.PathLike,
     panoptic_root: str | os.PathLike,
+    classes: ClassTable,
 ) -> dict:
     """Return the oracle quality J_i of a proposal source, in percent.
 
@@ -180,6 +178,7 @@ def evaluate_proposals(
         source: a :class:`wsis_d2.weak_labels.proposals.ProposalSource`.
         records: weak records; those without truth are left out.
         panoptic_json, panoptic_root: truth.
+        classes: the dataset's, which the truth's meet by name.
 
     Returns:
         ``{"objects", "images", "raw": mean number of proposals, "J_i": {budget or "all": mean over
@@ -187,9 +186,9 @@ def evaluate_proposals(
         size}``.
     """
     from wsis_d2.evaluation.panoptic_format import PanopticFile
-    from wsis_d2.weak_labels.box_masks import read_image
+    from wsis_d2.utils.image_io import read_record
 
-    truth = PanopticFile(panoptic_json, panoptic_root)
+    truth = PanopticFile(panoptic_json, panoptic_root).in_classes(classes)
     things = {
         i for i, isthing in zip(truth.classes.ids, truth.classes.isthing, strict=True) if isthing
     }
@@ -203,7 +202,7 @@ def evaluate_proposals(
             for s in truth.segments(key)
             if s["category_id"] in things and not s.get("iscrowd", 0)
         ]
-        proposals = source(read_image(record), record)
+        proposals = source(read_record(record, "BGR"), record)
         if proposals is None:
             raise InputError("WEAK_LABELS.PROPOSALS.NAME none: there are no proposals to measure")
         counts.append(len(proposals))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from wsis_d2.evaluation.average_precision import AveragePrecision, parse_thresholds
 from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 DEFAULT_THRESHOLDS = "0.1:0.9:0.1"
@@ -38,7 +38,7 @@ class APrByScore:
         options: see :class:`APrOptions`.
     """
 
-    def __init__(self, classes: Classes, options: APrOptions) -> None:
+    def __init__(self, classes: ClassTable, options: APrOptions) -> None:
         if options.score_mode not in SCORE_MODES:
             raise InputError(
                 f"score mode {options.score_mode!r}: expected one of {', '.join(SCORE_MODES)}"

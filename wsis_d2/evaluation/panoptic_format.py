@@ -2,17 +2,23 @@
 """COCO panoptic files (JSON + RGB PNG): read with every check, written whole or not at all."""
 
 import contextlib
+import copy
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from wsis_d2.structures.classes import (
+    ClassTable,
+    check_segment_kind,
+    match_classes,
+    parse_categories,
+    place_table,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json
@@ -31,56 +37,6 @@ PREDICTION_FOLDER = "panoptic_pred"
 SEMANTIC_FOLDER = "semantic_pred"
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a dataset in unified order, that is sorted by the file's category id.
-
-    Attributes:
-        ids: category id in the file, one a class.
-        names: class names.
-        isthing: whether a class is countable.
-    """
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    isthing: tuple[bool, ...]
-
-    @classmethod
-    def from_categories(cls, categories: Sequence[Mapping[str, Any]], source: str) -> "Classes":
-        """Build from a file's ``categories``; ``source`` names the file in errors.
-
-        Raises:
-            InputError: no list, no class, an entry without integer ``id``, or an id given twice.
-        """
-        if not isinstance(categories, list | tuple) or not categories:
-            raise InputError(
-                f"{source}: 'categories' is empty or no list, expected COCO categories"
-            )
-        for entry in categories:
-            if not isinstance(entry, Mapping) or not _is_int(entry.get("id")):
-                raise InputError(f"{source}: category {entry!r} has no integer 'id'")
-        ordered = sorted(categories, key=lambda entry: entry["id"])
-        ids = tuple(int(entry["id"]) for entry in ordered)
-        for first, second in zip(ids, ids[1:], strict=False):
-            if first == second:
-                raise InputError(f"{source}: category id {first} is given twice")
-        names = tuple(str(entry.get("name", entry["id"])) for entry in ordered)
-        return cls(ids, names, tuple(bool(entry.get("isthing", 1)) for entry in ordered))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @cached_property
-    def index(self) -> dict[int, int]:
-        """Category id of the file to unified id."""
-        return {category: unified for unified, category in enumerate(self.ids)}
-
-    @cached_property
-    def thing_mask(self) -> np.ndarray:
-        """bool (C,): which unified ids are things."""
-        return np.asarray(self.isthing, bool)
-
-
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -93,14 +49,15 @@ class PanopticFile:
     Args:
         json_file: the JSON.
         folder: where the ``file_name`` of an annotation lies.
-        classes: the classes to check ``category_id`` against; None reads the file's own.
+        default_classes: the classes of a file without ``categories``, and what the things are in
+            one whose ``categories`` do not say; None: the file must have its own.
 
     Raises:
         InputError: a file is missing, is no JSON, or lacks what the format asks for.
     """
 
     def __init__(
-        self, json_file: str | Path, folder: str | Path, classes: Classes | None = None
+        self, json_file: str | Path, folder: str | Path, default_classes: ClassTable | None = None
     ) -> None:
         self.json_file = Path(json_file)
         self.folder = Path(folder)
@@ -111,10 +68,8 @@ class PanopticFile:
             )
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder, expected the PNGs of {json_file}")
-        if classes is None:
-            classes = Classes.from_categories(data.get("categories"), str(self.json_file))
-        self.classes = classes
-        self.categories = data.get("categories")
+        self.classes = _classes(data.get("categories"), str(self.json_file), default_classes)
+        self._new_ids: dict[int, int] | None = None  # category ids that segments() replaces
         self.images: list[dict[str, Any]] = data.get("images") or []
         # Without segments_info, which :meth:`segments` unpacks.
         self.annotations: dict[str, dict[str, Any]] = {}
@@ -127,6 +82,21 @@ class PanopticFile:
             self._packed[key] = annotation.pop("segments_info")
             self.annotations[key] = annotation
         self.position = {key: position for position, key in enumerate(self.annotations)}
+
+    def in_classes(self, classes: ClassTable) -> "PanopticFile":
+        """Return the file as one of other classes: the same ones by name, with their ids.
+
+        Raises:
+            InputError: see :func:`match_classes`.
+        """
+        places = match_classes(classes, self.classes)
+        result = copy.copy(self)
+        result.classes = classes
+        new = {old: classes.ids[k] for old, k in zip(self.classes.ids, places, strict=True)}
+        if self._new_ids is not None:
+            new = {old: new[category] for old, category in self._new_ids.items()}
+        result._new_ids = None if all(a == b for a, b in new.items()) else new
+        return result
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -158,11 +128,16 @@ class PanopticFile:
             if number in seen:
                 raise InputError(f"{where}: segment id {number} is given twice")
             seen.add(number)
-            if segment.get("category_id") not in self.classes.index:
+            category = segment.get("category_id")
+            known = isinstance(category, int | float)
+            place = self.classes.contiguous.get(category) if known else None
+            if place is None:
                 raise InputError(
-                    f"{where}: segment {number} has category_id {segment.get('category_id')!r},"
-                    f" expected one of the {len(self.classes)} category ids of the truth"
+                    f"{where}: segment {number} has category_id {category!r:.60},"
+                    f" expected one of the {len(self.classes)} category ids of"
+                    f" {self.classes.source}: {self.classes.id_text()}"
                 )
+            check_segment_kind(segment, self.classes.isthing[place], f"{where}: segment {number}")
 
     def png(self, key: str) -> Path:
         """Return the PNG of an image."""
@@ -178,7 +153,26 @@ class PanopticFile:
 
     def segments(self, key: str) -> list[dict[str, Any]]:
         """Return ``segments_info`` of an image."""
-        return pickle.loads(self._packed[key])
+        segments = pickle.loads(self._packed[key])
+        if self._new_ids is not None:
+            for segment in segments:
+                segment["category_id"] = self._new_ids[segment["category_id"]]
+        return segments
+
+
+def _classes(categories: Any, source: str, default: ClassTable | None) -> ClassTable:
+    if default is not None:
+        if categories is None:
+            return default
+        isthing = dict(zip(default.names, default.isthing, strict=True))
+        if isinstance(categories, list):
+            categories = [
+                {"isthing": int(isthing.get(str(c.get("name")), 1)), **c}
+                if isinstance(c, dict)
+                else c
+                for c in categories
+            ]
+    return parse_categories(categories, source)
 
 
 def _pack_segments(entry: dict[str, Any]) -> dict[str, Any]:
@@ -234,14 +228,45 @@ def picture_ids(picture: np.ndarray) -> np.ndarray:
 
 
 def semantic_map(
-    ids: np.ndarray, segments: list[dict[str, Any]], classes: Classes, ignore: int = 255
+    ids: np.ndarray, segments: list[dict[str, Any]], classes: ClassTable, ignore: int = 255
 ) -> np.ndarray:
     """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
     table = np.full(int(ids.max(initial=0)) + 1, ignore, np.uint8)
     for segment in segments:
         if segment["id"] < len(table):
-            table[segment["id"]] = classes.index[segment["category_id"]]
+            table[segment["id"]] = classes.contiguous[segment["category_id"]]
     return table.take(ids)
+
+
+def write_semantic_classes(folder: Path, classes: ClassTable) -> None:
+    """Write, beside a folder of semantic PNGs, the classes that their numbers stand for."""
+    write_json(_semantic_json(folder), {"categories": classes.categories})
+
+
+def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:
+    """Return what the numbers in a folder of semantic PNGs are in other classes.
+
+    Args:
+        folder: with 8-bit PNGs; what :func:`write_semantic_classes` wrote lies beside it, else the
+            numbers are taken as those of ``classes``.
+        classes: the wanted classes.
+
+    Returns:
+        uint8 (256,); values that are no class stay.
+
+    Raises:
+        InputError: see :func:`match_classes`.
+    """
+    path = _semantic_json(folder)
+    if not path.is_file():
+        return np.arange(256, dtype=np.uint8)
+    content = read_json(path)
+    categories = content.get("categories") if isinstance(content, dict) else None
+    return place_table(match_classes(classes, parse_categories(categories, str(path))))
+
+
+def _semantic_json(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"
 
 
 def write_panoptic_png(path: Path, ids: np.ndarray) -> None:

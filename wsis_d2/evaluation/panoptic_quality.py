@@ -4,7 +4,7 @@
 import numpy as np
 
 from wsis_d2.evaluation.image_match import ImageMatch
-from wsis_d2.evaluation.panoptic_format import Classes
+from wsis_d2.structures.classes import ClassTable
 
 PQ_VARIANTS = ("coco", "paper")
 PQ_THRESHOLD = 0.5
@@ -27,7 +27,7 @@ class PanopticQuality:
         variant: ``"coco"`` or ``"paper"``.
     """
 
-    def __init__(self, classes: Classes, variant: str = "coco") -> None:
+    def __init__(self, classes: ClassTable, variant: str = "coco") -> None:
         if variant not in PQ_VARIANTS:
             raise ValueError(f"PQ variant {variant!r}, expected one of {PQ_VARIANTS}")
         self.classes = classes

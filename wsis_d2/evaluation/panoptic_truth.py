@@ -9,14 +9,16 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from wsis_d2.evaluation.image_match import ImageMatch, Matcher
-from wsis_d2.evaluation.panoptic_format import Classes, PanopticFile, semantic_map
+from wsis_d2.evaluation.panoptic_format import PanopticFile, semantic_map
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 
 class PanopticTruth:
     """Truth of one dataset, opened on first use and shared by its evaluators.
 
-    The last image's table is kept, so that several evaluators match each image once.
+    It is read in the dataset's classes, which are the model's. The last image's table is kept, so
+    that several evaluators match each image once.
 
     Args:
         dataset_name: a registered dataset with ``panoptic_json`` and ``panoptic_root``.
@@ -35,7 +37,7 @@ class PanopticTruth:
         """The truth's files.
 
         Raises:
-            InputError: the dataset has no panoptic truth.
+            InputError: the dataset has no panoptic truth, or truth of other classes.
         """
         if self._file is None:
             json_file = self.metadata.get("panoptic_json", None)
@@ -46,12 +48,14 @@ class PanopticTruth:
                     " panoptic_root, so there is no truth to evaluate against; register it with"
                     " panoptic_json=... and panoptic_dir=..."
                 )
-            self._file = PanopticFile(json_file, folder)
+            file = PanopticFile(json_file, folder)
+            classes = ClassTable.of_metadata(self.metadata, f"dataset {self.dataset_name}")
+            self._file = file if classes is None else file.in_classes(classes)
         return self._file
 
     @property
-    def classes(self) -> Classes:
-        """The truth's classes in unified order."""
+    def classes(self) -> ClassTable:
+        """The dataset's classes in unified order."""
         return self.file.classes
 
     def key(self, record: Mapping[str, Any]) -> str:
@@ -102,7 +106,9 @@ class PanopticTruth:
 
 
 def panoptic_prediction(
-    panoptic_seg: tuple[Any, list[Mapping[str, Any]] | None], classes: Classes, label_divisor: int
+    panoptic_seg: tuple[Any, list[Mapping[str, Any]] | None],
+    classes: ClassTable,
+    label_divisor: int,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return a model's ``panoptic_seg`` as int32 ids 1..N (0 = void) and its segments.
 
@@ -141,7 +147,7 @@ def panoptic_prediction(
     return new_ids[np.searchsorted(numbers, picture)], result
 
 
-def _file_segment(segment: Mapping[str, Any], number: int, classes: Classes) -> dict[str, Any]:
+def _file_segment(segment: Mapping[str, Any], number: int, classes: ClassTable) -> dict[str, Any]:
     unified = int(segment["category_id"])
     if not 0 <= unified < len(classes):
         raise InputError(

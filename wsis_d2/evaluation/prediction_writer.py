@@ -15,19 +15,21 @@ from wsis_d2.evaluation.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
-    Classes,
     write_json,
     write_panoptic_png,
     write_png,
+    write_semantic_classes,
 )
 from wsis_d2.evaluation.panoptic_truth import panoptic_prediction
+from wsis_d2.structures.classes import parse_categories
 
 
 class PredictionWriter(DatasetEvaluator):
     """Writes ``panoptic_seg`` and ``sem_seg`` outputs as the evaluators do; has no results.
 
     Files: ``panoptic_pred.json`` with ``panoptic_pred/*.png`` (COCO panoptic with scores) and
-    ``semantic_pred/*.png`` (uint8 unified ids), named like the images.
+    ``semantic_pred/*.png`` (uint8 unified ids) with ``semantic_pred.json`` (their classes), named
+    like the images.
 
     Args:
         dataset_name: a registered dataset; its metadata's ``categories`` and ``image_root`` are
@@ -37,7 +39,7 @@ class PredictionWriter(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_folder: str | Path) -> None:
         self.metadata = MetadataCatalog.get(dataset_name)
-        self.classes = Classes.from_categories(self.metadata.categories, dataset_name)
+        self.classes = parse_categories(self.metadata.categories, f"dataset {dataset_name}")
         self.output_folder = Path(output_folder)
         self.reset()
 
@@ -81,9 +83,10 @@ class PredictionWriter(DatasetEvaluator):
             content = {
                 "images": [image for images, _ in gathered for image in images],
                 "annotations": [a for _, annotations in gathered for a in annotations],
-                "categories": self.metadata.categories,
+                "categories": self.classes.categories,
             }
             for name, key in (("images", "id"), ("annotations", "image_id")):
                 content[name].sort(key=lambda entry, key=key: str(entry[key]))
             write_json(self.output_folder / PREDICTION_JSON, content)
+            write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.classes)
         return {}

@@ -4,8 +4,8 @@
 import numpy as np
 
 from wsis_d2.evaluation.image_match import ImageMatch, joint_histogram
-from wsis_d2.evaluation.panoptic_format import Classes
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
 
@@ -20,7 +20,7 @@ class SemanticIoU:
         classes: the dataset's classes.
     """
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: ClassTable) -> None:
         self.classes = classes
         # Rows: truth; columns: prediction, the last one is "no class predicted".
         self.confusion = np.zeros((len(classes), len(classes) + 1), np.int64)

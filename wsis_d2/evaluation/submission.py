@@ -19,11 +19,12 @@ from wsis_d2.evaluation.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
-    Classes,
     PanopticFile,
     semantic_map,
+    semantic_table,
     write_png,
 )
+from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.progress import progress
@@ -43,7 +44,7 @@ class Server:
         test_images: how many images its test set has.
     """
 
-    classes: Classes
+    classes: ClassTable
     pattern: re.Pattern[str]
     folder: str
     archive: str
@@ -61,8 +62,8 @@ class Server:
         return match[1]
 
 
-_VOC = Classes.from_categories(VOC_CATEGORIES, "VOC 2012")
-_CITYSCAPES = Classes.from_categories(CITYSCAPES_CATEGORIES, "Cityscapes")
+_VOC = parse_categories(VOC_CATEGORIES, "VOC 2012")
+_CITYSCAPES = parse_categories(CITYSCAPES_CATEGORIES, "Cityscapes")
 _CITYSCAPES_NAME = re.compile(r"^([a-z-]+_\d{6}_\d{6})(_.*)?$")
 SERVERS = {
     # comp6: trained on more than the challenge's own images (SBD).
@@ -125,7 +126,7 @@ def write_submission(
     if server == "cityscapes-instance":
         names = _write_instances(_panoptic_file(predictions, spec), folder, spec, score_mode)
     else:
-        maps = _semantic_maps(predictions) if source == "semantic" else None
+        maps = _semantic_maps(predictions, spec) if source == "semantic" else None
         if maps is None:
             maps = _union_maps(_panoptic_file(predictions, spec))
         names = []
@@ -146,7 +147,7 @@ def _new_name(name: str, names: list[str], png: Path) -> str:
     return name
 
 
-def _semantic_maps(predictions: Path) -> Iterator[tuple[Path, np.ndarray]]:
+def _semantic_maps(predictions: Path, spec: Server) -> Iterator[tuple[Path, np.ndarray]]:
     folder = predictions / SEMANTIC_FOLDER
     files = sorted(folder.rglob("*.png"))
     if not files:
@@ -154,8 +155,9 @@ def _semantic_maps(predictions: Path) -> Iterator[tuple[Path, np.ndarray]]:
             f"{folder}: no PNGs; expected the semantic output that tools/train_net.py --eval-only"
             " writes, or use --source panoptic"
         )
+    table = semantic_table(folder, spec.classes)
     for path in progress(files, desc="writing"):
-        yield path, read_label_png(path)
+        yield path, table[read_label_png(path)]
 
 
 def _union_maps(file: PanopticFile) -> Iterator[tuple[Path, np.ndarray]]:
@@ -165,15 +167,10 @@ def _union_maps(file: PanopticFile) -> Iterator[tuple[Path, np.ndarray]]:
 
 def _panoptic_file(predictions: Path, spec: Server) -> PanopticFile:
     file = PanopticFile(predictions / PREDICTION_JSON, predictions / PREDICTION_FOLDER)
-    if file.classes != spec.classes:
-        raise InputError(
-            f"{file.json_file}: its {len(file.classes)} categories are not the server's"
-            f" {len(spec.classes)}"
-        )
-    return file
+    return file.in_classes(spec.classes)
 
 
-def _label_ids(labels: np.ndarray, classes: Classes, png: Path) -> np.ndarray:
+def _label_ids(labels: np.ndarray, classes: ClassTable, png: Path) -> np.ndarray:
     """Return the server's label ids; no class becomes 0 (background or unlabeled)."""
     table = np.zeros(256, np.uint8)
     table[: len(classes)] = classes.ids
@@ -185,11 +182,11 @@ def _label_ids(labels: np.ndarray, classes: Classes, png: Path) -> np.ndarray:
     return table[labels]
 
 
-def _write_label_ids(path: Path, labels: np.ndarray, classes: Classes, png: Path) -> None:
+def _write_label_ids(path: Path, labels: np.ndarray, classes: ClassTable, png: Path) -> None:
     write_png(path, _label_ids(labels, classes, png))
 
 
-def _write_voc(path: Path, labels: np.ndarray, classes: Classes, png: Path) -> None:
+def _write_voc(path: Path, labels: np.ndarray, classes: ClassTable, png: Path) -> None:
     picture = Image.fromarray(_label_ids(labels, classes, png)).convert("P")
     picture.putpalette(voc_palette())
     with atomic_write(path) as file:

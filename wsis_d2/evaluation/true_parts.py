@@ -81,7 +81,7 @@ class TruePartsModel(nn.Module):
         ids, classes = self.truth.ids(key), self.truth.classes
         boxes, labels = [], []
         for segment in self.truth.file.segments(key):
-            unified = classes.index[segment["category_id"]]
+            unified = classes.contiguous[segment["category_id"]]
             if not classes.isthing[unified] or segment.get("iscrowd"):
                 continue
             ys, xs = np.nonzero(ids == segment["id"])

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import PICTURE_SUFFIXES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+_MEDIA = PICTURE_SUFFIXES + VIDEOS
 
 
 def find_media(inputs: Sequence[str]) -> list[Path]:
@@ -26,20 +27,24 @@ def find_media(inputs: Sequence[str]) -> list[Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS)
+            inside = sorted(
+                p
+                for p in path.iterdir()  # not the "._photo.jpg" that some systems put beside it
+                if p.suffix.lower() in _MEDIA and not p.name.startswith(".") and p.is_file()
+            )
             if not inside:
                 raise InputError(f"{text}: no picture or video in this folder")
             found.update(dict.fromkeys(inside))
         elif path.is_file():
-            if path.suffix.lower() not in PICTURES + VIDEOS:
+            if path.suffix.lower() not in _MEDIA:
                 raise InputError(
-                    f"{text}: expected a picture ({', '.join(PICTURES)}) or a video "
+                    f"{text}: expected a picture ({', '.join(PICTURE_SUFFIXES)}) or a video "
                     f"({', '.join(VIDEOS)})"
                 )
             found[path] = None
         else:
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
-            matched = [p for p in matched if p.suffix.lower() in PICTURES + VIDEOS and p.is_file()]
+            matched = [p for p in matched if p.suffix.lower() in _MEDIA and p.is_file()]
             if not matched:
                 what = "matches no picture or video" if glob.has_magic(text) else "no such file"
                 raise InputError(f"{text}: {what}")

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import load_exactly
+from wsis_d2.checkpoint.parts import load_trained, only_weights
+from wsis_d2.modeling.build import build_model
+from wsis_d2.modeling.upsampling import upsample_labels
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
@@ -52,8 +54,10 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         device: "cpu" or "cuda"; None takes a GPU where there is one.
 
     Raises:
-        InputError: neither a run's folder nor a released model; a file of it is missing.
+        InputError: neither a run's folder nor a released model; a file of it is missing, or its
+            config and its metadata tell of different classes.
     """
+    from wsis_d2.engine.run_classes import fill_classes
     from wsis_d2.model_zoo import get_config, get_metadata
     from wsis_d2.model_zoo.publish import read_metadata, self_contained_config
 
@@ -75,23 +79,18 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
         metadata = read_metadata(folder / "metadata.json")
         if not weights.is_file():
             raise InputError(f"{weights}: no such file, expected the run's last checkpoint")
+    fill_classes(cfg, model_classes(metadata, name))
+    cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.WEIGHTS = ""
     return cfg, str(weights), metadata
 
 
-def model_classes(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the classes of a model's ``metadata.json`` in the order of their unified ids."""
-    if metadata.get("categories"):
-        return class_list(metadata["categories"])
-    things = set(metadata["thing_ids"])
-    rows = zip(metadata["stuff_classes"], metadata["stuff_colors"], strict=True)
-    return class_list(
-        [
-            {"id": index, "name": name, "isthing": index in things, "color": color}
-            for index, (name, color) in enumerate(rows)
-        ]
-    )
+def model_classes(metadata: dict[str, Any], name: str) -> ClassTable:
+    """Return the classes of a model's ``metadata.json``, which ``name`` names in messages."""
+    classes = ClassTable.of_metadata(metadata, f"the metadata.json of {name}")
+    if classes is None:
+        raise InputError(f"the metadata.json of {name}: has no classes; training writes them")
+    return classes
 
 
 class PanopticPredictor:
@@ -100,9 +99,12 @@ class PanopticPredictor:
     Args:
         name: run folder or zoo id, see :func:`open_model`.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
-        max_side: larger pictures are scaled down to this longer side for the network, the result
-            is given in the picture's own pixels; 0 never scales.
+        max_side: larger pictures are scaled down to this longer side for the network and its CRF,
+            and the labels brought up to the picture's own pixels with the picture as guide
+            (:func:`wsis_d2.modeling.upsampling.upsample_labels`); 0 never scales.
         score_threshold: detections below it are dropped; None keeps the model's own.
+        full_size: run the CRF on all pixels of larger pictures too, with time and memory that
+            grow with them.
 
     Raises:
         InputError: the model cannot be opened, or is none of wsis_d2's panoptic models.
@@ -114,6 +116,7 @@ class PanopticPredictor:
         device: str | None = None,
         max_side: int = 1333,
         score_threshold: float | None = None,
+        full_size: bool = False,
     ) -> None:
         cfg, weights, metadata = open_model(name, device)
         if cfg.MODEL.META_ARCHITECTURE != "WeakPanopticRCNN":
@@ -121,13 +124,17 @@ class PanopticPredictor:
                 f"--model {name}: is a {cfg.MODEL.META_ARCHITECTURE}, expected a WeakPanopticRCNN"
             )
         if score_threshold is not None:
-            cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            if cfg.MODEL.WSIS.STAGE == "detector":
+                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+            else:
+                cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
         self.cfg = cfg
-        self.classes = model_classes(metadata)
+        self.classes = class_list(model_classes(metadata, name).categories)
         self.max_side = max_side
+        # Boxes cost nothing at full size; the detector has no labels to bring up.
+        self.full_size = full_size or cfg.MODEL.WSIS.STAGE == "detector"
         self.model = build_model(cfg).eval()
-        load_exactly(self.model, weights)
+        load_trained(self.model, weights, key="--model")
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -136,21 +143,23 @@ class PanopticPredictor:
         Args:
             image: uint8 (H, W, 3) RGB.
         """
-        height, width = image.shape[:2]
+        height, width = size = image.shape[:2]
         shown = image
         if self.max_side and max(height, width) > self.max_side:
             factor = self.max_side / max(height, width)
-            size = (max(1, round(width * factor)), max(1, round(height * factor)))
-            shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            small = (max(1, round(width * factor)), max(1, round(height * factor)))
+            shown = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        if not self.full_size:
+            size = shown.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
             shown = shown[..., ::-1]
         tensor = torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))
-        output = self.model([{"image": tensor, "height": height, "width": width}])[0]
+        output = self.model([{"image": tensor, "height": size[0], "width": size[1]}])[0]
         if output.get("panoptic_seg") is not None:
             ids, segments = output["panoptic_seg"]
-            return Prediction(ids.cpu().numpy().astype(np.int32), segments, [], [], [])
+            return _of_size(image, ids.cpu().numpy().astype(np.int32), segments)
         if output.get("sem_seg") is not None:
-            return self._from_semantic(output["sem_seg"])
+            return _of_size(image, *self._from_semantic(output["sem_seg"]))
         found = output["instances"].to("cpu")
         return Prediction(
             None,
@@ -160,8 +169,9 @@ class PanopticPredictor:
             found.scores.tolist(),
         )
 
-    def _from_semantic(self, probabilities: torch.Tensor) -> Prediction:
-        """Return one segment a class of a semantic model's output."""
+    @staticmethod
+    def _from_semantic(probabilities: torch.Tensor) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return ids and segments of a semantic model's output, one segment a class."""
         confidence, labels = probabilities.max(0)
         ids = (labels + 1).cpu().numpy().astype(np.int32)
         segments = []
@@ -178,4 +188,13 @@ class PanopticPredictor:
                     "area": int(mask.sum()),
                 }
             )
-        return Prediction(ids, segments, [], [], [])
+        return ids, segments
+
+
+def _of_size(image: np.ndarray, ids: np.ndarray, segments: list[dict[str, Any]]) -> Prediction:
+    """Return segments in the picture's own pixels, with the areas they have there."""
+    if ids.shape != image.shape[:2]:
+        ids = upsample_labels(ids, image)
+        areas = np.bincount(ids.ravel(), minlength=1 + max((s["id"] for s in segments), default=0))
+        segments = [{**s, "area": int(areas[s["id"]])} for s in segments if areas[s["id"]]]
+    return Prediction(ids, segments, [], [], [])

@@ -43,16 +43,10 @@ def is_offline() -> bool:
 
 def sha256_file(path: str | os.PathLike) -> str:
     """Return a file's SHA-256, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(
-            hashlib, "file_digest"
-        ) else _digest(file)  # fmt: skip
-
-
-def _digest(file) -> str:
     digest = hashlib.sha256()
-    for chunk in iter(lambda: file.read(1 << 20), b""):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -7,17 +7,25 @@ Importing this registers it.
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from wsis_d2.model_zoo.zoo import SCHEME, get_checkpoint_file
+from wsis_d2.model_zoo.zoo import SCHEME, get_checkpoint_file, get_metadata_file
+
+METADATA = "/metadata.json"
 
 
 class ModelZooHandler(PathHandler):
-    """Resolves ids of released models to checked local files."""
+    """Resolves ids of released models to checked local files.
+
+    ``wsis-d2://ID`` is the checkpoint, ``wsis-d2://ID/metadata.json`` what its classes are.
+    """
 
     def _get_supported_prefixes(self) -> list[str]:
         return [SCHEME]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return get_checkpoint_file(path[len(SCHEME) :])
+        name = path[len(SCHEME) :]
+        if name.endswith(METADATA):
+            return get_metadata_file(name.removesuffix(METADATA))
+        return get_checkpoint_file(name)
 
     def _isfile(self, path: str, **kwargs) -> bool:
         return True  # a missing release is named when it is opened

@@ -14,9 +14,13 @@ import torch
 from detectron2.config import CfgNode
 
 from wsis_d2 import __version__
+from wsis_d2.checkpoint.coverage import is_auxiliary
+from wsis_d2.checkpoint.parts import check_trained, only_weights
 from wsis_d2.checkpoint.reader import model_state, read_checkpoint
+from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -40,7 +44,7 @@ def strip_checkpoint(checkpoint: Any, path: str | Path, half: bool) -> dict[str,
     state = {
         k: v.detach().contiguous()
         for k, v in sorted(model_state(checkpoint, path).items())
-        if not k.startswith("semantic.head.aux_")
+        if not is_auxiliary(k)
     }
     if half:
         for name, value in state.items():
@@ -79,7 +83,7 @@ def self_contained_config(config_file: str | Path) -> CfgNode:
     except Exception as error:  # yacs and yaml raise many kinds
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{config_file}: is no config of wsis_d2 ({text})") from None
-    cfg.MODEL.WEIGHTS = cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
+    cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = "cuda"  # the CPU is taken where there is no GPU
     cfg.DATASETS.OWN, cfg.DATASETS.LABEL_STORES = [], []
     cfg.OUTPUT_DIR = "./output"
@@ -135,11 +139,12 @@ def publish(
     source = Path(checkpoint) if checkpoint is not None else run / "model_final.pth"
     cfg = self_contained_config(run / "config.yaml")
     metadata = read_metadata(run / "metadata.json")
-    if not cfg.MODEL.WSIS.THING_IDS and metadata["thing_ids"]:
-        cfg.MODEL.WSIS.THING_IDS = [int(i) for i in metadata["thing_ids"]]
+    fill_classes(cfg, ClassTable.of_metadata(metadata, str(run / "metadata.json")))
     # The auxiliary classifier serves training alone.
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.0
     state = strip_checkpoint(read_checkpoint(source), source, half)
+    wanted = check_trained(cfg, str(source), key="--checkpoint" if checkpoint else "--run")
+    state = {name: value for name, value in state.items() if name in set(wanted)}
     metrics, meta = _read_metrics(results, run / "results.json", run_name)
     recipes = [_read_recipe(store) for store in stores]
     known = read_index(str(output)) if (output / INDEX_NAME).is_file() else {}

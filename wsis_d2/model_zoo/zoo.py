@@ -80,9 +80,14 @@ def get_checkpoint_file(config_path: str) -> str:
     return str(_fetch(config_path, "checkpoint"))
 
 
+def get_metadata_file(config_path: str) -> str:
+    """Return a local, checked copy of a trained model's ``metadata.json``; errors as above."""
+    return str(_fetch(config_path, "metadata"))
+
+
 def get_metadata(config_path: str) -> dict[str, Any]:
     """Return what a trained model speaks of: classes, colours and ids, as in ``metadata.json``."""
-    return json.loads(_fetch(config_path, "metadata").read_text(encoding="utf-8"))
+    return json.loads(Path(get_metadata_file(config_path)).read_text(encoding="utf-8"))
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:
@@ -121,9 +126,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         trained: load the released weights; else the weights that the recipe starts from.
         device: where it goes; None takes the config's, or the CPU where there is no GPU.
     """
-    from detectron2.modeling import build_model
 
-    from wsis_d2.checkpoint.reader import SafeCheckpointer, load_exactly
+    from wsis_d2.checkpoint.parts import load_for_training, load_trained
+    from wsis_d2.modeling.build import build_model
 
     cfg = get_config(config_path, trained)
     if device is None and not torch.cuda.is_available():
@@ -132,7 +137,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         cfg.MODEL.DEVICE = device
     model = build_model(cfg)
     if trained:
-        load_exactly(model, cfg.MODEL.WEIGHTS)
+        load_trained(model, cfg.MODEL.WEIGHTS, key="MODEL.WEIGHTS")
     else:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        load_for_training(cfg, model)
     return model

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.weak_labels.label_prior import LabelPrior
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.reliability import load_reliability
@@ -15,17 +17,20 @@ from wsis_d2.weak_labels.store import LabelStore
 
 
 def label_prior(
-    cfg: CfgNode, last_store: str | os.PathLike, first_store: str | os.PathLike
+    cfg: CfgNode,
+    classes: ClassTable,
+    last_store: str | os.PathLike,
+    first_store: str | os.PathLike,
 ) -> LabelPrior | None:
     """Return what earlier labels say, None where the ``REFINE`` section does not ask for it."""
     refine = RefineOptions.from_config(cfg)
     if not refine.uses_prior:
         return None
-    first = LabelStore.open(first_store)
+    first = LabelStore.open(first_store).in_classes(classes)
     return LabelPrior(
         refine.class_balance,
         refine.first_labels_vote,
-        LabelStore.open(last_store),
+        LabelStore.open(last_store).in_classes(classes),
         first,
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         trust(refine, first),
@@ -36,8 +41,7 @@ def trust(refine: RefineOptions, first: LabelStore) -> np.ndarray | None:
     """Return the factor of each class that round 0's reliability gives, None where it is off."""
     if not refine.reliability_power:
         return None
-    names = [category["name"] for category in first.categories]
-    return load_reliability(first.path, names) ** refine.reliability_power
+    return load_reliability(first.path, first.classes.names) ** refine.reliability_power
 
 
 def check_refinement(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
@@ -47,5 +51,5 @@ def check_refinement(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
         InputError: a value that means nothing, or a store that does not know its reliability.
     """
     refine = RefineOptions.from_config(cfg)
-    for path in first_stores.values():
-        trust(refine, LabelStore.open(path))
+    for name, path in first_stores.items():
+        trust(refine, LabelStore.open(path).in_classes(dataset_classes(name)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.clean import IGNORE
 from wsis_d2.weak_labels.store import LabelStore
@@ -18,14 +19,14 @@ class MaskSource:
 
     Args:
         store: a boxes store, or round-0 labels, whose things came from box masks.
-        thing_ids: other classes are taken as "no mask".
+        classes: the dataset's; classes that are no things are taken as "no mask".
     """
 
-    def __init__(self, store: str | os.PathLike, thing_ids: frozenset[int]) -> None:
+    def __init__(self, store: str | os.PathLike, classes: ClassTable) -> None:
         self.path = Path(store)
-        self._store = LabelStore.open(store)
+        self._store = LabelStore.open(store).in_classes(classes)
         self._things = np.zeros(256, bool)
-        self._things[list(thing_ids)] = True
+        self._things[: len(classes)] = classes.thing_mask
 
     @property
     def recipe_hash(self) -> str:

@@ -4,10 +4,10 @@
 import os
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
-from wsis_d2.checkpoint.checkpointer import load_part
+from wsis_d2.checkpoint.parts import load_trained
+from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.errors import InputError
 
 
@@ -28,15 +28,6 @@ def prediction_config(cfg: CfgNode) -> CfgNode:
 
 def load_predictor(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
     """Build the predicting model of :func:`prediction_config` and load a trained checkpoint."""
-    from wsis_d2.engine.trainer import load_weights
-
-    if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
-        model = build_model(cfg)
-        load_part(model, "semantic", os.fspath(weights), "the round's checkpoint")
-    else:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = os.fspath(weights)
-        model = build_model(cfg)
-        load_weights(cfg, model)
+    model = build_model(cfg)
+    load_trained(model, os.fspath(weights), key="the round's checkpoint")
     return model.eval()

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
-from wsis_d2.weak_labels.box_masks import read_image
 from wsis_d2.weak_labels.cam_labels import IGNORE, record_crops
 from wsis_d2.weak_labels.merge import record_boxes
 from wsis_d2.weak_labels.reliability import tag_reliability
@@ -82,8 +82,7 @@ class RegionCueLabeller:
         return weigh_by_appearance(found, image, self.appearance_weight)
 
     def _read(self, record: Mapping) -> tuple[np.ndarray, torch.Tensor]:
-        image = read_image(record)
-        image = image if self.image_format == "BGR" else image[:, :, ::-1]
+        image = read_record(record, self.image_format)
         return image, torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
     def _predict(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

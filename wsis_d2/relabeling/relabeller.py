@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wsis_d2.modeling.averaged import averaged_semantics
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
 from wsis_d2.weak_labels.label_prior import LabelPrior
@@ -60,7 +60,7 @@ class Relabeller:
             )
         finally:
             self.model.train(was_training)
-        image = read_for_network(record["file_name"], self.image_format)
+        image = read_record(record, self.image_format)
         possible = None
         if self.refine.within_annotation:
             possible = record_possible_classes(

@@ -12,12 +12,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records, supervision_of
 from wsis_d2.relabeling.earlier_labels import label_prior, trust
 from wsis_d2.relabeling.mask_source import MaskSource, masks_store
 from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config
 from wsis_d2.relabeling.relabeller import Relabeller
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions
@@ -83,6 +85,7 @@ def relabel(
         InputError: an image could not be labelled.
     """
     metadata = MetadataCatalog.get(name)
+    classes = dataset_classes(name)
     annotation = Annotation.of_dataset(metadata)
     clean = clean_options(cfg, annotation, round_number)
     refine = RefineOptions.from_config(cfg)
@@ -97,20 +100,20 @@ def relabel(
         "lineage": lineage,
         "clean": clean.as_dict(),
         "refine": {k: v for k, v in vars(refine).items()},
-        "masks": MaskSource(source, annotation.thing_ids).recipe_hash if source else None,
+        "masks": MaskSource(source, classes).recipe_hash if source else None,
     }
     last_store = Path(last_store or first_store)
     if refine.uses_prior:
-        stores = (LabelStore.open(last_store), LabelStore.open(first_store))
+        stores = [LabelStore.open(p).in_classes(classes) for p in (last_store, first_store)]
         recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
         factors = trust(refine, stores[1])
         recipe["trust"] = None if factors is None else factors.round(6).tolist()
-    store = LabelStore.create(output, recipe, [dict(c) for c in metadata.categories])
+    store = LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
     if model is not None:
         own = prediction_config(cfg)
-        masks = MaskSource(source, annotation.thing_ids) if source else None
+        masks = MaskSource(source, classes) if source else None
         mapper = build_mapper(own, is_train=False)
-        prior = label_prior(own, last_store, first_store)
+        prior = label_prior(own, classes, last_store, first_store)
         labeller = Relabeller(
             model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, prior
         )
@@ -122,7 +125,7 @@ def relabel(
     else:
         own = prediction_config(cfg)
         make = functools.partial(
-            _make_relabeller, own.dump(), os.fspath(weights), annotation, clean, source,
+            _make_relabeller, own.dump(), os.fspath(weights), classes, annotation, clean, source,
             last_store, Path(first_store),
         )  # fmt: skip
         workers = cfg.ITERATIVE.WORKERS
@@ -143,6 +146,7 @@ def relabel(
 def _make_relabeller(
     cfg_text: str,
     weights: str,
+    classes: ClassTable,
     annotation: Annotation,
     clean: CleanOptions,
     masks_store: Path | None,
@@ -157,7 +161,7 @@ def _make_relabeller(
         annotation,
         clean,
         RefineOptions.from_config(cfg),
-        MaskSource(masks_store, annotation.thing_ids) if masks_store is not None else None,
+        MaskSource(masks_store, classes) if masks_store is not None else None,
         cfg.INPUT.FORMAT,
-        label_prior(cfg, last_store, first_store),
+        label_prior(cfg, classes, last_store, first_store),
     )

@@ -24,13 +24,18 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
+from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
+from wsis_d2.config_checks import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.launch import launch
-from wsis_d2.engine.trainer import WSISTrainer, load_weights
+from wsis_d2.engine.resume import plain_config, refuse_changes
+from wsis_d2.engine.run_classes import run_classes
+from wsis_d2.engine.trainer import WSISTrainer
+from wsis_d2.modeling.build import build_model
 from wsis_d2.relabeling.earlier_labels import check_refinement
-from wsis_d2.relabeling.identity import config_fingerprint, plain_config
+from wsis_d2.relabeling.identity import config_fingerprint
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.prediction_model import prediction_config
 from wsis_d2.relabeling.round_labels import relabel, weak_datasets
@@ -64,21 +69,35 @@ class IterativeRun:
         """
         if rounds < 1:
             raise InputError(f"--rounds {rounds}: expected at least 1")
+        self.cfg = cfg
         # What is unfit must not show after hours of training.
+        check_trainable(cfg)
+        check_device(cfg)
         prediction_config(cfg)
-        detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
-        if detector and "://" not in detector and not os.path.isfile(detector):
+        if cfg.TEST.EXPECTED_RESULTS:
             raise InputError(
-                f"MODEL.WSIS.DETECTOR_WEIGHTS {detector}: no such file; train the detector with "
-                "tools/train_net.py --config-file DETECTOR.yaml, or set '' to measure IoU alone"
+                "TEST.EXPECTED_RESULTS: rounds have results of their own; check a round's with "
+                "tools/train_net.py --eval-only"
+            )
+        detector = cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(cfg) else ""
+        if detector:
+            check_trained(
+                self._composed(detector=detector),
+                detector,
+                key="MODEL.WSIS.DETECTOR_WEIGHTS",
+                part="detector",
+                hint="train the detector with tools/train_net.py --config-file DETECTOR.yaml, or "
+                "set '' to measure IoU alone",
             )
         first = cfg.ITERATIVE.FIRST_WEIGHTS
-        if first and not os.path.isfile(first):
-            raise InputError(
-                f"ITERATIVE.FIRST_WEIGHTS {first}: no such file; train on round 0's labels with "
-                "tools/train_net.py, or set '' to train the first round here"
+        if first:
+            check_trained(
+                cfg,
+                first,
+                key="ITERATIVE.FIRST_WEIGHTS",
+                hint="train on round 0's labels with tools/train_net.py and the same keys, or set "
+                "'' to train the first round here",
             )
-        self.cfg = cfg
         self.rounds = rounds
         self.num_processes = num_processes
         self.folder = Path(cfg.OUTPUT_DIR)
@@ -152,15 +171,14 @@ class IterativeRun:
     def round_config(self, number: int) -> CfgNode:
         """Return the config that a round trains with, its labels and its weights named."""
         cfg = self.cfg.clone()
+        if number > 0 and not cfg.ITERATIVE.RESTART:
+            cfg = only_weights(cfg, self.round_folder(number - 1) / "model_final.pth")
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
         cfg.DATASETS.TEST = ()  # evaluation is a stage of its own
         stores = dict(tuple(entry) for entry in cfg.DATASETS.LABEL_STORES)
         stores |= {name: str(self.label_store(number, name)) for name in self.names}
         cfg.DATASETS.LABEL_STORES = [list(entry) for entry in stores.items()]
-        if number > 0 and not cfg.ITERATIVE.RESTART:
-            cfg.MODEL.WEIGHTS = str(self.round_folder(number - 1) / "model_final.pth")
-            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
         cfg.freeze()
         return cfg
 
@@ -168,14 +186,13 @@ class IterativeRun:
         if number == 0 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
             self.round_folder(0).mkdir(parents=True, exist_ok=True)
             with (
-                open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
+                PathManager.open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
                 atomic_write(self.round_folder(0) / "model_final.pth") as file,
             ):
                 shutil.copyfileobj(trained, file)
             return
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        mend_last_checkpoint(cfg.OUTPUT_DIR)
         with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
             file.write(cfg.dump().encode())
         launch(train_round, self.num_processes, args=(cfg,))
@@ -184,28 +201,33 @@ class IterativeRun:
         """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
         if not self.cfg.DATASETS.TEST:
             return
-        cfg = self.cfg.clone()
+        weights = self.round_folder(number) / "model_final.pth"
+        detector = self.cfg.MODEL.WSIS.DETECTOR_WEIGHTS if composes(self.cfg) else ""
+        if detector:
+            # Semantics of this round, the given detector, the CRF's weights as they start.
+            cfg = self._composed(detector=detector, semantic=weights)
+        else:
+            cfg = only_weights(self.cfg, weights)
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
-        weights = str(self.round_folder(number) / "model_final.pth")
-        if composes(cfg) and cfg.MODEL.WSIS.DETECTOR_WEIGHTS:
-            # Semantics of this round, the given detector, the CRF's weights as they start.
-            cfg.MODEL.WSIS.STAGE = "instance_piecewise"
-            cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = weights
-            cfg.MODEL.WEIGHTS = ""
-        else:
-            cfg.MODEL.WSIS.DETECTOR_WEIGHTS = cfg.MODEL.WSIS.SEMANTIC_WEIGHTS = ""
-            cfg.MODEL.WEIGHTS = weights
         cfg.RUN_NAME = f"round_{number}"
         cfg.freeze()
         model = build_model(cfg)
-        load_weights(cfg, model)
+        load_for_evaluation(cfg, model)
         results = WSISTrainer.test(cfg, model)
         if len(cfg.DATASETS.TEST) > 1:
             results = results[cfg.DATASETS.TEST[0]]
         self._entry(number).update(
             {task: _numbers(values) for task, values in results.items() if task != "bbox"}
         )
+
+    def _composed(self, **parts: str | Path) -> CfgNode:
+        """The config that joins a round's semantics with a detector."""
+        cfg = only_weights(self.cfg, **parts)
+        cfg.defrost()
+        cfg.MODEL.WSIS.STAGE = "instance_piecewise"
+        cfg.freeze()
+        return cfg
 
     def _labels(self, number: int) -> None:
         for name in self.names:
@@ -270,15 +292,7 @@ class IterativeRun:
             file.write(json.dumps(self.state, indent=1).encode())
 
     def _check_same(self, state: Mapping, identity: Mapping) -> None:
-        before, after = _flat(state["config"]), _flat(plain_config(self.cfg))
-        changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{self._state_path}: the run was begun with {key} {before.get(key)!r}, now it is "
-                f"{after.get(key)!r} ({len(changed)} keys differ); continue with the old config, "
-                "or name another OUTPUT_DIR"
-            )
+        refuse_changes(self._state_path, state["config"], plain_config(self.cfg))
         if state["labels_of_round_0"] != dict(identity):
             raise InputError(
                 f"{self._state_path}: the run was begun with other labels of round 0; continue "
@@ -293,7 +307,12 @@ def train_round(cfg: CfgNode) -> None:
         cfg: of the round.
     """
     register_own_datasets(cfg)
+    run_classes(cfg)
     trainer = WSISTrainer(cfg)
+    # The last round's weights and labels lie below a folder that may have been moved; labels are
+    # known by their recipe.
+    trainer.identity["config"]["MODEL"].pop("WEIGHTS")
+    trainer.identity["config"]["DATASETS"].pop("LABEL_STORES")
     trainer.resume_or_load(resume=True)
     trainer.train()
 
@@ -330,39 +349,12 @@ def store_quality(name: str, store: Path) -> dict | None:
         return None
 
 
-def mend_last_checkpoint(folder: str | os.PathLike) -> None:
-    """Make ``last_checkpoint`` name a whole checkpoint, if a kill left it empty.
-
-    A checkpoint is complete before its name is written, so the newest one is whole.
-    """
-    folder = Path(folder)
-    tag = folder / "last_checkpoint"
-    if not tag.is_file() or (folder / (tag.read_text().strip() or "\0")).is_file():
-        return
-    saved = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
-    if not saved:
-        tag.unlink()
-        return
-    with atomic_write(tag) as file:
-        file.write(saved[-1].name.encode())
-
-
 def train_iterative(
     cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
     return IterativeRun(cfg, rounds, resume, num_processes).run()
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict:
-    out: dict = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            out.update(_flat(item, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = item
-    return out
 
 
 def _numbers(values: Mapping) -> dict:

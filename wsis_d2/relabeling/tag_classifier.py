@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
 
-from wsis_d2.checkpoint.reader import model_state, read_checkpoint
+from wsis_d2.checkpoint.parts import load_trained, only_weights
 from wsis_d2.config import add_wsis_config
+from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.utils.errors import InputError
 
@@ -58,8 +58,8 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
                 f"{beside}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, expected "
                 f"one of {CLASSIFIERS}"
             )
+    cfg = only_weights(cfg)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
-    cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
@@ -84,13 +84,10 @@ def load_classifier(
     cfg.defrost()
     cfg.MODEL.WSIS.THING_IDS = sorted(thing_ids)
     model = build_model(cfg)
-    state = model_state(read_checkpoint(weights), weights)
-    try:
-        model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise InputError(
-            f"--classifier {weights}: does not fit the config and the dataset's classes ({first}); "
-            f"train one for them with: {TRAIN_COMMAND}"
-        ) from None
+    load_trained(
+        model,
+        os.fspath(weights),
+        key="--classifier",
+        hint=f"train one for the config and the dataset's classes with: {TRAIN_COMMAND}",
+    )
     return model.eval()

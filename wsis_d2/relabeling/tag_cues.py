@@ -1,22 +1,32 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Tags to cue labels: run a trained tag classifier's Grad-CAM (paper 3.3) over a dataset."""
 
+import dataclasses
 import functools
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from wsis_d2.engine.run_classes import trained_classes
+from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
+from wsis_d2.structures.classes import (
+    in_order,
+    match_classes,
+    parse_categories,
+    place_table,
+    record_in_classes,
+)
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
@@ -24,6 +34,9 @@ from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
+
+#: Raised whenever the same classifier and keys would give other cues.
+_ALGORITHM = 2
 
 
 class CueLabeller:
@@ -79,13 +92,8 @@ class CueLabeller:
         Returns:
             Class id to (H, W) float32 in [0, 1].
         """
-        image = read_for_network(record["file_name"], self.image_format)
-        size = (int(record["height"]), int(record["width"]))
-        if image.shape[:2] != size:
-            raise InputError(
-                f"{record['file_name']}: is {image.shape[1]} x {image.shape[0]}, its entry says "
-                f"{size[1]} x {size[0]}"
-            )
+        image = read_record(record, self.image_format)
+        size = image.shape[:2]
         tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
         crops = record_crops(record)
         classes = [sorted(crop[4] - self.left_out) for crop in crops]
@@ -117,9 +125,37 @@ class CueLabeller:
         return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
 
 
+class ReorderedLabeller:
+    """A labelling function whose classifier lists the dataset's classes in another order.
+
+    Args:
+        labeller: of the classifier, in its order.
+        places: the dataset's class of each of the classifier's (:func:`match_classes`).
+    """
+
+    def __init__(self, labeller: CueLabeller | RegionCueLabeller, places: Sequence[int]) -> None:
+        self.labeller = labeller
+        self._table = place_table(places)
+        self._own = [list(places).index(place) for place in range(len(places))]
+
+    def __call__(self, record: Mapping) -> driver.Labels:
+        """Return cue labels of the dataset's classes; there are no instances in them."""
+        labels = self.labeller(record_in_classes(record, self._own))
+        return dataclasses.replace(labels, semantic=self._table[labels.semantic])
+
+    def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
+        """See :meth:`RegionCueLabeller.reliability`."""
+        records = [record_in_classes(record, self._own) for record in records]
+        return self.labeller.reliability(records)[self._own]
+
+
 def build_labeller(
-    cfg: CfgNode, weights: str | os.PathLike, thing_ids: frozenset[int], has_boxes: bool = True
-) -> CueLabeller | RegionCueLabeller:
+    cfg: CfgNode,
+    weights: str | os.PathLike,
+    thing_ids: frozenset[int],
+    has_boxes: bool = True,
+    places: Sequence[int] | None = None,
+) -> CueLabeller | RegionCueLabeller | ReorderedLabeller:
     """Build the labelling function of a trained classifier or segmenter.
 
     Args:
@@ -127,10 +163,14 @@ def build_labeller(
         weights: its checkpoint.
         thing_ids: contiguous ids of the things.
         has_boxes: whether the dataset's boxes are complete.
+        places: the dataset's class of each of the classifier's; None: they are in one order.
 
     Raises:
         InputError: the checkpoint does not fit, or a key that this kind cannot follow.
     """
+    if places is not None:
+        own = frozenset(k for k, place in enumerate(places) if place in thing_ids)
+        return ReorderedLabeller(build_labeller(cfg, weights, own, has_boxes), places)
     if cfg.MODEL.META_ARCHITECTURE == "TagClassifier":
         if cfg.CAM.APPEARANCE_WEIGHT:
             raise InputError(
@@ -154,18 +194,18 @@ def build_labeller(
     )
 
 
-def _make_labeller(cfg_text: str, *arguments) -> CueLabeller | RegionCueLabeller:
+def _make_labeller(cfg_text: str, *arguments) -> Callable[[Mapping], driver.Labels]:
     """Build the labelling function in a worker process."""
     return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 
 
 def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
     """Return what cue labels depend on: the classifier's file, its architecture, the CAM keys."""
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(weights)
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
         "kind": "tags",
+        "algorithm": _ALGORITHM,
         "classifier": digest,
         "architecture": architecture,
         "layer": cfg.CAM.LAYER,
@@ -208,7 +248,7 @@ def make_tag_labels(
         The exit status: 0, or 1 if images failed.
 
     Raises:
-        InputError: the classifier cannot be used, or no record has tags.
+        InputError: the classifier cannot be used or is of other classes, or no record has tags.
     """
     ordered = sorted(categories, key=lambda c: c["id"])
     thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
@@ -222,18 +262,24 @@ def make_tag_labels(
     if dry_run:
         logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
         return 0
-    labeller = build_labeller(own, classifier, thing_ids, has_boxes)  # errors now, not by image
+    places = None
+    trained = trained_classes(os.fspath(classifier))
+    if trained is not None:
+        places = match_classes(parse_categories(categories, "the annotated data"), trained)
+        places = None if in_order(places) else places
+    # Errors now, not by image.
+    labeller = build_labeller(own, classifier, thing_ids, has_boxes, places)
     store = LabelStore.create(output, recipe, categories, force)
     if workers is None and own.MODEL.DEVICE != "cpu":
         workers = 1
     make = functools.partial(
-        _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes
+        _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes, places
     )
     reliability = store.path / RELIABILITY_FILE
     if driver.plan(records, store, limit):  # wherever this stops, no file tells of other labels
         reliability.unlink(missing_ok=True)
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
-    if isinstance(labeller, RegionCueLabeller) and not reliability.is_file():
+    if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]
         save_reliability(store.path, names, labeller.reliability(records[:limit]))
     return result.exit_status

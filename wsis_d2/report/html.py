@@ -22,7 +22,7 @@ import numpy as np
 
 from wsis_d2.report.charts import CHART_DEFS, bar_chart, format_number, line_chart
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_rgb
+from wsis_d2.utils.image_io import read_picture
 from wsis_d2.visualization.layers import Annotation, Labels, Layer
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 from wsis_d2.visualization.visualizer import draw_annotation, draw_labels
@@ -187,7 +187,7 @@ def _draw(
         ]  # fmt: skip
         return both[0], both[1]
     if isinstance(layer, str | Path):
-        return read_rgb(layer), None
+        return read_picture(layer), None
     array = np.asarray(layer)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4) or not array.size:
         raise ValueError(

@@ -21,6 +21,7 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 
 
@@ -56,14 +57,7 @@ def label_report(
     Raises:
         InputError: a store whose classes are not the dataset's, or with none of its images.
     """
-    for name, store in stores.items():
-        theirs = [c["name"] for c in sorted(store.categories, key=lambda c: c["id"])]
-        ours = [c["name"] for c in data.classes]
-        if theirs != ours:
-            raise InputError(
-                f"store {name}: its classes are {theirs}, those of {data.name} are {ours}; name "
-                "the dataset that the store was made for"
-            )
+    stores = {name: store.in_classes(data.table) for name, store in stores.items()}
     records = [r for r in data.records if any(s.done(r["image_id"]) for s in stores.values())]
     if not records:
         raise InputError(
@@ -145,7 +139,7 @@ def _load(item: dict[str, Any], data: DataSource, stores: Mapping[str, Any]) -> 
     """Return an item with its layers, read now."""
     record = item["record"]
     image_id = record["image_id"]
-    layers: dict[str, Any] = {"image": record["file_name"], "annotation": annotation_layer(record)}
+    layers: dict[str, Any] = {"image": read_record(record), "annotation": annotation_layer(record)}
     for name, store in stores.items():
         layers["pseudo label" if len(stores) == 1 else name] = store_layer(store, image_id)
     if data.truth is not None:

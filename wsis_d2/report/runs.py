@@ -25,6 +25,7 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 
 METRICS = (
@@ -288,6 +289,8 @@ def run_report(
                 f"{data.name}; name the dataset that was predicted"
             )
         items += _scored(spread(records, limit), data, predicted)
+    if store is not None and (label_data or data) is not None:
+        store = store.in_classes((label_data or data).table)
     loaders = [_load(item, data, predicted, None if label_data else store) for item in items]
     if label_data is not None:
         labelled = [r for r in label_data.records if store is None or store.done(r["image_id"])]
@@ -314,13 +317,17 @@ def run_report(
 
 
 def find_predictions(run: Run, data: DataSource) -> Any:
-    """Return the predictions of the data's dataset, else those that share an image with it."""
+    """Return the predictions of the data's dataset, else those that share an image with it.
+
+    Raises:
+        InputError: they are of other classes than the dataset.
+    """
     if data.name in run.predictions:
-        return run.predictions[data.name]
+        return run.predictions[data.name].in_classes(data.table)
     wanted = {str(r["image_id"]) for r in data.records}
     for file in run.predictions.values():
         if wanted & set(file.annotations):
-            return file
+            return file.in_classes(data.table)
     return None
 
 
@@ -358,7 +365,7 @@ def _load(item: dict[str, Any], data: DataSource, predicted: list, store: Any):
     def make() -> dict[str, Any]:
         record = item["record"]
         key = record["image_id"]
-        layers = {"image": record["file_name"], "annotation": annotation_layer(record)}
+        layers = {"image": read_record(record), "annotation": annotation_layer(record)}
         if store is not None:
             layers["pseudo label"] = store_layer(store, key)
         for name, file in predicted:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
@@ -25,13 +26,16 @@ class DataSource:
         name: dataset name or annotation file.
         records: weak records (Detectron2 dataset dicts).
         classes: from :func:`wsis_d2.visualization.palette.class_list`, indexed by unified id.
-        truth: the truth as :class:`wsis_d2.evaluation.panoptic_format.PanopticFile`, or None.
+        table: the same as a :class:`wsis_d2.structures.classes.ClassTable`.
+        truth: the truth as :class:`wsis_d2.evaluation.panoptic_format.PanopticFile` in these
+            classes, or None.
         label_store: path of the dataset's label store, or None.
     """
 
     name: str
     records: list[dict[str, Any]]
     classes: list[dict[str, Any]]
+    table: ClassTable
     truth: Any = None
     label_store: str | None = None
 
@@ -54,12 +58,13 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
         cfg: a config whose ``DATASETS.OWN`` is registered first, or None.
 
     Raises:
-        InputError: neither or both ways of naming data, an unknown dataset, unusable files.
+        InputError: neither or both ways of naming data, an unknown dataset, unusable files, truth
+            of other classes.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     import wsis_d2.data.datasets  # noqa: F401  registers the built-in datasets
-    from wsis_d2.data.datasets.own.custom import register_own_datasets
+    from wsis_d2.data.datasets.own.custom import dataset_classes, register_own_datasets
     from wsis_d2.data.datasets.own.weak import read_weak_file
     from wsis_d2.evaluation.panoptic_format import PanopticFile
 
@@ -76,7 +81,7 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
         if args.images is None:
             raise InputError("--annotations needs --images DIR, the folder of the images")
         file = read_weak_file(args.annotations, args.images)
-        name, records, categories = args.annotations, file.records, file.classes.categories
+        name, records, table = args.annotations, file.records, file.classes
     else:
         name = args.dataset
         if name not in DatasetCatalog.list():
@@ -85,16 +90,16 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
             raise InputError(f"--dataset {name}: unknown, expected one of {', '.join(known)}")
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
-        categories = metadata.get("categories")
-        if not categories:
+        table = dataset_classes(name)
+        if table is None:
             raise InputError(f"--dataset {name}: its metadata has no 'categories'")
         store = metadata.get("label_store")
         if gt_json is None:
             gt_json, gt_dir = metadata.get("panoptic_json"), metadata.get("panoptic_root")
     truth = None
     if gt_json is not None and (args.gt_json is not None or os.path.isfile(gt_json)):
-        truth = PanopticFile(gt_json, gt_dir)
-    return DataSource(name, records, class_list(categories), truth, store)
+        truth = PanopticFile(gt_json, gt_dir).in_classes(table)
+    return DataSource(name, records, class_list(table.categories), table, truth, store)
 
 
 def annotation_layer(record: Mapping[str, Any]) -> Annotation:
@@ -126,9 +131,9 @@ def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> L
     """Return one image of a COCO panoptic file, None where the file lacks it.
 
     Args:
-        file: a :class:`wsis_d2.evaluation.panoptic_format.PanopticFile`.
+        file: a :class:`wsis_d2.evaluation.panoptic_format.PanopticFile` in the dataset's classes.
         image_id: the image.
-        classes: the dataset's classes; the file's category ids are looked up in them.
+        classes: the dataset's classes.
     """
     key = str(image_id)
     if key not in file.annotations:

@@ -1,9 +1,13 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The classes of a dataset: one contiguous id space for things and stuff."""
+"""The classes of a dataset, one contiguous id space of things and stuff, and how two lists meet."""
 
 import colorsys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from wsis_d2.utils.errors import InputError
 
@@ -12,23 +16,43 @@ MAX_CLASSES = 255  # semantic maps are uint8 and 255 is ignore
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Classes sorted by the file's category id; a class's contiguous id is its place.
+    """Classes sorted by the file's category id; a class's contiguous (unified) id is its place.
 
     Attributes:
         categories: the file's dicts (id, name, isthing, color and what else they hold).
-        contiguous: file category id -> contiguous id.
+        source: the file or dataset, for messages.
     """
 
     categories: list[dict]
-    contiguous: dict[int, int]
+    source: str = field(compare=False)
 
-    @property
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @cached_property
+    def contiguous(self) -> dict[int, int]:
+        """File category id to contiguous id."""
+        return {category: place for place, category in enumerate(self.ids)}
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """File category ids."""
+        return [c["id"] for c in self.categories]
+
+    @cached_property
     def names(self) -> list[str]:
+        """Class names."""
         return [c["name"] for c in self.categories]
 
-    @property
+    @cached_property
     def isthing(self) -> list[bool]:
+        """Whether a class is countable."""
         return [bool(c["isthing"]) for c in self.categories]
+
+    @cached_property
+    def thing_mask(self) -> np.ndarray:
+        """bool (C,): which classes are things."""
+        return np.asarray(self.isthing, bool)
 
     @property
     def colors(self) -> list[list[int]]:
@@ -47,7 +71,7 @@ class ClassTable:
         """
         things = [k for k, isthing in enumerate(self.isthing) if isthing]
         return {
-            "thing_classes": self.names,
+            "thing_classes": list(self.names),
             "stuff_classes": list(self.names),
             "thing_colors": self.colors,
             "stuff_colors": self.colors,
@@ -59,6 +83,124 @@ class ClassTable:
             "ignore_label": 255,
             "label_divisor": 1000,
         }
+
+    @classmethod
+    def of_metadata(cls, metadata: Any, source: str) -> "ClassTable | None":
+        """Return the classes of a dataset's or a model's metadata, None where it has none.
+
+        Args:
+            metadata: ``MetadataCatalog.get(NAME)``, or the content of a run's ``metadata.json``:
+                ``categories``, or ``stuff_classes`` with ``thing_ids``.
+            source: what to call it in messages.
+        """
+        categories, names = metadata.get("categories"), metadata.get("stuff_classes")
+        if not categories and names and metadata.get("thing_ids") is not None:
+            things = set(metadata.get("thing_ids"))
+            categories = [
+                {"id": k, "name": name, "isthing": int(k in things)} for k, name in enumerate(names)
+            ]
+            for category, color in zip(categories, metadata.get("stuff_colors", ()), strict=False):
+                category["color"] = list(color)
+        return parse_categories(categories, source) if categories else None
+
+
+def match_classes(classes: ClassTable, other: ClassTable) -> list[int]:
+    """Return, for each class of ``other``, the place of the same class in ``classes``.
+
+    The one rule by which files meet: a class is the same where its name is, and things stay
+    things. Ids and order may differ, they are mapped; a name that only one list has, or another
+    ``isthing``, is an error.
+
+    Raises:
+        InputError: naming both files and the class.
+    """
+    places = {name: place for place, name in enumerate(classes.names)}
+    count = f"its {len(other)} categories"
+    for name in classes.names:
+        if name not in other.names:
+            raise InputError(
+                f'{other.source}: {count} lack "{name}", a class of {classes.source} (here: '
+                f"{other.id_text()}); {_RULE}"
+            )
+    for name, isthing in zip(other.names, other.isthing, strict=True):
+        if name not in places:
+            raise InputError(
+                f'{other.source}: {count} hold "{name}", no class of {classes.source} (there: '
+                f"{classes.id_text()}); {_RULE}"
+            )
+        if isthing != classes.isthing[places[name]]:
+            words = ("stuff (isthing 0)", "a thing (isthing 1)")
+            raise InputError(
+                f'{other.source}: "{name}" is {words[isthing]}, in {classes.source} it is '
+                f"{words[not isthing]}; {_RULE}"
+            )
+    return [places[name] for name in other.names]
+
+
+_RULE = (
+    "files used together must share classes, by name and isthing: rename, or import with "
+    "tools/import_annotations.py --categories FILE"
+)
+
+
+def in_order(places: Sequence[int]) -> bool:
+    """Return whether :func:`match_classes` found both lists in one order."""
+    return list(places) == list(range(len(places)))
+
+
+def record_in_classes(record: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """Return a dataset record with its contiguous class ids replaced.
+
+    Args:
+        record: with any of ``annotations``, ``image_tags``, ``crop_tags`` and ``segments_info``.
+        places: the new id of each old one, as of :func:`match_classes`.
+    """
+
+    def moved(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{**e, "category_id": places[e["category_id"]]} for e in entries]
+
+    result = dict(record)
+    for key in ("annotations", "segments_info"):
+        if key in record:
+            result[key] = moved(record[key])
+    if "image_tags" in record:
+        result["image_tags"] = sorted(places[tag] for tag in record["image_tags"])
+    if record.get("crop_tags"):
+        result["crop_tags"] = [
+            {**crop, "tags": sorted(places[tag] for tag in crop["tags"])}
+            for crop in record["crop_tags"]
+        ]
+    return result
+
+
+def place_table(places: Sequence[int]) -> np.ndarray:
+    """Return uint8 (256,) that maps semantic maps as ``places`` says; other values stay."""
+    table = np.arange(256, dtype=np.uint8)
+    table[: len(places)] = places
+    return table
+
+
+def check_segment_kind(segment: Mapping[str, Any], isthing: bool, where: str) -> None:
+    """Check a COCO panoptic segment's own ``isthing`` and ``iscrowd`` where it has them.
+
+    Args:
+        segment: of ``segments_info``.
+        isthing: whether the class of its ``category_id`` is a thing.
+        where: file and segment, for messages.
+
+    Raises:
+        InputError: it contradicts its class, as Detectron2's raw segments do, whose things and
+            stuff are counted apart; or a flag is neither 0 nor 1.
+    """
+    for key in ("isthing", "iscrowd"):
+        if segment.get(key, 0) not in (0, 1):
+            raise InputError(f"{where}: {key} is {segment[key]!r:.60}; expected 0 or 1")
+    if "isthing" in segment and bool(segment["isthing"]) != isthing:
+        raise InputError(
+            f"{where}: isthing is {int(segment['isthing'])}, and category_id "
+            f"{segment['category_id']} is {'a thing' if isthing else 'stuff'} there; expected the "
+            "file's category ids, not Detectron2's own numbers of things and of stuff"
+        )
 
 
 def parse_categories(categories: list, source: str) -> ClassTable:
@@ -72,8 +214,8 @@ def parse_categories(categories: list, source: str) -> ClassTable:
     Raises:
         InputError: no classes, too many, a field missing or of the wrong kind, a double id.
     """
-    if not isinstance(categories, list) or not categories:
-        raise InputError(f'{source}: "categories" is empty; expected at least one class')
+    if not isinstance(categories, list | tuple) or not categories:
+        raise InputError(f'{source}: "categories" is empty or no list; expected at least one class')
     if len(categories) > MAX_CLASSES:
         raise InputError(
             f"{source}: {len(categories)} categories; label maps hold at most {MAX_CLASSES}"
@@ -108,7 +250,7 @@ def parse_categories(categories: list, source: str) -> ClassTable:
             raise InputError(f"{where}: color is {color!r:.60}; expected [R, G, B], 0 to 255")
         result.append({**category, "isthing": int(isthing), "color": list(color)})
     result.sort(key=lambda c: c["id"])
-    return ClassTable(result, {c["id"]: k for k, c in enumerate(result)})
+    return ClassTable(result, source)
 
 
 def _default_color(position: int) -> list[int]:

@@ -8,10 +8,18 @@ from collections.abc import Callable, Sequence
 from wsis_d2.utils.errors import InputError
 
 
-def _last_line(error: InputError) -> str:
-    """The message alone, where a data loader's process has put its traceback around it."""
-    lines = str(error).strip().splitlines() or ["bad input"]
-    return lines[-1].rpartition("InputError: ")[2] if len(lines) > 1 else lines[0]
+def error_line(error: BaseException) -> str | None:
+    """Return the one line that tells a user what to mend, or None: the error is a bug.
+
+    An :class:`InputError` says it; where a data loader's process has put its traceback around it,
+    the line is found in there. So does an unreadable file.
+    """
+    if isinstance(error, InputError):
+        lines = str(error).strip().splitlines() or ["bad input"]
+        return lines[-1].rpartition("InputError: ")[2] if len(lines) > 1 else lines[0]
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def main_with_errors(
@@ -29,13 +37,11 @@ def main_with_errors(
     """
     try:
         status = main(argv)
-    except InputError as error:
-        print(f"error: {_last_line(error)}", file=sys.stderr)
-        status = 2
-    except OSError as error:
-        if error.filename is None:
+    except (InputError, OSError) as error:
+        line = error_line(error)
+        if line is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -63,7 +63,7 @@ def remove_dead_temporaries(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.glob("*.tmp"):
-        host, _, rest = path.name.partition("~")
+        host, _, rest = path.name.lstrip(".").partition("~")
         pid = rest.partition("~")[0]
         if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
             path.unlink(missing_ok=True)

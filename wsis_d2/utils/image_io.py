@@ -1,46 +1,222 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Reading pictures that a user names: what cannot be read ends in one clear line."""
+"""The one reader of photographs: import, labels, training, prediction and pages see these pixels.
 
+Pixels are those a viewer shows: turned as EXIF says, 8 bits a channel, without transparency. A
+file that cannot give them whole is refused in one line, the same everywhere.
+"""
+
+import contextlib
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from wsis_d2.utils.errors import InputError
 
+#: Suffixes by which a folder's photographs are found; what a file is, its content tells.
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
+    ".pgm",
+)  # fmt: skip
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+# A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
+_LEAST_OF_16_BITS = 4096
+_SAVE_8_BITS = "save it with 8 bits a channel"
+# What lies under a picture's name instead of one, by how it begins.
+_NO_PICTURES = (
+    (b"version https://git-lfs", "is a Git LFS pointer: run git lfs pull"),
+    (b"<!doctype", "is a web page, so its download failed"),
+    (b"<html", "is a web page, so its download failed"),
+    (b"%pdf", "is a PDF"),
+)
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
-def read_for_network(path: str | Path, image_format: str) -> np.ndarray:
-    """Return a picture as Detectron2's ``read_image`` does, in a config's INPUT.FORMAT.
+
+def read_picture(path: str | Path, image_format: str = "RGB") -> np.ndarray:
+    """Return a photograph's pixels.
+
+    EXIF orientation is applied. Grey, palette and CMYK become colour, transparency is dropped,
+    16 bits become their upper 8, of several frames the first counts.
+
+    Args:
+        path: the file.
+        image_format: order of the channels, "RGB" or "BGR".
+
+    Returns:
+        uint8 (H, W, 3).
 
     Raises:
-        InputError: the file is missing, no picture, truncated, or too large to be one; a training
-            that stops over it says which.
+        InputError: the file is missing, no picture, not whole, larger than Pillow's limit against
+            decompression bombs (179 megapixels), or of 32-bit or floating-point pixels, whose
+            black and white nothing states.
     """
-    from detectron2.data.detection_utils import read_image
+    if image_format not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR'")
+    pixels = np.asarray(_read(path))
+    return np.array(pixels if image_format == "RGB" else pixels[..., ::-1], order="C")
 
+
+def read_record(record: Mapping, image_format: str = "RGB") -> np.ndarray:
+    """Return the pixels of a record's photograph, see :func:`read_picture`.
+
+    Args:
+        record: ``file_name``, and ``height`` and ``width`` where it knows them.
+        image_format: order of the channels, "RGB" or "BGR".
+
+    Raises:
+        InputError: the file cannot be read, or its size is not the record's.
+    """
+    path = record["file_name"]
+    image = read_picture(path, image_format)
+    height, width = image.shape[:2]
+    wanted = (int(record.get("width", width)), int(record.get("height", height)))
+    if (width, height) != wanted:
+        raise InputError(f"{path}: {explain_size(path, (width, height), wanted)}")
+    return image
+
+
+def picture_size(path: str | Path, whole: bool = True) -> tuple[int, int]:
+    """Return (width, height) of a photograph as :func:`read_picture` gives it.
+
+    Args:
+        path: the file.
+        whole: decode it all, so that what cannot be read later is refused now; False trusts the
+            header of a file that is known to be sound.
+
+    Raises:
+        InputError: as :func:`read_picture`.
+    """
+    if whole:
+        return _read(path).size
+    with _opened(path) as image:
+        if image.format == "TIFF":  # some versions of Pillow have turned its size, others not
+            image.load()
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """Return why a photograph is not of its annotation's size, and whether EXIF is the cause.
+
+    Args:
+        path: the photograph.
+        found, wanted: (width, height) of the picture and of its annotation.
+    """
+    text = f"has {found[0]} x {found[1]} pixels, its annotation says {wanted[0]} x {wanted[1]}"
+    if tuple(wanted) != tuple(found)[::-1]:
+        return text
     try:
-        return read_image(str(path), format=image_format)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).replace(str(path), "file").split())[:200] or "broken"
-        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
+        with _opened(path) as image:
+            orientation = _orientation(image)
+    except InputError:  # it could be read a moment ago
+        return text
+    if orientation not in _SIDEWAYS:
+        return f"{text}: width and height are exchanged"
+    return (
+        f"{text}, the size before EXIF orientation {orientation} turns it as viewers show it; "
+        "annotate the turned picture, or, where the boxes fit the stored pixels, drop the "
+        f"orientation: exiftool -Orientation= '{path}'"
+    )
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """Return a picture file as uint8 (H, W, 3) RGB, EXIF rotation applied as Detectron2 does.
-
-    Raises:
-        InputError: the file is missing, no picture, truncated, or larger than Pillow's limit
-            against decompression bombs.
-    """
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong while it is open becomes one line that names it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).copy()
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
+        return
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError,
-            Image.DecompressionBombWarning) as error:  # fmt: skip
-        reason = str(error).replace(str(path), "file").splitlines()[0] if str(error) else "broken"
-        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
+    except UnidentifiedImageError:
+        reason = _what_it_is(path)
+    except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        text = " ".join(str(error).replace(str(path), "file").split())[:200]
+        reason = text or type(error).__name__
+    raise InputError(f"{path}: cannot be read as a picture ({reason})")
+
+
+def _read(path: str | Path) -> Image.Image:
+    """Return a photograph decoded, turned and in 8-bit RGB."""
+    with _opened(path) as image:
+        image.load()
+        _check_end(path, image)
+        # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
+        turn = _TURNS.get(_orientation(image))
+        image = _to_rgb(image)
+        return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where there is none; broken EXIF is no reason to fail."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded picture in 8-bit RGB."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image)
+        most = int(values.max())
+        if 0 < most < _LEAST_OF_16_BITS:
+            raise ValueError(
+                f"uses 0 to {most} of the 65535 levels of its 16 bits, which is black; stretch its "
+                f"levels and {_SAVE_8_BITS}"
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif mode in ("F", "I"):
+        kind = "floating-point" if mode == "F" else "32-bit"
+        raise ValueError(f"has {kind} pixels, whose black and white nothing states; {_SAVE_8_BITS}")
+    elif mode in ("P", "PA"):
+        image = image.convert("RGBA")  # a palette with transparency goes no other way quietly
+    return image.convert("RGB")
+
+
+def _check_end(path: str | Path, image: Image.Image) -> None:
+    """Raise where a JPEG has no end: a download whose rest is zeros decodes without an error."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    data = Path(path).read_bytes()
+    position = 2
+    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker == 0xDA:  # from here on 0xff is data's only where 0 or a restart follows
+            if data.find(b"\xff\xd9", position) < 0:
+                raise OSError("image file is truncated: it has no end marker")
+            return
+        alone = marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if marker == 0xFF else 2 if alone else 2 + length
+
+
+def _what_it_is(path: str | Path) -> str:
+    """Return what a file holds that is no picture."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        return "is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "is HEIC, which Pillow does not read; convert it to JPEG"
+    for beginning, words in _NO_PICTURES:
+        if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(beginning):
+            return words
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        return f"is a TIFF that is cut or of a kind Pillow does not read; {_SAVE_8_BITS}"
+    return "of no format that Pillow reads, or cut"

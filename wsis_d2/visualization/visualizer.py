@@ -19,6 +19,7 @@ from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_
 IGNORE = 255
 LABEL_ALPHA = 165
 STUFF_SEGMENT = 1 << 20
+_BAND = 64  # rows
 
 
 def drawing_scale(height: int, width: int, target: int = 640) -> int:
@@ -82,12 +83,13 @@ def segment_map(semantic: np.ndarray, instance: np.ndarray | None) -> np.ndarray
         instance: int32 (H, W), 0 and negative where there is no instance; None for none.
 
     Returns:
-        int64 (H, W); -1 where the semantic map is ignore.
+        int32 (H, W); -1 where the semantic map is ignore.
     """
-    segments = STUFF_SEGMENT + semantic.astype(np.int64)
+    segments = STUFF_SEGMENT + semantic.astype(np.int32)
     if instance is not None:
-        segments = np.where(instance > 0, instance.astype(np.int64), segments)
-    return np.where(semantic == IGNORE, -1, segments)
+        np.copyto(segments, instance, where=instance > 0, casting="same_kind")
+    segments[semantic == IGNORE] = -1
+    return segments
 
 
 def draw_labels(
@@ -314,11 +316,15 @@ def blend(image: np.ndarray, *overlays: np.ndarray) -> np.ndarray:
     height, width = overlays[0].shape[:2]
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    out = image.astype(np.float32)
-    for overlay in overlays:
-        alpha = overlay[..., 3:].astype(np.float32) / 255
-        out = out * (1 - alpha) + overlay[..., :3] * alpha
-    return np.clip(out + 0.5, 0, 255).astype(np.uint8)
+    result = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _BAND):  # real numbers of a large picture are not held at once
+        out = image[top : top + _BAND].astype(np.float32)
+        for overlay in overlays:
+            part = overlay[top : top + _BAND]
+            alpha = part[..., 3:].astype(np.float32) / 255
+            out = out * (1 - alpha) + part[..., :3] * alpha
+        result[top : top + _BAND] = np.clip(out + 0.5, 0, 255)
+    return result
 
 
 def side_by_side(pictures: dict[str, np.ndarray], height: int = 360) -> np.ndarray:

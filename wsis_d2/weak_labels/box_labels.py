@@ -7,10 +7,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels.box_masks import (
     BoxLabelOptions,
     make_box_labels,
-    read_image,
     thing_boxes,
 )
 from wsis_d2.weak_labels.driver import Labels, report_plan, run
@@ -20,7 +20,7 @@ from wsis_d2.weak_labels.store import IGNORE, LabelStore
 logger = logging.getLogger(__name__)
 
 #: Raised whenever the same options would give other labels.
-_ALGORITHM = 1
+_ALGORITHM = 2
 
 
 class BoxLabeller:
@@ -36,7 +36,7 @@ class BoxLabeller:
 
     def __call__(self, record: Mapping) -> Labels:
         """Read the record's image and label it from its boxes."""
-        image = read_image(record)
+        image = read_record(record, "BGR")
         proposals = None
         if self._source is not None:
             proposals = functools.partial(self._source, image, record)

@@ -9,7 +9,6 @@ have a fallback.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import cv2
 import numpy as np
 
 from wsis_d2.utils.errors import InputError
@@ -382,26 +381,3 @@ class _Lazy:
         if made is None or callable(made):
             return False
         return made.working_size[0] < made.image_size[0]
-
-
-def read_image(record: Mapping) -> np.ndarray:
-    """Read a record's image.
-
-    Returns:
-        (H, W, 3) uint8 BGR.
-
-    Raises:
-        InputError: the file cannot be read, or its size is not the record's.
-    """
-    name = str(record["file_name"])
-    # Orientation flags are ignored: boxes are in the pixels as they are stored.
-    image = cv2.imread(name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(f"{name}: cannot be read as an image (missing or damaged)")
-    size = (int(record["height"]), int(record["width"]))
-    if image.shape[:2] != size:
-        raise InputError(
-            f"{name}: is {image.shape[1]} x {image.shape[0]}, its annotation says "
-            f"{size[1]} x {size[0]}"
-        )
-    return image

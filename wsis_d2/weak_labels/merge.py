@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import record_crops
@@ -255,10 +256,11 @@ class _MergeWorker:
     annotation: Annotation
     options: CleanOptions
     instances_from: str
+    classes: ClassTable
 
     def __post_init__(self) -> None:
-        self._boxes = LabelStore.open(self.boxes)
-        self._tags = LabelStore.open(self.tags) if self.tags else None
+        self._boxes = LabelStore.open(self.boxes).in_classes(self.classes)
+        self._tags = LabelStore.open(self.tags).in_classes(self.classes) if self.tags else None
 
     def __call__(self, record: Mapping) -> driver.Labels:
         image_id = record["image_id"]
@@ -333,13 +335,9 @@ def make_merged_labels(
     stores = {"boxes": LabelStore.open(boxes)}
     if tags is not None:
         stores["tags"] = LabelStore.open(tags)
+    classes = parse_categories(categories, "the annotated data")
     for kind, store in stores.items():
-        names = [(c["id"], c["name"]) for c in store.categories]
-        if names != [(c["id"], c["name"]) for c in sorted(categories, key=lambda c: c["id"])]:
-            raise InputError(
-                f"--{kind} {store.path}: holds labels of other classes than the annotation's; "
-                f"make it from the same dataset with: tools/make_weak_labels.py {kind} ..."
-            )
+        store.in_classes(classes)
         found = store.recipe.get("kind")
         if {"boxes": "tags", "tags": "boxes"}[kind] == found:
             raise InputError(f"--{kind} {store.path}: this is a store of {found}, not of {kind}")
@@ -360,6 +358,7 @@ def make_merged_labels(
         annotation,
         options,
         cfg.CLEAN.INSTANCES_FROM,
+        classes,
     )
     result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
     if tags is not None:

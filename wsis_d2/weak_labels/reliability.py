@@ -100,9 +100,9 @@ def load_reliability(store: str | os.PathLike, names: Sequence[str]) -> np.ndarr
         known = {str(k): float(v) for k, v in json.loads(path.read_text())["classes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}); remove it; {mend}") from None
-    if list(known) != list(names):
+    if set(known) != set(names):
         raise InputError(f"{path}: has classes {list(known)}, expected {list(names)}; {mend}")
-    values = np.array(list(known.values()))
+    values = np.array([known[name] for name in names])
     if not ((values > 0) & (values <= 1)).all():
         raise InputError(f"{path}: has {known}, expected values above 0 and at most 1; {mend}")
     return values

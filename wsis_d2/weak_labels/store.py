@@ -24,6 +24,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wsis_d2.structures.classes import (
+    ClassTable,
+    in_order,
+    match_classes,
+    parse_categories,
+    place_table,
+    record_in_classes,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.json_io import read_json
@@ -51,9 +59,8 @@ class LabelStore:
         self.path = Path(path)
         self.manifest = manifest
         self.writable = writable
-        categories = sorted(manifest["categories"], key=lambda c: c["id"])
-        self._file_ids = [int(c["id"]) for c in categories]
-        self._isthing = [bool(c.get("isthing", 1)) for c in categories]
+        self.classes = parse_categories(manifest["categories"], f"{self.path}/manifest.json")
+        self._places: list[int] | None = None  # of the store's own classes, in another list
 
     @classmethod
     def create(
@@ -143,6 +150,22 @@ class LabelStore:
         """
         return cls(path, _read_manifest(Path(path)), writable=False)
 
+    def in_classes(self, classes: ClassTable) -> "LabelStore":
+        """Return the store for reading in other classes: the same ones by name, in their order.
+
+        Records that are asked about, and all that is read, then have the contiguous ids of
+        ``classes``.
+
+        Raises:
+            InputError: see :func:`wsis_d2.structures.classes.match_classes`.
+        """
+        own = parse_categories(self.manifest["categories"], f"{self.path}/manifest.json")
+        places = match_classes(classes, own)
+        result = LabelStore(self.path, self.manifest, writable=False)
+        result.classes = classes
+        result._places = None if in_order(places) else places
+        return result
+
     @property
     def recipe(self) -> dict:
         """What the labels were made with."""
@@ -155,8 +178,8 @@ class LabelStore:
 
     @property
     def categories(self) -> list[dict]:
-        """The annotation file's categories, by ascending id: the index is the contiguous id."""
-        return self.manifest["categories"]
+        """The categories, by ascending id: the index is the contiguous id."""
+        return self.classes.categories
 
     def write(
         self,
@@ -184,7 +207,7 @@ class LabelStore:
         size = (int(record["height"]), int(record["width"]))
         semantic = np.asarray(semantic)
         instance = np.asarray(instance)
-        segments = _check_labels(semantic, instance, segments, size, len(self._file_ids))
+        segments = _check_labels(semantic, instance, segments, size, len(self.classes))
         key = image_key(record["image_id"])
         status = self.path / "status" / f"{key}.json"
         status.unlink(missing_ok=True)
@@ -230,6 +253,9 @@ class LabelStore:
         entry = self._entry(image_id)
         if entry is None or entry["status"] != "done":
             return False
+        if record is not None and self._places is not None:
+            own = [self._places.index(place) for place in range(len(self._places))]
+            record = record_in_classes(record, own)
         return record is None or entry["annotation"] == annotation_digest(record)
 
     def check(self, record: Mapping) -> None:
@@ -262,7 +288,8 @@ class LabelStore:
     def semantic(self, image_id: int | str) -> np.ndarray:
         """Return the semantic map, (H, W) uint8, contiguous class ids, 255 = ignore."""
         self._done_entry(image_id)
-        return self._read_png(f"semantic/{image_key(image_id)}.png")
+        semantic = self._read_png(f"semantic/{image_key(image_id)}.png")
+        return semantic if self._places is None else place_table(self._places)[semantic]
 
     def instance(self, image_id: int | str) -> tuple[np.ndarray, list[dict]]:
         """Return the instance map and its segments.
@@ -276,6 +303,9 @@ class LabelStore:
         ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
         ids[ids == 0] = INSTANCE_IGNORE
         segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments"]]
+        if self._places is not None:
+            for segment in segments:
+                segment["category_id"] = self._places[segment["category_id"]]
         return ids, segments
 
     def finish(self) -> dict:
@@ -310,7 +340,7 @@ class LabelStore:
                     "segments_info": [
                         {
                             "id": s["id"],
-                            "category_id": self._file_ids[s["category_id"]],
+                            "category_id": self.classes.ids[s["category_id"]],
                             "area": s["area"],
                             "bbox": s["bbox"],
                             "iscrowd": 0,
@@ -321,7 +351,11 @@ class LabelStore:
             )
         self._write_json(
             "panoptic.json",
-            {"images": images, "annotations": annotations, "categories": self.categories},
+            {
+                "images": images,
+                "annotations": annotations,
+                "categories": self.manifest["categories"],
+            },
         )
         summary = {"images": len(images), "failed": len(failed), "counters": totals}
         self.manifest.update(state="closed", images=statuses, summary=summary)

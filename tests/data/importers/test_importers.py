@@ -324,7 +324,10 @@ HOSTILE_COCO = {
     "traversal": (("images", "file_name", "../../etc/passwd"), "leaves the image root"),
     "absolute": (("images", "file_name", "/etc/passwd"), "leaves the image root"),
     "name": (("images", "file_name", 3), "expected text"),
-    "size": (("images", "width", 61), "61 x 40 pixels, and the image a.png has 60 x 40"),
+    "size": (
+        ("images", "width", 61),
+        "a.png has 60 x 40 pixels, its annotation says 61 x 40",
+    ),
     "image id": (("images", "id", []), "with an id"),
     "box NaN": (("annotations", "bbox", [math.nan, 1, 2, 3]), "finite"),
     "box huge": (("annotations", "bbox", [10**400, 1, 2, 3]), "finite"),

@@ -11,21 +11,18 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from wsis_d2.data.datasets.own.weak import MAX_SIDE, is_number, shorten
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES
+from wsis_d2.utils.image_io import explain_size, picture_size
 from wsis_d2.utils.json_io import read_json
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_EXIF_ORIENTATION = 0x0112
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
 
 
@@ -169,7 +166,7 @@ class ImageIndex:
     def picture(
         self, path: str, where: str, log: ImportLog, size: tuple[Any, Any] | None = None
     ) -> Picture | None:
-        """Open an image's header and return an empty :class:`Picture`, or None, noted in ``log``.
+        """Read an image whole and return an empty :class:`Picture`, or None, noted in ``log``.
 
         Args:
             path: relative to the root, as :meth:`find` returns it.
@@ -179,27 +176,21 @@ class ImageIndex:
                 boxes are then in other pixels.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(self.root / path) as image:
-                    width, height = image.size
-                    if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                        width, height = height, width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            log.bad("image", f"{self.root / path}", f"cannot be read as an image ({reason})")
+            width, height = picture_size(self.root / path)
+        except InputError as error:
+            name = str(self.root / path)
+            log.bad("image", name, str(error).removeprefix(f"{name}: "))
             return None
         if not 1 <= width <= MAX_SIDE or not 1 <= height <= MAX_SIDE:
             log.bad("image", f"{self.root / path}", f"has {width} x {height} pixels, too many")
             return None
         if size is not None and any(v is not None and v != 0 for v in size):
             if not all(is_number(v) for v in size) or (width, height) != tuple(size):
-                log.bad(
-                    "image",
-                    where,
-                    f"says {shorten(size[0])} x {shorten(size[1])} pixels, and the image "
-                    f"{path} has {width} x {height}",
-                )
+                wanted = (shorten(size[0]), shorten(size[1]))
+                if all(is_number(v) for v in size):
+                    wanted = tuple(size)
+                why = explain_size(self.root / path, (width, height), wanted)
+                log.bad("image", where, f"the image {path} {why}")
                 return None
         return Picture(path, width, height)
 

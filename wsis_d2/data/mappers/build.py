@@ -6,6 +6,8 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from wsis_d2.utils.errors import InputError
+
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
 Mappers from a dataset dict to a sample: classes made with (cfg, is_train) and named by
@@ -14,5 +16,16 @@ INPUT.DATASET_MAPPER_NAME. One may have ``check(records)``, called once before t
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
-    """Build the mapper named by INPUT.DATASET_MAPPER_NAME."""
-    return DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, is_train)
+    """Build the mapper named by INPUT.DATASET_MAPPER_NAME.
+
+    Raises:
+        InputError: there is none of that name, or the INPUT section does not fit it.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in DATASET_MAPPER_REGISTRY:
+        known = sorted(key for key, _ in DATASET_MAPPER_REGISTRY)
+        raise InputError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {known}")
+    try:
+        return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
+    except (AssertionError, ValueError) as error:
+        raise InputError(str(error) or f"the INPUT section does not fit {name}") from error

@@ -10,14 +10,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from panopticapi.utils import rgb2id
 
 from wsis_d2.data.augmentations import build_train_augmentations
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.data.records import supervision_of
+from wsis_d2.evaluation.panoptic_format import picture_ids
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels.cam_labels import record_crops
 from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.store import LabelStore
@@ -116,8 +117,9 @@ class PanopticMapper:
     def __call__(self, record: dict) -> dict:
         """Map a dataset dict to a sample."""
         sample = {k: v for k, v in record.items() if k not in _MASK_FIELDS + ("annotations",)}
-        image = read_for_network(record["file_name"], self.image_format)
-        utils.check_image_size(sample, image)
+        image = read_record(record, self.image_format)
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
         if not self.is_train:
             sample["image"] = _to_tensor(image)
             return sample
@@ -164,7 +166,8 @@ class PanopticMapper:
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            self._open_stores[name] = LabelStore.open(path)
+            store, classes = LabelStore.open(path), dataset_classes(name)
+            self._open_stores[name] = store if classes is None else store.in_classes(classes)
         return self._open_stores[name]
 
     def _maps(self, record: dict, supervision: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -181,7 +184,7 @@ class PanopticMapper:
                     "its dataset with panoptic_json and panoptic_dir"
                 )
             source = record["pan_seg_file_name"]
-            ids = rgb2id(utils.read_image(source, "RGB")).astype(np.int64)
+            ids = picture_ids(utils.read_image(source, "RGB")).astype(np.int64)
             segments = record["segments_info"]
             unknown = np.setdiff1d(ids, [0, *(s["id"] for s in segments)])
             if len(unknown):

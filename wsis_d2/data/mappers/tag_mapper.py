@@ -1,14 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Samples of the tag classifier: an image or one of its crops, and the classes in it."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
@@ -16,7 +14,7 @@ from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_for_network
+from wsis_d2.utils.image_io import read_record
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -45,7 +43,7 @@ class TagMapper:
         Args:
             is_train: draw crops and augment.
             num_classes: number of classes, stuff and things.
-            image_format: channel order, see ``detection_utils.read_image``.
+            image_format: channel order, "BGR" or "RGB".
             scale_range: range of the random scale.
             flip: mirror half of the samples.
             color_jitter: strength of random brightness, contrast and saturation.
@@ -89,8 +87,7 @@ class TagMapper:
 
     def __call__(self, record: Mapping) -> dict:
         """Return the sample of one record."""
-        image = read_for_network(record["file_name"], self.image_format)
-        utils.check_image_size(copy.copy(dict(record)), image)
+        image = read_record(record, self.image_format)
         crops = crop_windows(record)
         sample = {
             key: record[key]

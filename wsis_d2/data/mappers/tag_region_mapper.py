@@ -1,18 +1,17 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are."""
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import annotation_regions
 from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
+from wsis_d2.utils.image_io import read_record
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -29,8 +28,7 @@ class TagRegionMapper(TagMapper):
         """Return the sample of one record."""
         if not self.is_train:
             return super().__call__(record)
-        image = utils.read_image(record["file_name"], format=self.image_format)
-        utils.check_image_size(copy.copy(dict(record)), image)
+        image = read_record(record, self.image_format)
         whole = (0, 0, record["width"], record["height"])
         windows = crop_windows(record) or [(whole, image_tags(record))]
         augmented = T.AugInput(image)

@@ -3,10 +3,44 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import nn
+
+from wsis_d2.utils.errors import InputError
+
+# Detectron2's keys of what a detector gives, and those of what becomes an instance label.
+_OUTPUT_KEYS = {
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "DETECTION_SCORE_THRESH",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "DETECTION_NMS_THRESH",
+    "TEST.DETECTIONS_PER_IMAGE": "MAX_DETECTIONS",
+}
+
+
+def instance_label_config(cfg: CfgNode) -> CfgNode:
+    """Return the config of the detector as the source of instance labels.
+
+    It keeps fewer, surer boxes than in its own stage: those of ``MODEL.WSIS``.
+
+    Raises:
+        InputError: one of Detectron2's keys, which count in the detector's own stage, was set to
+            another value.
+    """
+    usual, cfg = get_cfg(), cfg.clone()
+    cfg.defrost()
+    for key, own in _OUTPUT_KEYS.items():
+        *parents, last = key.split(".")
+        node, default = cfg, usual
+        for parent in parents:
+            node, default = node[parent], default[parent]
+        if node[last] not in (default[last], cfg.MODEL.WSIS[own]):
+            raise InputError(
+                f"{key} is {node[last]}, and counts in the stage 'detector' alone; in the stage "
+                f"{cfg.MODEL.WSIS.STAGE!r} set MODEL.WSIS.{own}, which is {cfg.MODEL.WSIS[own]}"
+            )
+        node[last] = cfg.MODEL.WSIS[own]
+    return cfg
 
 
 class Detector(nn.Module):
@@ -33,12 +67,7 @@ class Detector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         if cfg.MODEL.WSIS.STAGE != "detector":
-            # As the source of instance labels it keeps fewer, surer boxes than in its own stage.
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.WSIS.DETECTION_SCORE_THRESH
-            cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = cfg.MODEL.WSIS.DETECTION_NMS_THRESH
-            cfg.TEST.DETECTIONS_PER_IMAGE = cfg.MODEL.WSIS.MAX_DETECTIONS
+            cfg = instance_label_config(cfg)
         return {
             "rcnn": META_ARCH_REGISTRY.get("GeneralizedRCNN")(cfg),
             "min_size": cfg.INPUT.MIN_SIZE_TEST,

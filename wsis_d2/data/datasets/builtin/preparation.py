@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import picture_size
 from wsis_d2.utils.progress import progress
 
 VERSION = 1
@@ -111,14 +112,12 @@ def read_labels(path: str | Path, what: str) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) from an image's header."""
+    """Return (height, width) from the header of an official archive's image."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise InputError(f"{path}: image missing; unpack the official archive again") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); download it again") from None
+        width, height = picture_size(path, whole=False)
+    except InputError as error:
+        raise InputError(f"{error}; unpack the official archive again") from None
+    return height, width
 
 
 def segment_sizes(segment_ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:

@@ -9,8 +9,14 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from wsis_d2.data.datasets.own.truth import add_truth
-from wsis_d2.data.datasets.own.weak import load_weak_json
-from wsis_d2.structures.classes import ClassTable, parse_categories
+from wsis_d2.data.datasets.own.weak import read_weak_file
+from wsis_d2.structures.classes import (
+    ClassTable,
+    in_order,
+    match_classes,
+    parse_categories,
+    record_in_classes,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -83,6 +89,9 @@ def register_known_panoptic(
 ) -> None:
     """Register a set whose classes are known, so that its files need not be there yet.
 
+    Every file of the set meets these classes by name when it is read
+    (:func:`wsis_d2.structures.classes.match_classes`): its own annotation and its truth.
+
     Args:
         classes: the classes, or the ``categories`` list of the file.
         prepare_command: what makes the files; told when one is missing.
@@ -127,9 +136,13 @@ def register_known_panoptic(
             if not os.path.exists(path):
                 hint = f"; make it with: {prepare_command}" if prepare_command else ""
                 raise InputError(f'dataset "{name}": {path} is not there{hint}')
-        records = load_weak_json(json, images, name, supervision=supervision)
+        known = dataset_classes(name)
+        file = read_weak_file(json, images, supervision=supervision)
+        records, places = file.records, match_classes(known, file.classes)
+        if not in_order(places):
+            records = [record_in_classes(record, places) for record in records]
         if supervision != "weak":
-            records = add_truth(records, panoptic_json, panoptic_dir, classes)
+            records = add_truth(records, panoptic_json, panoptic_dir, known)
         return records
 
     DatasetCatalog.register(name, load)
@@ -144,7 +157,46 @@ def register_known_panoptic(
         panoptic_root=panoptic_dir,
         apr_thresholds=apr_thresholds,
         outside_boxes=outside_boxes,
+        classes_by_name=True,
     )
+
+
+def dataset_classes(name: str) -> ClassTable | None:
+    """Return the classes of a registered dataset, None where its metadata has none."""
+    return ClassTable.of_metadata(MetadataCatalog.get(name), f"dataset {name}")
+
+
+def registered_classes(name: str) -> ClassTable | None:
+    """As :func:`dataset_classes`, as they were before any :func:`share_classes`."""
+    return MetadataCatalog.get(name).get("registered_classes") or dataset_classes(name)
+
+
+def share_classes(name: str, classes: ClassTable) -> None:
+    """Have a dataset speak of its classes in another list's order, for a run that joins both.
+
+    Its records, truth, label store and ``outside_boxes`` follow, as they meet its metadata by name.
+
+    Raises:
+        InputError: the lists differ in a name or an ``isthing``, or the dataset's records were
+            made by other code, which has its own order.
+    """
+    metadata = MetadataCatalog.get(name)
+    places = match_classes(classes, dataset_classes(name))
+    if in_order(places):
+        return
+    if not metadata.get("classes_by_name"):
+        raise InputError(
+            f"dataset {name}: lists its classes in another order than {classes.source} "
+            f"({classes.id_text()}); register it in that order, or with register_weak_panoptic, "
+            "which maps them"
+        )
+    outside = metadata.get("outside_boxes", "ignore")
+    changed = {**classes.metadata(), "registered_classes": registered_classes(name)}
+    changed["outside_boxes"] = outside if outside == "ignore" else places[outside]
+    logger.info("dataset %s: its classes are taken in the order of %s", name, classes.source)
+    for key, value in changed.items():
+        metadata.__dict__.pop(key, None)  # Detectron2 refuses to change a value that is there
+        setattr(metadata, key, value)
 
 
 def register_own_datasets(cfg: Any) -> None:

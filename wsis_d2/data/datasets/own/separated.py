@@ -33,7 +33,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.structures.classes import match_classes, parse_categories
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.clean import Box
 from wsis_d2.weak_labels.merge import record_boxes
@@ -65,28 +68,31 @@ def register_separated(
         The new dataset's name.
 
     Raises:
-        InputError: the dataset is not registered, or there is no folder to write to.
+        InputError: the dataset is not registered, or its truth is of other classes.
     """
     if name not in DatasetCatalog.list():
         raise InputError(f'separated twin: no dataset "{name}" is registered')
-    base = MetadataCatalog.get(name)
+    base, classes = MetadataCatalog.get(name), dataset_classes(name)
     twin = f"{name}_separated"
     if twin in DatasetCatalog.list():
         DatasetCatalog.remove(twin)
         MetadataCatalog.remove(twin)
     things, stuff = list(base.thing_ids), list(base.stuff_ids)
+    # Detectron2's evaluator compares with the truth by the truth's own ids.
+    file_ids = list(classes.ids)
+    if base.panoptic_json and os.path.isfile(base.panoptic_json):
+        content = read_json(base.panoptic_json)
+        truth = parse_categories(content.get("categories"), base.panoptic_json)
+        for category, place in zip(truth.ids, match_classes(classes, truth), strict=True):
+            file_ids[place] = category
     DatasetCatalog.register(twin, lambda: load_separated(name, folder, masks))
     MetadataCatalog.get(twin).set(
         thing_classes=[base.thing_classes[k] for k in things],
         thing_colors=[base.thing_colors[k] for k in things],
         stuff_classes=["things"] + [base.stuff_classes[k] for k in stuff],
         stuff_colors=[[82, 18, 128]] + [base.stuff_colors[k] for k in stuff],
-        thing_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i for i, k in enumerate(things)
-        },
-        stuff_dataset_id_to_contiguous_id={
-            base.categories[k]["id"]: i + 1 for i, k in enumerate(stuff)
-        },
+        thing_dataset_id_to_contiguous_id={file_ids[k]: i for i, k in enumerate(things)},
+        stuff_dataset_id_to_contiguous_id={file_ids[k]: i + 1 for i, k in enumerate(stuff)},
         image_root=base.image_root,
         panoptic_json=base.panoptic_json,
         panoptic_root=base.panoptic_root,
@@ -103,7 +109,7 @@ def load_separated(
     """Make the twin's files where they are missing or stale, and load its records.
 
     Args:
-        name: the dataset, as for :func:`register_separated`.
+        name: a dataset whose twin :func:`register_separated` has registered.
         folder, masks: as for :func:`register_separated`.
 
     Returns:
@@ -115,7 +121,7 @@ def load_separated(
     Raises:
         InputError: a label is missing, with the command that makes it.
     """
-    base = MetadataCatalog.get(name)
+    base, twin = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_separated")
     records = DatasetCatalog.get(name)
     store = None
     if any(r["supervision"] == "weak" for r in records):
@@ -125,7 +131,7 @@ def load_separated(
                 f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
                 "DATASETS.LABEL_STORES or labels="
             )
-        store = LabelStore.open(base.label_store)
+        store = LabelStore.open(base.label_store).in_classes(dataset_classes(name))
     if folder is None:
         if store is None:
             raise InputError(f'dataset "{name}": give a folder for its separated twin')
@@ -134,7 +140,7 @@ def load_separated(
     maps_folder = folder / "stuff"
     maps_folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / "instances.json"
-    fingerprint = _fingerprint(name, records, store)
+    fingerprint = _fingerprint(name, base, twin, records, store)
     try:
         index = json.loads(index_file.read_text())
     except (OSError, ValueError):
@@ -142,7 +148,7 @@ def load_separated(
     if index.get("fingerprint") != fingerprint:
         index = {"fingerprint": fingerprint, "annotations": {}}
         for record, semantic, annotations in progress(
-            _separate(records, base, store), total=len(records), desc=f"separating {name}"
+            _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
             key = image_key(record["image_id"])
             temporary = maps_folder / f".{key}.{os.getpid()}.tmp"
@@ -182,12 +188,14 @@ def load_separated(
     return result
 
 
-def _fingerprint(name: str, records: list[dict], store) -> str:
-    """Changes with the labels, the truth or the list of images."""
-    digest = hashlib.sha256(f"{VERSION} {name}".encode())
+def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
+    """Changes with the classes, the labels, the truth or the list of images."""
+    classes = [base.stuff_classes, twin.thing_classes, twin.stuff_classes]
+    digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
     for record in records:
         digest.update(f"{record['image_id']} {record['supervision']}".encode())
         digest.update(annotation_digest(record).encode())
+        digest.update(json.dumps(record.get("segments_info")).encode())
         if "pan_seg_file_name" in record:
             stat = os.stat(record["pan_seg_file_name"])
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
@@ -199,12 +207,14 @@ def _fingerprint(name: str, records: list[dict], store) -> str:
     return digest.hexdigest()
 
 
-def _separate(records, base, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
+def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
     """Yield each record with its (H, W) uint8 semantic map and its instances."""
-    thing_index = {k: i for i, k in enumerate(base.thing_ids)}
+    names = base.stuff_classes  # all of them, see ClassTable.metadata
+    thing_index = {names.index(name): i for i, name in enumerate(twin.thing_classes)}
     to_stuff = np.full(256, 255, np.uint8)
-    to_stuff[list(base.thing_ids)] = 0
-    to_stuff[list(base.stuff_ids)] = np.arange(1, len(base.stuff_ids) + 1)
+    to_stuff[list(thing_index)] = 0
+    for i, name in enumerate(twin.stuff_classes[1:], start=1):
+        to_stuff[names.index(name)] = i
     for record in records:
         if record["supervision"] == "weak":
             store.check(record)

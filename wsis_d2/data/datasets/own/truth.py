@@ -5,7 +5,12 @@ import os
 from typing import Any
 
 from wsis_d2.data.datasets.own.weak import resolve_image_path, shorten
-from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.classes import (
+    ClassTable,
+    check_segment_kind,
+    match_classes,
+    parse_categories,
+)
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -20,10 +25,10 @@ def add_truth(
             (RGB PNG, id = R + 256 G + 65536 B) and ``segments_info`` (``id``, contiguous
             ``category_id``, ``isthing``, ``iscrowd``, ``area``, ``bbox``).
         panoptic_json, panoptic_dir: the COCO panoptic file and its folder of PNGs.
-        classes: the dataset's classes.
+        classes: the dataset's classes, which the file's meet by name.
 
     Raises:
-        InputError: an image without truth, a missing PNG, an unknown class, a double segment id.
+        InputError: an image without truth, a missing PNG, other classes, a double segment id.
     """
     wanted = {r["image_id"] for r in records if r["supervision"] == "full"}
     if not wanted:
@@ -50,6 +55,8 @@ def _read_panoptic(
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
         raise InputError(f'{path}: "annotations" is no list; expected COCO panoptic JSON')
+    known_classes = parse_categories(content.get("categories"), path)
+    places = match_classes(classes, known_classes)
     try:
         there = set(os.listdir(folder))
     except OSError as error:
@@ -79,12 +86,13 @@ def _read_panoptic(
             if segment["id"] in ids or not 0 < segment["id"] < 2**24:
                 raise InputError(f"{label}: id {segment['id']} is used twice or not in 1..2^24-1")
             ids.add(segment["id"])
-            if segment.get("category_id") not in classes.contiguous:
+            if segment.get("category_id") not in known_classes.contiguous:
                 raise InputError(
                     f"{label}: unknown class: category_id {shorten(segment.get('category_id'))}; "
-                    f"expected one of {classes.id_text()}"
+                    f"expected one of {known_classes.id_text()}"
                 )
-            class_id = classes.contiguous[segment["category_id"]]
+            class_id = places[known_classes.contiguous[segment["category_id"]]]
+            check_segment_kind(segment, classes.isthing[class_id], label)
             kept = {key: segment[key] for key in ("area", "bbox") if key in segment}
             segments.append(
                 {

@@ -1,0 +1,106 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Going on with a run: the settings that must be the same."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+
+from wsis_d2.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ between a run that was stopped and the one that continues it.
+# (WEAK_LABELS and CAM made the labels of round 0, which are known by their hash.)
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "DATALOADER.NUM_WORKERS",
+    "ITERATIVE.WORKERS",
+    "VIS_PERIOD",
+    "WEAK_LABELS",
+    "CAM",
+)
+# Of one training, beside these: how long it is, and what is measured and kept of it.
+_FREE_IN_TRAINING = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "DATASETS.TEST",
+    "TEST.",
+    "RUN_NAME",
+    "RUN_VARIANT",
+)
+
+
+def plain_config(cfg: CfgNode, without: tuple[str, ...] = ()) -> dict:
+    """Return the config as nested JSON values, without keys that do not change results.
+
+    Args:
+        cfg: a config.
+        without: more keys to leave out.
+    """
+    content = json.loads(json.dumps(CfgNode.load_cfg(cfg.dump())))
+    for key in (*_FREE_KEYS, *without):
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node[parent]
+        node.pop(last, None)
+    return content
+
+
+def refuse_changes(
+    where: str | os.PathLike, before: Mapping, after: Mapping, free: tuple[str, ...] = ()
+) -> None:
+    """Refuse to continue a run with other settings: they would be ignored, or mix two runs.
+
+    Args:
+        where: the file that remembers, for the message.
+        before, after: :func:`plain_config` of the run and of what is to continue it.
+        free: keys that may change; nodes with a dot at the end.
+
+    Raises:
+        InputError: naming the first key that differs, and both values.
+    """
+    old, new = _flat(before), _flat(after)
+    changed = [
+        key
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+        and not any(key == f or (f.endswith(".") and key.startswith(f)) for f in free)
+    ]
+    if changed:
+        key = changed[0]
+        more = f" ({len(changed)} keys differ)" if len(changed) > 1 else ""
+        raise InputError(
+            f"{where}: the run was begun with {key} {old.get(key)!r}, now it is "
+            f"{new.get(key)!r}{more}; continue with the old config, or name another OUTPUT_DIR"
+        )
+
+
+def refuse_other_training(where: str | os.PathLike, before: Mapping, after: Mapping) -> None:
+    """As :func:`refuse_changes`, for a checkpoint of one training.
+
+    Args:
+        where: the checkpoint.
+        before, after: what ``WSISTrainer.identity`` is in the checkpoint and now.
+    """
+    refuse_changes(where, before["config"], after["config"], _FREE_IN_TRAINING)
+    for name, recipe in before["labels"].items():
+        if after["labels"].get(name) != recipe:
+            raise InputError(
+                f"{where}: the run was begun with other labels of {name!r}; continue with those, "
+                "or name another OUTPUT_DIR"
+            )
+
+
+def _flat(value: Mapping, prefix: str = "") -> dict:
+    out: dict = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out.update(_flat(item, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = item
+    return out
