@@ -98,7 +98,7 @@ class Results:
 
     def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
-        from wsis_d2.evaluation.panoptic_format import write_panoptic_png
+        from wsis_d2.data.panoptic_format import write_panoptic_png
         from wsis_d2.visualization.layers import Annotation
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
@@ -168,7 +168,7 @@ class Results:
 
     def write(self) -> None:
         """Write panoptic.json."""
-        from wsis_d2.evaluation.panoptic_format import write_json
+        from wsis_d2.data.panoptic_format import write_json
 
         categories = [{**c, "isthing": int(c["isthing"])} for c in self.predictor.classes]
         content = {"images": self.images, "annotations": self.annotations, "categories": categories}
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[dict[str, Any]]:
     """Predict scenes, pictures and videos, one picture in memory; yield a report's items."""
-    from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.data.panoptic_format import write_png
     from wsis_d2.inference.media import is_video
     from wsis_d2.utils.image_io import read_picture
     from wsis_d2.utils.progress import progress

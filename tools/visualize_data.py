@@ -128,7 +128,7 @@ class _Prediction:
     """Panels of a prediction file."""
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
-        from wsis_d2.evaluation.panoptic_format import PanopticFile
+        from wsis_d2.data.panoptic_format import PanopticFile
         from wsis_d2.report.runs import find_predictions, open_run
 
         self.data, self.palette = data, args.palette
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.limit < 0 or args.height < 16:
         raise InputError(f"--limit {args.limit}, --height {args.height}: expected >= 0 and >= 16")
 
-    from wsis_d2.evaluation.panoptic_format import write_png
+    from wsis_d2.data.panoptic_format import write_png
     from wsis_d2.utils.progress import progress
     from wsis_d2.visualization.visualizer import side_by_side
 

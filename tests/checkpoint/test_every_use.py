@@ -9,7 +9,7 @@ from helpers.tiny_panoptic import TinyData, tiny_cfg
 
 from wsis_d2 import model_zoo
 from wsis_d2.engine import WSISTrainer, write_metadata
-from wsis_d2.relabeling.relabeller import load_predictor, prediction_config
+from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config
 from wsis_d2.relabeling.rounds import IterativeRun
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError

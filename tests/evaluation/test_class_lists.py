@@ -15,10 +15,10 @@ from PIL import Image
 
 from wsis_d2.config import add_wsis_config
 from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
+from wsis_d2.data.panoptic_format import PanopticFile
 from wsis_d2.evaluation import build_evaluator, evaluate_files, write_submission
 from wsis_d2.evaluation.from_files import FileOptions
 from wsis_d2.evaluation.label_quality import evaluate_store
-from wsis_d2.evaluation.panoptic_format import PanopticFile
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError

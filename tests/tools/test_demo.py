@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.load_tool import ROOT, load_tool
 
-from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.data.panoptic_format import PanopticFile
 from wsis_d2.utils.errors import InputError
 
 

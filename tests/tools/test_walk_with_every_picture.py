@@ -114,7 +114,7 @@ def test_training_sees_picture_and_label_at_one_place(walk):
 
 
 def test_cues_and_measures_of_proposals_see_it_too(walk, monkeypatch):
-    from wsis_d2.evaluation import panoptic_format
+    from wsis_d2.data import panoptic_format
     from wsis_d2.evaluation.label_quality import evaluate_proposals
     from wsis_d2.relabeling.region_cues import RegionCueLabeller
     from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
@@ -164,7 +164,7 @@ class Reds:
 
 
 def test_the_demo_and_an_exported_network_find_it_there(walk, tmp_path, monkeypatch):
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
+    from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.inference import predictor
 
     folder, records = walk

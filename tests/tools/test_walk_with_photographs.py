@@ -18,7 +18,7 @@ from helpers.load_tool import ROOT
 from helpers.shared_data import shared_data
 from PIL import Image
 
-from wsis_d2.evaluation.panoptic_format import PanopticFile
+from wsis_d2.data.panoptic_format import PanopticFile
 from wsis_d2.visualization.visualizer import drawing_scale
 from wsis_d2.weak_labels.store import LabelStore
 

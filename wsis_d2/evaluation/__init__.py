@@ -12,7 +12,6 @@ _MODULES = {
     "InstanceAP": "instance_ap",
     "InstanceAPEvaluator": "evaluators",
     "Matcher": "image_match",
-    "PanopticFile": "panoptic_format",
     "PanopticQuality": "panoptic_quality",
     "PanopticQualityEvaluator": "evaluators",
     "PanopticTruth": "panoptic_truth",

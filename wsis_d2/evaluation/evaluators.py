@@ -15,9 +15,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from wsis_d2.evaluation.instance_ap import InstanceAP
-from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import (
+from wsis_d2.data.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
@@ -26,6 +24,8 @@ from wsis_d2.evaluation.panoptic_format import (
     write_png,
     write_semantic_classes,
 )
+from wsis_d2.evaluation.instance_ap import InstanceAP
+from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results

@@ -12,16 +12,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
-from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
-from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
-from wsis_d2.evaluation.metrics import APrByScore, APrOptions
-from wsis_d2.evaluation.panoptic_format import (
+from wsis_d2.data.panoptic_format import (
     PanopticFile,
     picture_ids,
     semantic_map,
     semantic_table,
 )
+from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
+from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
+from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
+from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
 from wsis_d2.utils.errors import InputError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.evaluation.panoptic_format import MAX_ID, VOID_ID, picture_ids
+from wsis_d2.data.panoptic_format import MAX_ID, VOID_ID, picture_ids
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 

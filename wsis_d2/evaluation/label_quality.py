@@ -53,8 +53,8 @@ def evaluate_store(
     Raises:
         InputError: the classes differ, or no image is in both.
     """
+    from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.evaluation.image_match import Matcher
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
     from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 
     if not isinstance(store, LabelStore):
@@ -185,7 +185,7 @@ def evaluate_proposals(
         true objects of the best IoU}, "J_i not small": the same over objects above the smallest
         size}``.
     """
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
+    from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.utils.image_io import read_record
 
     truth = PanopticFile(panoptic_json, panoptic_root).in_classes(classes)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 
+from wsis_d2.data.panoptic_format import PanopticFile, semantic_map
 from wsis_d2.evaluation.image_match import ImageMatch, Matcher
-from wsis_d2.evaluation.panoptic_format import PanopticFile, semantic_map
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.evaluation.panoptic_format import write_json
+from wsis_d2.data.panoptic_format import write_json
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 

@@ -13,9 +13,7 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES, VOC_CATEGORIES
-from wsis_d2.evaluation.from_files import read_label_png
-from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
-from wsis_d2.evaluation.panoptic_format import (
+from wsis_d2.data.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
@@ -24,6 +22,8 @@ from wsis_d2.evaluation.panoptic_format import (
     semantic_table,
     write_png,
 )
+from wsis_d2.evaluation.from_files import read_label_png
+from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write

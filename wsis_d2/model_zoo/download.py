@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 
 CACHE_VARIABLE = "WSIS_D2_CACHE"
 OFFLINE_VARIABLE = "WSIS_D2_OFFLINE"
@@ -39,15 +40,6 @@ def is_url(place: str) -> bool:
 def is_offline() -> bool:
     """Return whether ``WSIS_D2_OFFLINE=1`` forbids downloads."""
     return os.environ.get(OFFLINE_VARIABLE, "") == "1"
-
-
-def sha256_file(path: str | os.PathLike) -> str:
-    """Return a file's SHA-256, hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:

@@ -18,10 +18,10 @@ from wsis_d2.checkpoint.coverage import is_auxiliary
 from wsis_d2.checkpoint.parts import check_trained, only_weights
 from wsis_d2.checkpoint.reader import model_state, read_checkpoint
 from wsis_d2.engine.run_classes import fill_classes
-from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.json_io import read_json
 
 WEIGHTS_FOLDER = "weights"

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from wsis_d2.checkpoint.parts import WEIGHT_KEYS, weight_files
 from wsis_d2.engine.resume import plain_config
-from wsis_d2.model_zoo.download import sha256_file
+from wsis_d2.utils.files import sha256_file
 
 # Keys that hold paths; what they lead to is known by its hash.
 _PATH_KEYS = (

@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 
 from wsis_d2.engine.run_classes import trained_classes
-from wsis_d2.model_zoo.download import sha256_file
 from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
@@ -26,6 +25,7 @@ from wsis_d2.structures.classes import (
     record_in_classes,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps

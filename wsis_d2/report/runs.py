@@ -68,7 +68,7 @@ def open_run(name: str, folder: str | Path) -> Run:
     Raises:
         InputError: no such folder, or nothing in it that a run writes.
     """
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
+    from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.evaluation.results import read_results_json
 
     folder = Path(folder)

@@ -27,7 +27,7 @@ class DataSource:
         records: weak records (Detectron2 dataset dicts).
         classes: from :func:`wsis_d2.visualization.palette.class_list`, indexed by unified id.
         table: the same as a :class:`wsis_d2.structures.classes.ClassTable`.
-        truth: the truth as :class:`wsis_d2.evaluation.panoptic_format.PanopticFile` in these
+        truth: the truth as :class:`wsis_d2.data.panoptic_format.PanopticFile` in these
             classes, or None.
         label_store: path of the dataset's label store, or None.
     """
@@ -66,7 +66,7 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     import wsis_d2.data.datasets  # noqa: F401  registers the built-in datasets
     from wsis_d2.data.datasets.own.custom import dataset_classes, register_own_datasets
     from wsis_d2.data.datasets.own.weak import read_weak_file
-    from wsis_d2.evaluation.panoptic_format import PanopticFile
+    from wsis_d2.data.panoptic_format import PanopticFile
 
     if (args.dataset is None) == (args.annotations is None):
         raise InputError(
@@ -131,7 +131,7 @@ def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> L
     """Return one image of a COCO panoptic file, None where the file lacks it.
 
     Args:
-        file: a :class:`wsis_d2.evaluation.panoptic_format.PanopticFile` in the dataset's classes.
+        file: a :class:`wsis_d2.data.panoptic_format.PanopticFile` in the dataset's classes.
         image_id: the image.
         classes: the dataset's classes.
     """

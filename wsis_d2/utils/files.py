@@ -2,6 +2,7 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import hashlib
 import itertools
 import os
 import socket
@@ -79,3 +80,12 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Return a file's SHA-256, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -15,8 +15,8 @@ from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
+from wsis_d2.data.panoptic_format import picture_ids
 from wsis_d2.data.records import supervision_of
-from wsis_d2.evaluation.panoptic_format import picture_ids
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels.cam_labels import record_crops

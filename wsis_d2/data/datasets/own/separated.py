@@ -194,8 +194,8 @@ def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
     digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
     for record in records:
         digest.update(f"{record['image_id']} {record['supervision']}".encode())
-        digest.update(annotation_digest(record).encode())
         digest.update(json.dumps(record.get("segments_info")).encode())
+        digest.update(annotation_digest(record).encode())
         if "pan_seg_file_name" in record:
             stat = os.stat(record["pan_seg_file_name"])
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
