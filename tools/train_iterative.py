@@ -30,9 +30,10 @@ EPILOG = """examples:
   # stopped or killed: go on where it was; or two rounds more
   tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
 
-Each round's training, its labels and results.json are in OUTPUT_DIR/round_NN; IoU and PQ by round
-in OUTPUT_DIR/rounds.json and rounds.png. Name a detector with MODEL.WSIS.DETECTOR_WEIGHTS, and a
-semantic config is measured in PQ too.
+Each round's training, the labels that its network makes and results.json are in OUTPUT_DIR/round_K,
+K from 0 as in the paper; its config.yaml trains or evaluates it alone with tools/train_net.py. IoU
+and PQ by round are in OUTPUT_DIR/rounds.json and rounds.png. Name a detector with
+MODEL.WSIS.DETECTOR_WEIGHTS, and a semantic config is measured in PQ too.
 """
 
 

@@ -50,9 +50,9 @@ def undisturbed(prepared):
 
 def test_two_rounds_leave_stores_states_and_figures(undisturbed):
     state = json.loads((undisturbed / "state.json").read_text())
-    assert (state["round"], state["stage"]) == (3, "train")
+    assert (state["round"], state["stage"]) == (2, "train")
     for number in (1, 2):
-        store = LabelStore.open(undisturbed / f"round_0{number}" / "labels" / NAME)
+        store = LabelStore.open(undisturbed / f"round_{number - 1}" / "labels" / NAME)
         assert store.recipe["round"] == number
         assert len(store.image_ids()) == 4
         assert store.manifest["state"] == "closed"
@@ -62,32 +62,33 @@ def test_two_rounds_leave_stores_states_and_figures(undisturbed):
 
 
 def test_a_round_trains_on_the_last_rounds_labels_from_its_weights(undisturbed):
-    first = (undisturbed / "round_01" / "config.yaml").read_text()
-    second = (undisturbed / "round_02" / "config.yaml").read_text()
-    assert "round_01/model_final.pth" in second and "model_final.pth" not in first
+    first = (undisturbed / "round_0" / "config.yaml").read_text()
+    second = (undisturbed / "round_1" / "config.yaml").read_text()
+    assert "round_0/model_final.pth" in second and "model_final.pth" not in first
+    assert f"round_0/labels/{NAME}" in second  # the file alone says what the round trains on
     assert MetadataCatalog.get(NAME).label_store  # something is always named
-    one = torch.load(undisturbed / "round_01/model_final.pth", weights_only=False)["model"]
-    two = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
+    one = torch.load(undisturbed / "round_0/model_final.pth", weights_only=False)["model"]
+    two = torch.load(undisturbed / "round_1/model_final.pth", weights_only=False)["model"]
     assert any(not torch.equal(one[k], two[k]) for k in one)
 
 
 def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undisturbed):
-    trained = undisturbed / "round_01" / "model_final.pth"
+    trained = undisturbed / "round_0" / "model_final.pth"
     train_iterative(config(prepared, "given", "ITERATIVE.FIRST_WEIGHTS", str(trained)), 2)
     given = prepared[0] / "given"
-    assert not (given / "round_01" / "metrics.json").exists()  # nothing was trained
-    for path in (undisturbed / "round_01" / "labels" / NAME / "semantic").glob("*.png"):
-        other = given / "round_01" / "labels" / NAME / "semantic" / path.name
+    assert not (given / "round_0" / "metrics.json").exists()  # nothing was trained
+    for path in (undisturbed / "round_0" / "labels" / NAME / "semantic").glob("*.png"):
+        other = given / "round_0" / "labels" / NAME / "semantic" / path.name
         assert other.read_bytes() == path.read_bytes()
-    one = torch.load(undisturbed / "round_02/model_final.pth", weights_only=False)["model"]
-    two = torch.load(given / "round_02/model_final.pth", weights_only=False)["model"]
+    one = torch.load(undisturbed / "round_1/model_final.pth", weights_only=False)["model"]
+    two = torch.load(given / "round_1/model_final.pth", weights_only=False)["model"]
     assert all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(InputError, match="FIRST_WEIGHTS: no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
 
 
 def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
-    trained = undisturbed / "round_01" / "model_final.pth"
+    trained = undisturbed / "round_0" / "model_final.pth"
     opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0,
             "REFINE.SCALES", [1.0, 1.5], "REFINE.FLIP", True]  # fmt: skip
     # Before anything is trained, by the command and by the hook.
@@ -102,7 +103,7 @@ def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
     names = [category["name"] for category in first.categories]
     usual = np.bincount(
         np.concatenate([
-            LabelStore.open(undisturbed / "round_01" / "labels" / NAME).semantic(i).ravel()
+            LabelStore.open(undisturbed / "round_0" / "labels" / NAME).semantic(i).ravel()
             for i in first.image_ids()
         ]), minlength=256,
     )  # fmt: skip
@@ -114,7 +115,7 @@ def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
         train_iterative(config(prepared, "held_back", *opts), 1)
     finally:
         (first.path / "reliability.json").unlink()
-    store = LabelStore.open(prepared[0] / "held_back" / "round_01" / "labels" / NAME)
+    store = LabelStore.open(prepared[0] / "held_back" / "round_0" / "labels" / NAME)
     assert store.recipe["trust"] == (values**2).round(6).tolist()
     assert store.recipe["refine"]["scales"] == [1.0, 1.5] and store.recipe["refine"]["flip"]
     found = np.bincount(
@@ -127,7 +128,7 @@ def test_labels_obey_boxes_and_tags(undisturbed, prepared):
     from detectron2.data import DatasetCatalog
 
     things = set(MetadataCatalog.get(NAME).thing_ids)
-    store = LabelStore.open(undisturbed / "round_02" / "labels" / NAME)
+    store = LabelStore.open(undisturbed / "round_1" / "labels" / NAME)
     known = 0
     for record in DatasetCatalog.get(NAME):
         semantic = store.semantic(record["image_id"])
@@ -203,7 +204,7 @@ def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
 
 
 def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed):
-    with pytest.raises(InputError, match="a run is here, at round 3.*--resume"):
+    with pytest.raises(InputError, match="a run is here, at round 2.*--resume"):
         train_iterative(config(prepared, "whole"), 2)
     with pytest.raises(InputError, match="SOLVER.BASE_LR 0.02, now it is 0.5"):
         train_iterative(config(prepared, "whole", "SOLVER.BASE_LR", "0.5"), 2, resume=True)

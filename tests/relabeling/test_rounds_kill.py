@@ -69,7 +69,7 @@ def finish_under_kills(
     """Start a run again and again, killing it until there are enough kills; return at its end."""
     while True:
         state = read_state(run)
-        before = {n: checkpoint_iteration(run / f"round_0{n}") for n in range(1, ROUNDS + 1)}
+        before = {n: checkpoint_iteration(run / f"round_{n}") for n in range(ROUNDS)}
         log = run.with_suffix(".log")
         process = start(config, run, log, "--resume")
         limit = 900.0
@@ -91,7 +91,7 @@ def finish_under_kills(
         if status is not None:
             assert status == 0, text[-3000:]
             return
-        after = read_state(run) or {"round": 1, "stage": "start"}
+        after = read_state(run) or {"round": 0, "stage": "start"}
         stages.append(f"{after['round']}:{after['stage']}")
 
 

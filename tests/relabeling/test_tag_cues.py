@@ -17,11 +17,7 @@ from wsis_d2.data.datasets.sample.dataset import CATEGORIES, prepare_sample
 from wsis_d2.relabeling.first_labels import make_all_labels
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config
-from wsis_d2.relabeling.tag_cues import (
-    CueLabeller,
-    build_labeller,
-    make_tag_labels,
-)
+from wsis_d2.relabeling.tag_cues import CueLabeller, build_labeller, make_tag_labels
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.appearance import weigh_by_appearance

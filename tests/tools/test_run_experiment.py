@@ -112,11 +112,9 @@ def test_the_last_model_trains_on_the_labels_of_the_round_before():
     first = overrides(rounds)["ITERATIVE.FIRST_WEIGHTS"]
     assert first == "out/camvid/semantic_weak_seed6/model_final.pth"
     settings = overrides(jobs["weak_seed6"].command)
-    assert settings["MODEL.WSIS.SEMANTIC_WEIGHTS"].endswith(
-        "/rounds_seed6/round_03/model_final.pth"
-    )
+    assert settings["MODEL.WSIS.SEMANTIC_WEIGHTS"].endswith("/rounds_seed6/round_2/model_final.pth")
     stores = ast.literal_eval(settings["DATASETS.LABEL_STORES"])
-    assert stores == [["camvid_train", "out/camvid/rounds_seed6/round_02/labels/camvid_train"]]
+    assert stores == [["camvid_train", "out/camvid/rounds_seed6/round_1/labels/camvid_train"]]
 
 
 def test_isolating_runs_are_evaluations_with_a_variant_of_their_own():

@@ -25,6 +25,8 @@ from torch import nn
 
 from wsis_d2.checkpoint.coverage import TRAINED, check, first_of, is_auxiliary, load_into
 from wsis_d2.checkpoint.names import Weights, match_ends, read_weights
+from wsis_d2.modeling.backbone import TimmBackbone
+from wsis_d2.modeling.backbone.folded import NormInConv
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -258,9 +260,15 @@ def load_backbone(model: nn.Module, name: str, weights: Weights) -> None:
     prefixes = [n.removesuffix(first) for n in weights.arrays if f".{n}".endswith(f".{first}")]
     best = max(prefixes, key=lambda p: sum(p + n in weights.arrays for n in wanted), default="")
     arrays = {n.removeprefix(best): v for n, v in weights.arrays.items() if n.startswith(best)}
-    _check_input(model, name, weights)
+    elsewhere: list[str] = []
+    if isinstance(module, TimmBackbone):
+        if not prefixes:  # not a checkpoint of a network that has this backbone
+            arrays, elsewhere = module.own_names(weights.published)
+    else:
+        _check_input(model, name, weights)
     load_into(
         module, arrays, source=weights.source, what=name, folded=weights.folded,
+        allow_foreign=elsewhere,
         hint="name weights of the same depth, width and norm",
     )  # fmt: skip
 
@@ -293,6 +301,14 @@ def backbones_of(model: nn.Module) -> list[str]:
     """Return the names of a network's backbones; of a feature pyramid, that of its ResNet."""
     found = [n for n, m in model.named_modules() if isinstance(m, Backbone) and m.state_dict()]
     return [n for n in found if not any(other.startswith(f"{n}.") for other in found)]
+
+
+def is_backbone(model: nn.Module, weights: Weights) -> bool:
+    """Whether a file holds a backbone alone: an ImageNet ResNet, or what timm's backbones take."""
+    modules = [model.get_submodule(name) for name in backbones_of(model)]
+    return weights.backbone or any(
+        isinstance(m, TimmBackbone) and m.recognizes(weights.published) for m in modules
+    )
 
 
 class _Start:
@@ -401,7 +417,8 @@ class _Start:
             )
         for name in backbones_of(self.model):
             module = self.model.get_submodule(name)
-            norms = any(isinstance(m, FrozenBatchNorm2d) for m in module.modules())
+            frozen_norm = (FrozenBatchNorm2d, NormInConv)
+            norms = any(isinstance(m, frozen_norm) for m in module.modules())
             if norms and any(f"{name}.{n}" in self.left for n, _ in module.named_parameters()):
                 logger.warning(
                     "%s starts at random with batch norms that never learn (FrozenBN); name "
@@ -436,13 +453,14 @@ def load_for_training(cfg: CfgNode, model: nn.Module) -> None:
     """
     start, path = _Start(cfg, model), cfg.MODEL.WEIGHTS
     weights = read_weights(path, "MODEL.WEIGHTS", cfg.INPUT.FORMAT) if path else None
-    if weights is not None and not weights.backbone:
+    alone = weights is not None and is_backbone(model, weights)
+    if weights is not None and not alone:
         start.whole(weights)
     for part, key in PART_KEYS.items():
         if _value(cfg, key):
             start.part(part, key, _value(cfg, key))
     if _value(cfg, BACKBONE_KEY):
         start.backbone(_value(cfg, BACKBONE_KEY))
-    if weights is not None and weights.backbone:
+    if alone:
         start.all_backbones(weights)
     start.finish()

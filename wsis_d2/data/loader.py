@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
@@ -90,6 +91,8 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
         drop_last=True,
+        # Copies to a GPU go on beside its work from memory that stays in its place.
+        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"),
     )
 
 

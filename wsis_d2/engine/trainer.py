@@ -27,7 +27,6 @@ from wsis_d2.checkpoint.reader import model_state
 from wsis_d2.config import read_config
 from wsis_d2.config_checks import (
     TAGS,
-    check_device,
     check_trainable,
     check_used,
     kind_of,
@@ -81,7 +80,6 @@ class WSISTrainer(TrainerBase):
         super().__init__()
         check_trainable(cfg)
         check_used(cfg, read_config())
-        check_device(cfg)
         world_size = comm.get_world_size()
         if world_size > 1 and (cfg.MODEL.DEVICE != "cuda") == torch.cuda.is_available():
             raise InputError(
@@ -231,7 +229,9 @@ class WSISTrainer(TrainerBase):
         batch = self.last_batch = next(self._batches)
         data_time = time.perf_counter() - start
         losses = self.model(batch)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        # One read from the device for all losses.
+        numbers = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        values = dict(zip(losses, numbers, strict=True))
         self._refuse_not_finite(
             [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)],
             batch,

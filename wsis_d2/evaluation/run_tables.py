@@ -110,11 +110,11 @@ def recipe_of(folder: PurePath) -> str:
     """Return which recipe's run a folder is: its name without a seed at the end.
 
     ``output/voc/panoptic_R_101_weak_seed2`` is of ``panoptic_R_101_weak``; a round's folder is of
-    the paper's round, ``semantic_R_101_weak/round_01`` of ``semantic_R_101_weak_round_0``.
+    the paper's round, ``semantic_R_101_weak/round_0`` of ``semantic_R_101_weak_round_0``.
     """
     number = _ROUND_FOLDER.match(folder.name)
     if number:
-        return f"{_SEED.sub('', folder.parent.name)}_round_{int(number[1]) - 1}"
+        return f"{_SEED.sub('', folder.parent.name)}_round_{int(number[1])}"
     return _SEED.sub("", folder.name)
 
 

@@ -74,14 +74,13 @@ class PanopticGraph(nn.Module):
         Cutting goes by index here, as padding does: slices would make the program depend on
         whether a size needs padding.
         """
-        semantic, stride = self.semantic, self.semantic.head.stride
+        semantic = self.semantic
         height, width = image.shape[-2:]
-        high = -(-(height - 1) // stride) * stride + 1
-        wide = -(-(width - 1) // stride) * stride + 1
+        high, wide = semantic.padded(height), semantic.padded(width)
         batch = (image - semantic.pixel_mean) / semantic.pixel_std
         batch = pad_by_index(batch, high, wide)
         logits, _ = semantic.head(semantic.backbone(batch[None]))
-        logits = F.interpolate(logits, size=(high, wide), mode="bilinear", align_corners=True)[0]
+        logits = semantic.upsample(logits, (high, wide))[0]
         logits = logits.index_select(1, torch.arange(height, device=image.device))
         logits = logits.index_select(2, torch.arange(width, device=image.device))
         return F.softmax(logits.float(), dim=0)

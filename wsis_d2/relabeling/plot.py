@@ -15,7 +15,7 @@ PARTS = (("", "all"), ("_th", "things"), ("_st", "stuff"))
 
 
 def format_rounds(history: Sequence[dict]) -> str:
-    """Return a table with one line a round: IoU and PQ of the model, then of the labels it made.
+    """Return a table with one line a round: IoU and PQ of the model, then of its training labels.
 
     Args:
         history: the ``rounds`` of ``rounds.json``.

@@ -3,13 +3,15 @@
 
 One folder holds it all::
 
-    OUTPUT_DIR/state.json              where the run is: round and stage; written last, atomically
-    OUTPUT_DIR/rounds.json             IoU, PQ and label quality of each round
-    OUTPUT_DIR/rounds.png              the same, drawn (the paper's figure 6)
-    OUTPUT_DIR/round_01/               the first round's training, as tools/train_net.py leaves it
-    OUTPUT_DIR/round_01/labels/NAME/   the label store that its model made, for round 2
+    OUTPUT_DIR/state.json             where the run is: round and stage; written last, atomically
+    OUTPUT_DIR/rounds.json            of each round the quality of its labels, and IoU and PQ
+    OUTPUT_DIR/rounds.png             the same, drawn (the paper's figure 6)
+    OUTPUT_DIR/round_0/               the first round's training, as tools/train_net.py leaves it
+    OUTPUT_DIR/round_0/config.yaml    what it trained with: tools/train_net.py can do the same
+    OUTPUT_DIR/round_0/labels/NAME/   the label store that its model made, for round 1
 
-A round has three stages: train, evaluate, labels. Each continues where it was killed: training
+Rounds count from 0, as in the paper: round K trains on labels that K networks have refined. A round
+has three stages: train, evaluate, labels. Each continues where it was killed: training
 from its last checkpoint, labels after the last image. A stage that has ended is never run again.
 """
 
@@ -26,7 +28,7 @@ from detectron2.utils.file_io import PathManager
 
 from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
 from wsis_d2.config_checks import check_device, check_trainable
-from wsis_d2.data.datasets import register_own_datasets, set_label_store
+from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.launch import launch
 from wsis_d2.engine.resume import plain_config, refuse_changes
 from wsis_d2.engine.run_classes import run_classes
@@ -44,7 +46,7 @@ from wsis_d2.weak_labels.store import LabelStore
 logger = logging.getLogger(__name__)
 
 STAGES = ("train", "evaluate", "labels")
-SCHEMA = 1
+SCHEMA = 2  # in 1, rounds counted from 1
 
 
 class IterativeRun:
@@ -112,7 +114,7 @@ class IterativeRun:
         if state is None:
             state = {
                 "schema": SCHEMA,
-                "round": 1,
+                "round": 0,
                 "stage": STAGES[0],
                 "labels_of_round_0": identity,
                 "config": plain_config(cfg),
@@ -133,22 +135,22 @@ class IterativeRun:
         return self.folder / "state.json"
 
     def round_folder(self, number: int) -> Path:
-        """Folder of a round, from 1."""
-        return self.folder / f"round_{number:02d}"
+        """Folder of a round, from 0."""
+        return self.folder / f"round_{number}"
 
     def label_store(self, number: int, name: str) -> Path:
-        """The labels of a dataset that a round's model made; 0: the labels to begin with."""
+        """The labels of a dataset that a round trains on, made by the round before."""
         if number == 0:
             return self.first_stores[name]
-        return self.round_folder(number) / "labels" / name
+        return self.round_folder(number - 1) / "labels" / name
 
     def run(self) -> dict:
         """Run to the last stage of the last round; return the history that rounds.json holds."""
         self._note_labels(0)
         self._report()
-        while self.state["round"] <= self.rounds:
+        while self.state["round"] < self.rounds:
             number, stage = self.state["round"], self.state["stage"]
-            logger.info("round %d of %d: %s", number, self.rounds, stage)
+            logger.info("round %d of 0 to %d: %s", number, self.rounds - 1, stage)
             getattr(self, f"_{stage}")(number)
             self._report()
             position = STAGES.index(stage)
@@ -167,31 +169,33 @@ class IterativeRun:
         return self.state["history"]
 
     def round_config(self, number: int) -> CfgNode:
-        """Return the config that a round trains with."""
+        """Return the config that a round trains with, its labels and its weights named."""
         cfg = self.cfg.clone()
-        if number > 1 and not cfg.ITERATIVE.RESTART:
+        if number > 0 and not cfg.ITERATIVE.RESTART:
             cfg = only_weights(cfg, self.round_folder(number - 1) / "model_final.pth")
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
         cfg.DATASETS.TEST = ()  # evaluation is a stage of its own
+        stores = dict(tuple(entry) for entry in cfg.DATASETS.LABEL_STORES)
+        stores |= {name: str(self.label_store(number, name)) for name in self.names}
+        cfg.DATASETS.LABEL_STORES = [list(entry) for entry in stores.items()]
         cfg.freeze()
         return cfg
 
     def _train(self, number: int) -> None:
-        if number == 1 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
-            self.round_folder(1).mkdir(parents=True, exist_ok=True)
+        if number == 0 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
+            self.round_folder(0).mkdir(parents=True, exist_ok=True)
             with (
                 PathManager.open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
-                atomic_write(self.round_folder(1) / "model_final.pth") as file,
+                atomic_write(self.round_folder(0) / "model_final.pth") as file,
             ):
                 shutil.copyfileobj(trained, file)
             return
-        stores = {name: str(self.label_store(number - 1, name)) for name in self.names}
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
             file.write(cfg.dump().encode())
-        launch(train_round, self.num_processes, args=(cfg, stores))
+        launch(train_round, self.num_processes, args=(cfg,))
 
     def _evaluate(self, number: int) -> None:
         """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
@@ -230,14 +234,14 @@ class IterativeRun:
             relabel(
                 self.cfg,
                 name,
-                self.label_store(number, name),
-                round_number=number,
+                self.label_store(number + 1, name),
+                round_number=number + 1,
                 first_store=self.first_stores[name],
-                last_store=self.label_store(number - 1, name),
+                last_store=self.label_store(number, name),
                 lineage=self.lineage,
                 weights=self.round_folder(number) / "model_final.pth",
             )
-        self._note_labels(number)
+        self._note_labels(number + 1)
 
     def _note_labels(self, number: int) -> None:
         """Measure a round's labels where their truth is known, for the report alone."""
@@ -296,20 +300,19 @@ class IterativeRun:
             )
 
 
-def train_round(cfg: CfgNode, stores: Mapping[str, str]) -> None:
+def train_round(cfg: CfgNode) -> None:
     """Train one round, or what is left of it; what each process does.
 
     Args:
         cfg: of the round.
-        stores: dataset to the label store it trains on.
     """
     register_own_datasets(cfg)
     run_classes(cfg)
-    for name, store in stores.items():
-        set_label_store(name, store)
     trainer = WSISTrainer(cfg)
-    # The last round's, which lie below a folder that may have been moved.
+    # The last round's weights and labels lie below a folder that may have been moved; labels are
+    # known by their recipe.
     trainer.identity["config"]["MODEL"].pop("WEIGHTS")
+    trainer.identity["config"]["DATASETS"].pop("LABEL_STORES")
     trainer.resume_or_load(resume=True)
     trainer.train()
 

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import nn
 
+from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.utils.errors import InputError
 
 # Detectron2's keys of what a detector gives, and those of what becomes an instance label.
@@ -59,6 +60,7 @@ class Detector(nn.Module):
         """
         super().__init__()
         self.rcnn = rcnn
+        fold_frozen_norms(self)
         self.min_size = min_size
         self.max_size = max_size
         if channels_last:

@@ -118,6 +118,7 @@ class WeakPanopticRCNN(nn.Module):
         self.head_lr_factor = head_lr_factor
         self.crf_lr_factor = crf_lr_factor
         self.register_buffer("_thing_ids", torch.tensor(self.thing_ids, dtype=torch.int64), False)
+        self.register_buffer("_stuff_ids", torch.tensor(self.stuff_ids, dtype=torch.int64), False)
         self.register_buffer("_device", torch.zeros(()), False)
         self._detections: dict[str, Instances] = {}
         self._freeze()
@@ -206,7 +207,7 @@ class WeakPanopticRCNN(nn.Module):
             return [self._predict(record) for record in batched_inputs]
         if self.stage == "detector":
             return self.detector(batched_inputs)
-        images = [record["image"].to(self.device) for record in batched_inputs]
+        images = [record["image"].to(self.device, non_blocking=True) for record in batched_inputs]
         if self.stage == "semantic":
             logits, aux = self.semantic.logits(images, self.semantic.crop_size)
             return self._semantic_losses(logits, aux, batched_inputs)
@@ -216,7 +217,9 @@ class WeakPanopticRCNN(nn.Module):
         self, logits: torch.Tensor, aux: torch.Tensor | None, batched_inputs: list[dict]
     ) -> dict[str, torch.Tensor]:
         """Losses on the labels, and of weak samples what their tags and boxes say."""
-        targets = [record["sem_seg"].to(self.device) for record in batched_inputs]
+        targets = [
+            record["sem_seg"].to(self.device, non_blocking=True) for record in batched_inputs
+        ]
         losses = self.semantic.losses(logits, aux, targets)
         if self.annotation_loss_weight == 0:
             return losses
@@ -275,7 +278,7 @@ class WeakPanopticRCNN(nn.Module):
             if self.train_boxes == "gt_jitter":
                 sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
                 boxes = boxes + sides * self.box_jitter * (2 * torch.rand_like(boxes) - 1)
-        return make_labels(boxes, scores, classes, self.stuff_ids, size)
+        return make_labels(boxes, scores, classes, self._stuff_ids, size)
 
     def _cached_detections(self, record: dict, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
         """Detections of the whole training image, brought into its crop.
@@ -291,12 +294,12 @@ class WeakPanopticRCNN(nn.Module):
         boxes = found.pred_boxes.tensor.numpy()
         if len(boxes):
             boxes = record["transforms"].apply_box(boxes)
-        boxes = torch.as_tensor(boxes, dtype=torch.float32, device=self.device).reshape(-1, 4)
+        boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        classes = self._thing_ids[found.pred_classes.to(self.device)]
-        return boxes[inside], found.scores.to(self.device)[inside], classes[inside]
+        classes = self._thing_ids[found.pred_classes[inside].to(self.device)]
+        return boxes[inside].to(self.device), found.scores[inside].to(self.device), classes
 
     @torch.no_grad()
     def _predict(self, record: dict) -> dict:
@@ -328,7 +331,7 @@ class WeakPanopticRCNN(nn.Module):
         """Return the labels that an image's pixels choose from, boxes in the output's size."""
         found = self._unified(self.detector.detect(image, size))
         return make_labels(
-            found.pred_boxes.tensor, found.scores, found.pred_classes, self.stuff_ids, size
+            found.pred_boxes.tensor, found.scores, found.pred_classes, self._stuff_ids, size
         )
 
     def merge(
