@@ -221,14 +221,14 @@ def test_the_network_sees_one_size_in_training_and_in_tiles():
     assert torch.allclose(loss, F.cross_entropy(logits[:, :, :40], torch.full((1, 40, 65), 2)))
     with torch.no_grad():
         for size in ((50, 60), (100, 30), (70, 130)):
-            assert network.probabilities(torch.rand(3, *size) * 255).shape == (3, *size)
+            assert network.probabilities([torch.rand(3, *size) * 255])[0].shape == (3, *size)
     assert set(sizes) == {(65, 65)}
 
 
 def test_the_whole_image_is_an_option_and_padding_needs_a_crop_of_one_size():
     network, sizes = square_network()
     with torch.no_grad():
-        network.probabilities(torch.rand(3, 50, 60) * 255)
+        network.probabilities([torch.rand(3, 50, 60) * 255])
     assert sizes == [(57, 65)]
     with pytest.raises(InputError, match="INPUT.CROP.PAD is True, but .* TYPE 'relative_range'"):
         square_network("INPUT.CROP.TYPE", "relative_range")
