@@ -16,6 +16,7 @@ import numpy as np
 from wsis_d2.structures.annotation import CropTags
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table
+from wsis_d2.utils.errors import check_choice
 
 KEPT_IN_BOXES = ("stuff", "nothing", "things")
 
@@ -63,11 +64,7 @@ class CleanOptions:
     instances: bool = True
 
     def __post_init__(self) -> None:
-        if self.keep_in_boxes not in KEPT_IN_BOXES:
-            raise ValueError(
-                f"CleanOptions.keep_in_boxes is {self.keep_in_boxes!r}, expected one of "
-                f"{KEPT_IN_BOXES}"
-            )
+        check_choice("CleanOptions.keep_in_boxes", self.keep_in_boxes, KEPT_IN_BOXES)
         if not 0 <= self.outside_label <= IGNORE:
             raise ValueError(f"CleanOptions.outside_label is {self.outside_label}, expected 0-255")
         for name in ("score_threshold", "fill_threshold"):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import instance_labels
 from wsis_d2.weak_labels.store import LabelStore
@@ -164,8 +164,7 @@ def import_released(
     Returns:
         The exit status: 0, or 1 if an image has no usable file; those are named.
     """
-    if kind not in KINDS:
-        raise InputError(f"{kind!r}: expected one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     annotation = AnnotatedClasses.of(categories, has_boxes=has_boxes)
     files = find_label_files(folder)
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
