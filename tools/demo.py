@@ -168,7 +168,7 @@ class Results:
 
     def write(self) -> None:
         """Write panoptic.json."""
-        from wsis_d2.data.panoptic_format import write_json
+        from wsis_d2.utils.json_io import write_json
 
         categories = [{**c, "isthing": int(c["isthing"])} for c in self.predictor.classes]
         content = {"images": self.images, "annotations": self.annotations, "categories": categories}

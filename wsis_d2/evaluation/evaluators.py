@@ -19,7 +19,6 @@ from wsis_d2.data.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
-    write_json,
     write_panoptic_png,
     write_png,
     write_semantic_classes,
@@ -31,6 +30,7 @@ from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.semantic_iou import SemanticSources
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from wsis_d2.data.panoptic_format import (
     PanopticFile,
@@ -25,6 +24,7 @@ from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticSources
 from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -138,23 +138,6 @@ class _Worker:
             labels = semantic_map(picture_ids(gt_picture), gt_segments, truth.classes)
             predicted = self.semantic_table[read_label_png(path)]
             sums.semantic.of("sem_seg").update_maps(labels, predicted, str(path))
-
-
-def read_label_png(path: Path) -> np.ndarray:
-    """Return a one-channel 8-bit PNG as uint8 (H, W).
-
-    Raises:
-        InputError: missing, truncated or of another kind.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise InputError(f"{path}: a picture of mode {image.mode}, expected 8-bit labels")
-            return np.array(image, np.uint8)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as PNG ({error})") from None
 
 
 _worker: _Worker | None = None

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.data.panoptic_format import write_json
 from wsis_d2.utils.errors import InputError, check_choice
-from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.json_io import read_json, write_json
 
 SCHEMA = 1
 TASKS = ("panoptic_seg", "apr", "sem_seg", "segm")

@@ -14,7 +14,6 @@ import io
 import json
 import multiprocessing
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import write_bytes
 from wsis_d2.utils.image_io import picture_size
 from wsis_d2.utils.progress import progress
 
@@ -68,26 +68,6 @@ class Converted:
     segment_ids: np.ndarray | None = None
     segments: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, atomically."""
-    write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def read_labels(path: str | Path, what: str) -> np.ndarray:
