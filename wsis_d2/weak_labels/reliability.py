@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """How much of what cues say of a class the tags vouch for, measured from tags alone.
 
+Addition, not in the paper.
+
 A segmenter that knows a class shows it where it is tagged and hardly elsewhere. One that does not
 shows as much of it in windows without the tag as in those with it: what it says is not worth more
 there only because annotation allows it. So the share that untagged windows hold, against the
