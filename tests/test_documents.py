@@ -84,6 +84,21 @@ def test_the_readme_shows_the_package_in_use():
     }  # fmt: skip
 
 
+def test_no_private_words():
+    """Documents, docstrings and messages use the field's words."""
+    private = re.compile(r"\b(houses?|rooms?|doors?|mend(s|ed|ing)?)\b", re.I)
+    texts = {str(document): (ROOT / document).read_text() for document in DOCUMENTS}
+    for folder in ("wsis_d2", "tools", "datasets", "packaging"):
+        for path in (ROOT / folder).rglob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            texts[str(path)] = "\n".join(
+                node.value for node in nodes
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            )  # fmt: skip
+    found = {name: match.group() for name, text in texts.items() if (match := private.search(text))}
+    assert found == {}
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder that looks like a checkout after a (quick) ``make demo``."""

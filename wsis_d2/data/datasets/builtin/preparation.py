@@ -384,7 +384,8 @@ def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
     """Compare the derived files of a split with their checksums; return the manifest.
 
     Raises:
-        InputError: a file is missing or differs; the message names it and the command that makes it again.
+        InputError: a file is missing or differs; the message names it and the command that makes
+            it again.
     """
     output = Path(output)
     hint = f"; make it again: {command}"
