@@ -34,6 +34,7 @@ def _register() -> None:
     lib.register_autograd(
         "wsis_d2::mean_field", _mean_field_backward, setup_context=_mean_field_context
     )
+    lib.register_autograd("wsis_d2::mean_field_backward", _no_second_derivative)
     lib.register_autograd(
         "wsis_d2::lattice_filter", _lattice_filter_backward, setup_context=_lattice_filter_context
     )
@@ -84,6 +85,12 @@ def _mean_field_backward(ctx, grad, grad_saved):
     saved, *rest = ctx.saved_tensors
     result, grad_b, grad_s = torch.ops.wsis_d2.mean_field_backward(grad, saved, *rest, *ctx.options)
     return result, None, None, None, grad_b, grad_s, *none
+
+
+def _no_second_derivative(ctx, *grads):
+    raise NotImplementedError(
+        "mean_field: the compiled operator has no second derivatives; use backend='exact'."
+    )
 
 
 def _lattice_filter_context(ctx, inputs, output):

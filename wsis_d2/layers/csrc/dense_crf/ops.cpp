@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
   check_volume(grad, "grad");
   check_belongs(grad, header, "grad");
   const MeanFieldOptions options = make_options(gaussian_xy, exact_spatial, iterations, save_every);
-  check_saved(saved, grad, options);
+  check_backward(grad, saved, scores, options);
   if (iterations == 0) {
     return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
   }

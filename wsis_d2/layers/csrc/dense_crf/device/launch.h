@@ -1,12 +1,15 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 // One thread an index: every kernel of the CUDA part is a functor called for 0 <= i < count, which
 // writes only what belongs to i. So there are no atomics, results are bitwise reproducible, and
-// with WSIS_CRF_HOST_CHECK the same functors run in a loop on the CPU, where they can be tested.
+// with WSIS_CRF_HOST_CHECK the same functors run in a loop on the CPU, where they can be tested; where
+// WSIS_CRF_HOST_REVERSED is set, from the last index to the first, which must change nothing.
 #pragma once
 
 #include <cstdint>
 
 #if defined(WSIS_CRF_HOST_CHECK)
+
+#include <cstdlib>
 
 #define WSIS_DEVICE inline
 
@@ -14,7 +17,8 @@ namespace wsis_d2 {
 namespace crf {
 template <typename F>
 void launch(int64_t count, const F& body) {
-  for (int64_t i = 0; i < count; ++i) body(i);
+  const bool reversed = std::getenv("WSIS_CRF_HOST_REVERSED") != nullptr;
+  for (int64_t i = 0; i < count; ++i) body(reversed ? count - 1 - i : i);
 }
 }  // namespace crf
 }  // namespace wsis_d2

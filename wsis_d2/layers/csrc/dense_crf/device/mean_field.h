@@ -68,7 +68,10 @@ std::tuple<at::Tensor, at::Tensor> device_forward(const at::Tensor& scores,
     }
     current = messages(q).add_(start);
   }
-  return {to_volume(current, lattice.height, lattice.width), saved};
+  // Without an iteration, and with one label or pixel, the volume may be `scores` itself.
+  at::Tensor result = to_volume(current, lattice.height, lattice.width);
+  if (result.is_alias_of(scores)) result = result.clone();
+  return {result, saved};
 }
 
 template <typename T>
