@@ -120,7 +120,7 @@ def fusing_library(tmp_path_factory):
     """The GPU's kernels as loops, by a compiler that fuses products and sums as nvcc does."""
     library = tmp_path_factory.mktemp("kernels") / "device.so"
     fusing = ["-mfma", "-ffp-contract=fast"] if fuses() else []
-    compile_gpu_kernels(library, ["-O1", *fusing])
+    compile_gpu_kernels(library, ["-O1", "-fexpensive-optimizations", *fusing])
     return library
 
 

@@ -12,6 +12,13 @@ from functools import lru_cache
 import torch
 
 from wsis_d2.layers._extension import extension_error, require_extension
+from wsis_d2.layers.crf_parameters import (
+    CRFParameters,
+    check_choice,
+    check_image,
+    check_positive,
+    check_scores,
+)
 from wsis_d2.utils.errors import InputError
 
 _NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
@@ -136,45 +143,32 @@ def ensure_operators(device) -> None:
 
 
 def mean_field(
-    scores,
-    image,
-    bilateral_weight,
-    bilateral_xy,
-    bilateral_rgb,
-    gaussian_weight,
-    gaussian_xy,
-    iterations,
-    normalization,
-    exact_spatial,
-    recompute,
-):
-    """:func:`wsis_d2.layers.mean_field` by the compiled operator; the arguments are checked."""
-    lattice = build_lattice(image, bilateral_xy, bilateral_rgb, normalization, scores.dtype)
-    needs_grad = torch.is_grad_enabled() and (
-        scores.requires_grad or bilateral_weight.requires_grad or gaussian_weight.requires_grad
+    scores: torch.Tensor,
+    image: torch.Tensor,
+    parameters: CRFParameters,
+    normalization: str,
+    exact_spatial: bool,
+    recompute: bool,
+) -> torch.Tensor:
+    """:func:`wsis_d2.layers.mean_field` by the compiled operator; arguments are checked, the
+    weights 0-dim tensors."""
+    weights = parameters.bilateral_weight, parameters.gaussian_weight
+    lattice = build_lattice(
+        image, parameters.bilateral_xy, parameters.bilateral_rgb, normalization, scores.dtype
     )
     save_every = 0
-    if needs_grad:
-        save_every = max(1, math.ceil(math.sqrt(iterations))) if recompute else 1
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *weights)):
+        save_every = max(1, math.ceil(math.sqrt(parameters.iterations))) if recompute else 1
     result, _ = torch.ops.wsis_d2.mean_field(
-        scores, *lattice, bilateral_weight, gaussian_weight, gaussian_xy, exact_spatial,
-        iterations, save_every,
+        scores, *lattice, *weights, parameters.gaussian_xy, exact_spatial, parameters.iterations,
+        save_every,
     )  # fmt: skip
     return result
 
 
 def _checked_values(values, name="values"):
-    from wsis_d2.layers.dense_crf import check_scores
-
     check_scores(values, name)
     return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
-
-
-def _checked_normalization(normalization):
-    if normalization not in _NORMALIZATIONS:
-        raise InputError(
-            f"normalization: found {normalization!r}, allowed are {', '.join(_NORMALIZATIONS)}."
-        )
 
 
 def permutohedral_filter(
@@ -201,15 +195,13 @@ def permutohedral_filter(
     Raises:
         InputError: a wrong shape, dtype, device, option or bandwidth, NaN or infinity.
     """
-    from wsis_d2.layers.dense_crf import check_image, check_positive
-
     values = _checked_values(values)
     check_image(image, values.shape[1], values.shape[2])
     if image.device != values.device:
         raise InputError(f"image: it is on {image.device}, values are on {values.device}.")
     sigma_xy = check_positive("sigma_xy", sigma_xy)
     sigma_rgb = check_positive("sigma_rgb", sigma_rgb)
-    _checked_normalization(normalization)
+    check_choice("normalization", normalization, tuple(_NORMALIZATIONS))
     lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype)
     return torch.ops.wsis_d2.lattice_filter(values, *lattice, transpose)
 
@@ -236,12 +228,10 @@ def spatial_filter(
     Raises:
         InputError: as :func:`permutohedral_filter`.
     """
-    from wsis_d2.layers.dense_crf import SPATIAL, check_choice, check_positive
-
     values = _checked_values(values)
     sigma = check_positive("sigma", sigma)
-    check_choice("spatial", spatial, SPATIAL)
-    _checked_normalization(normalization)
+    check_choice("spatial", spatial, ("auto", "exact"))
+    check_choice("normalization", normalization, tuple(_NORMALIZATIONS))
     ensure_operators(values.device)
     return torch.ops.wsis_d2.spatial_filter(
         values, sigma, spatial == "exact", _NORMALIZATIONS[normalization], transpose
