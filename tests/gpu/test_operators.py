@@ -26,7 +26,7 @@ pytestmark = [
 needs_gpu = pytest.mark.skipif(bool(HOST), reason="loops on the CPU have no streams or compilers")
 DEVICE = "cpu" if HOST else "cuda"
 DTYPES = (torch.float32, torch.float64)
-# Largest relative norm of a difference. float32: kept marginals may be of half precision.
+# Largest relative norm of a difference. float32: kept marginals have 16 bits.
 BOUNDS = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 SIZES = [(1, 1), (1, 90), (64, 1), (33, 70), (90, 97)]
@@ -89,8 +89,10 @@ def run_filters(device, dtype, labels=4):
 
 
 def vertices(lattice) -> int:
-    """How many vertices a lattice has."""
-    return int(lattice[0][5])
+    """How many vertices a lattice has; a GPU's header holds a bound."""
+    header, _, index = lattice
+    on_device = int(header[0]) % 2 == 0
+    return int(index[header[13]]) if on_device else int(header[5])
 
 
 def lattice_facts(device, dtype):
@@ -240,11 +242,11 @@ def test_what_is_not_finite_is_refused(expected, bad):
     scores, image = unary(3, 8, 9).to(DEVICE), picture(8, 9).to(DEVICE)
     broken = scores.clone()
     broken[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="scores: they hold NaN or infinity"):
+    with pytest.raises(ValueError, match="scores: .*NaN"):
         mean_field(broken, image)
     broken = image.float()
     broken[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="image: it holds NaN or infinity"):
+    with pytest.raises(ValueError, match="image: .*NaN"):
         mean_field(scores, broken)
     with pytest.raises(ValueError, match="gaussian_weight"):
         mean_field(scores, image, gaussian_weight=torch.tensor(bad, device=DEVICE))
@@ -263,7 +265,7 @@ def test_opcheck():
     lattice = native_crf.build_lattice(image, 6.0, 20.0, "after")
     weights = [torch.tensor(w, device="cuda", requires_grad=True) for w in (1.5, 0.5)]
     check, ops = torch.library.opcheck, torch.ops.wsis_d2
-    check(ops.build_lattice.default, (image, 6.0, 20.0, 1))
+    check(ops.build_lattice.default, (image, 6.0, 20.0, 1, [], []))
     check(ops.mean_field.default, (scores, *lattice, *weights, 3.0, False, 3, 1))
     check(ops.lattice_filter.default, (scores, *lattice, False))
     check(ops.spatial_filter.default, (scores, 3.0, False, 1, False))

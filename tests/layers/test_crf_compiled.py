@@ -35,7 +35,7 @@ for labels, height, width in ((1, 1, 1), (5, 33, 70), (21, 300, 330), (40, 64, 1
             image[:, : height // 2] = 7
             scores = torch.randn(labels, height, width, generator=generator).to(dtype)
             weights = [torch.tensor(w, dtype=dtype) for w in (4.0, 3.0)]
-            lattice = ops.build_lattice(image, 20.0, 9.0, normalization)
+            lattice = ops.build_lattice(image, 20.0, 9.0, normalization, [], [])
             for sigma, exact, every in ((3.0, False, 1), (9.0, False, 2), (1.0, True, 2)):
                 rest = (*lattice, *weights, sigma, exact, 3, every)
                 out, saved = ops.mean_field(scores, *rest)

@@ -90,7 +90,7 @@ def test_operators_pass_opcheck():
     ops = torch.ops.wsis_d2
     image, scores, lattice, weights = operator_inputs()
     check = torch.library.opcheck
-    check(ops.build_lattice.default, (image, 6.0, 20.0, 1))
+    check(ops.build_lattice.default, (image, 6.0, 20.0, 1, [], []))
     check(ops.mean_field.default, (scores, *lattice, *weights, 3.0, False, 3, 1))
     check(ops.mean_field.default, (scores, *lattice, *weights, 1.0, True, 4, 2))
     check(ops.lattice_filter.default, (scores, *lattice, False))

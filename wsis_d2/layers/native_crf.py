@@ -25,8 +25,13 @@ _NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
 _HEADER_SIZE = 48
 
 
-def _padded(labels):
-    return (labels + 7) // 8 * 8
+def _kept(scores):
+    """Numbers that a pixel's kept marginals take, and their dtype; see csrc/dense_crf."""
+    labels = scores.shape[0]
+    if scores.device.type == "cpu":
+        return (labels + 7) // 8 * 8, scores.dtype
+    dtype = torch.int16 if scores.dtype == torch.float32 else scores.dtype  # fixed point
+    return torch.sym_ite(labels == 1, 1, (labels + 3) // 4 * 4), dtype
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +60,7 @@ def _register() -> None:
                 lib.register_autocast(f"wsis_d2::{name}", device, torch.float32)
 
 
-def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization):
+def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization, finite, names):
     size = torch.library.get_ctx().new_dynamic_size()
     header = torch.empty(_HEADER_SIZE, dtype=torch.int64, device="cpu")
     records = image.new_empty((image.shape[1] * image.shape[2], 8))
@@ -65,15 +70,21 @@ def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization):
 def _mean_field_fake(
     scores, header, records, index, w_b, w_s, gaussian_xy, exact_spatial, iterations, save_every
 ):
-    labels, height, width = scores.shape
+    height, width = scores.shape[1:]
     kept = -(-iterations // save_every) if save_every > 0 else 0
-    saved = scores.new_empty((kept, height * width * _padded(labels)))
+    row, dtype = _kept(scores)
+    saved = scores.new_empty((kept, height * width * row), dtype=dtype)
     return torch.empty_like(scores, memory_format=torch.contiguous_format), saved
 
 
 def _mean_field_backward_fake(grad, saved, scores, header, records, index, w_b, w_s, *options):
     result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    return result, torch.empty_like(w_b), torch.empty_like(w_s)
+    # On the gradient's device, also for weights on the CPU: autograd moves what they need.
+    return (
+        result,
+        grad.new_empty(w_b.shape, dtype=w_b.dtype),
+        grad.new_empty(w_s.shape, dtype=w_s.dtype),
+    )
 
 
 def _mean_field_context(ctx, inputs, output):
@@ -91,6 +102,10 @@ def _mean_field_backward(ctx, grad, grad_saved):
         return None, None, None, None, None, None, *none
     saved, *rest = ctx.saved_tensors
     result, grad_b, grad_s = torch.ops.wsis_d2.mean_field_backward(grad, saved, *rest, *ctx.options)
+    grad_b, grad_s = (
+        g if needed else None
+        for g, needed in zip((grad_b, grad_s), ctx.needs_input_grad[4:6], strict=True)
+    )
     return result, None, None, None, grad_b, grad_s, *none
 
 
@@ -125,13 +140,19 @@ def build_lattice(
     sigma_rgb: float,
     normalization: str = "after",
     dtype: torch.dtype = torch.float32,
+    **finite: torch.Tensor,
 ):
-    """The permutohedral lattice of ``image`` (3, H, W): header, records, index."""
+    """The permutohedral lattice of ``image`` (3, H, W): header, records, index.
+
+    On a GPU the host waits once, here; so what else must be ``finite`` is checked along with it.
+    """
     ensure_operators(image.device)
     image = image.detach().to(dtype)
+    finite = {name: t.detach() for name, t in finite.items() if t.device == image.device}
     return torch.ops.wsis_d2.build_lattice(
-        image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization]
-    )
+        image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization],
+        list(finite.values()), list(finite),
+    )  # fmt: skip
 
 
 def ensure_operators(device) -> None:
@@ -154,8 +175,9 @@ def mean_field(
     weights 0-dim tensors."""
     weights = parameters.bilateral_weight, parameters.gaussian_weight
     lattice = build_lattice(
-        image, parameters.bilateral_xy, parameters.bilateral_rgb, normalization, scores.dtype
-    )
+        image, parameters.bilateral_xy, parameters.bilateral_rgb, normalization, scores.dtype,
+        scores=scores, bilateral_weight=weights[0], gaussian_weight=weights[1],
+    )  # fmt: skip
     save_every = 0
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *weights)):
         save_every = max(1, math.ceil(math.sqrt(parameters.iterations))) if recompute else 1
@@ -202,7 +224,7 @@ def permutohedral_filter(
     sigma_xy = check_positive("sigma_xy", sigma_xy)
     sigma_rgb = check_positive("sigma_rgb", sigma_rgb)
     check_choice("normalization", normalization, tuple(_NORMALIZATIONS))
-    lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype)
+    lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype, values=values)
     return torch.ops.wsis_d2.lattice_filter(values, *lattice, transpose)
 
 

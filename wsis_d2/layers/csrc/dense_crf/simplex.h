@@ -48,14 +48,28 @@ struct KeyLayout {
 };
 
 // Scales of the embedding: standard deviation 1 in feature space becomes that of the blur.
-inline void embedding_scales(double* scale) {
+WSIS_HOST_DEVICE inline void embedding_scales(double* scale) {
   for (int i = 0; i < kFeatures; ++i) {
     scale[i] = std::sqrt(2.0 / 3.0) * kVertices / std::sqrt((i + 1.0) * (i + 2.0));
   }
 }
 
+// Least and greatest features of an image whose colours lie in [low[c], high[c]].
+template <typename T>
+WSIS_HOST_DEVICE inline void feature_ranges(int64_t height, int64_t width, const T* low,
+                                            const T* high, double sigma_xy, double sigma_rgb,
+                                            double* least, double* most) {
+  least[0] = least[1] = 0;
+  most[0] = (width - 1) / sigma_xy;
+  most[1] = (height - 1) / sigma_xy;
+  for (int c = 0; c < 3; ++c) {
+    least[2 + c] = static_cast<double>(low[c]) / sigma_rgb;
+    most[2 + c] = static_cast<double>(high[c]) / sigma_rgb;
+  }
+}
+
 // Fits `layout` to features in [low, high]; false if 64 bits do not suffice.
-inline bool fit_layout(const double* low, const double* high, KeyLayout& layout) {
+WSIS_HOST_DEVICE inline bool fit_layout(const double* low, const double* high, KeyLayout& layout) {
   double scale[kFeatures];
   embedding_scales(scale);
   int shift = 0;
