@@ -13,9 +13,6 @@ rebuild      forward + backward of an operator that builds its lattice anew for 
              gradients too, row normalisation)
 backward     our backward over our forward
 labels       time by the number of labels, for the instance head's 40 to 100
-sparse       the instance head's 3 iterations, forward + backward, row normalisation, labels in
-             boxes of a quarter of each side: scores of -60 outside over scores of -10000 there,
-             where labels are left out
 gpu          our CPU time over our CUDA time; milliseconds an iteration (only where there is a GPU)
 
 Examples:
@@ -34,7 +31,7 @@ import cv2
 import numpy as np
 import torch
 
-from wsis_d2.layers import DenseCRF, mean_field, permutohedral_filter, spatial_filter
+from wsis_d2.layers import CRFParameters, DenseCRF, mean_field, permutohedral_filter, spatial_filter
 from wsis_d2.layers.native_crf import build_lattice
 from wsis_d2.utils.image_io import read_picture
 
@@ -88,19 +85,6 @@ def make_scores(labels: int, height: int, width: int) -> torch.Tensor:
     field = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
     noise = torch.randn(labels, height, width, generator=generator)
     return (field + 0.5 * noise).log_softmax(0).contiguous()
-
-
-def boxed(labels: int, height: int, width: int) -> torch.Tensor:
-    """Which pixels a label may take: boxes in reading order; the first four labels everywhere."""
-    inside = torch.zeros(labels, height, width, dtype=torch.bool)
-    inside[:4] = True
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(labels, 2, generator=generator) * 0.75
-    order = ((corners[:, 0] * 8).floor() * 8 + corners[:, 1]).argsort()
-    for label, (y, x) in enumerate(corners[order].tolist()):
-        top, left = int(y * height), int(x * width)
-        inside[label, top : top + height // 4, left : left + width // 4] = True
-    return inside
 
 
 def now() -> float:
@@ -188,7 +172,7 @@ def crfasrnn_pair(checkout: str, scores, image, kernels):
         bilateral,
     )  # fmt: skip
     rival = CrfRnn(scores.shape[0], ITERATIONS, params)
-    mine = DenseCRF(iterations=ITERATIONS, normalization="after", **SPATIAL, **kernels)
+    mine = DenseCRF(CRFParameters(iterations=ITERATIONS, **SPATIAL, **kernels))
     goal = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
 
     def run(function):
@@ -262,17 +246,6 @@ def measure(mode: str, case: str, paths: list, repeat: int, checkout: str | None
             if turn:
                 ratios.append((end - middle) / (middle - start))
         return f"| {case} | {statistics.median(ratios):.2f} |"
-    if mode == "sparse":
-        inside = boxed(labels, height, width)
-        goal = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
-
-        def head(outside):
-            leaf = scores.masked_fill(~inside, outside).requires_grad_()
-            options = dict(iterations=3, normalization="after", **SPATIAL, **kernels)
-            mean_field(leaf, image, **options).mul(goal).sum().backward()
-
-        a, b, ratio = interleaved(lambda: head(-60.0), lambda: head(-1e4), repeat)
-        return f"| {case} | {ratio:.2f} | {a * 1e3:.0f} | {b * 1e3:.0f} |"
     if mode == "labels":
         base, more = scores[:1], scores
         a, b, ratio = interleaved(
@@ -303,7 +276,6 @@ HEADS = {
     "rebuild": "case | ratio | rebuilt ms | ours ms",
     "backward": "case | backward / forward",
     "labels": "case | ms | times one label",
-    "sparse": "case | ratio | -60 outside, ms | -10000 outside, ms",
     "gpu": "case | CPU / GPU | CPU ms | GPU ms | GPU ms an iteration with build | traffic of one",
 }
 

@@ -10,53 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.shared_data import shared_data
 
 from wsis_d2.layers._extension import extension_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "wsis_d2" / "layers" / "csrc"
+GPU_TESTS = ROOT / "tests" / "gpu" / "test_operators.py"
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
     pytest.mark.skipif(extension_error() is not None, reason="operators are not built"),
 ]
-
-COMPARE = """
-import sys, torch
-from helpers.crf_inputs import picture, unary
-from wsis_d2.layers import mean_field, permutohedral_filter, spatial_filter
-
-def results():
-    out = []
-    image = picture(40, 53)
-    for labels in (1, 5, 21, 33):
-        for normalization in ("after", "symmetric"):
-            for iterations, recompute in ((1, False), (5, True)):
-                scores = unary(labels, 40, 53, dtype=torch.float64).requires_grad_()
-                leaf = dict(dtype=torch.float64, requires_grad=True)
-                weights = [torch.tensor(w, **leaf) for w in (4.0, 3.0)]
-                result = mean_field(scores, image, bilateral_weight=weights[0],
-                                    gaussian_weight=weights[1], iterations=iterations,
-                                    normalization=normalization, recompute=recompute)
-                (result * unary(labels, 40, 53, seed=9).cos()).sum().backward()
-                out += [result.detach(), scores.grad, weights[0].grad, weights[1].grad]
-    values = unary(4, 40, 53, seed=5, dtype=torch.float64)
-    for normalization in ("none", "after", "symmetric"):
-        for transpose in (False, True):
-            rest = dict(normalization=normalization, transpose=transpose)
-            out.append(permutohedral_filter(values, image, sigma_xy=20, sigma_rgb=9, **rest))
-            for sigma in (1, 3, 7, 13):
-                out.append(spatial_filter(values, sigma=sigma, **rest))
-    return out
-
-expected = results()
-torch.ops.load_library(sys.argv[1])  # takes the CPU's operators over
-found, again = results(), results()
-for a, b, c in zip(expected, found, again):
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * float(a.abs().max()))
-    assert torch.equal(b, c)
-print("compared", len(expected))
-"""
 
 SANITIZE = """
 import sys, torch
@@ -71,7 +35,7 @@ for labels, height, width in ((1, 1, 1), (5, 33, 70), (21, 300, 330), (40, 64, 1
             image[:, : height // 2] = 7
             scores = torch.randn(labels, height, width, generator=generator).to(dtype)
             weights = [torch.tensor(w, dtype=dtype) for w in (4.0, 3.0)]
-            lattice = ops.build_lattice(image, 20.0, 9.0, normalization)
+            lattice = ops.build_lattice(image, 20.0, 9.0, normalization, [], [])
             for sigma, exact, every in ((3.0, False, 1), (9.0, False, 2), (1.0, True, 2)):
                 rest = (*lattice, *weights, sigma, exact, 3, every)
                 out, saved = ops.mean_field(scores, *rest)
@@ -101,46 +65,116 @@ def compile_library(target: Path, sources, flags) -> None:
 
 
 def run(script: str, library: Path, **environment) -> str:
+    return start([sys.executable, "-c", script, str(library)], **environment)
+
+
+def start(command, **environment) -> str:
     paths = [str(ROOT), str(ROOT / "tests")]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(library)],
+        command,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment),
         capture_output=True,
         text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_gpu_kernels_run_on_the_cpu_give_what_the_cpu_operators_give(tmp_path):
-    """Every GPU kernel is one independent thread an element, so a loop can stand for the GPU."""
-    library = tmp_path / "device.so"
+def compile_gpu_kernels(target: Path, flags) -> None:
+    """The CUDA sources as loops on the CPU."""
     sources = [CSRC / "dense_crf" / name for name in ("spatial.cpp", "lattice.cpp")]
     sources += [CSRC / "dense_crf" / "workspace.cpp"]
     sources += [CSRC / "dense_crf" / "device" / "ops_cuda.cu"]
-    compile_library(library, sources, ["-O1", "-DWSIS_CRF_HOST_CHECK"])
-    assert "compared" in run(COMPARE, library)
+    compile_library(target, sources, ["-DWSIS_CRF_HOST_CHECK", *flags])
 
 
-def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
-    library = tmp_path / "sanitized.so"
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(runtime).is_file():
+def run_gpu_tests(library: Path, *options, **environment) -> str:
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *options]
+    return start([*command, str(GPU_TESTS)], WSIS_D2_HOST_KERNELS=str(library), **environment)
+
+
+def asan_environment() -> dict:
+    """What loads the address sanitizer's runtime before Python; skips where there is none."""
+    names = ("libasan.so", "libstdc++.so")
+    found = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in names
+    ]
+    if not Path(found[0]).is_file():
         pytest.skip("the address sanitizer's runtime is not installed")
-    sources = sorted((CSRC / "dense_crf").glob("*.cpp"))
-    flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-w"]
-    compile_library(library, sources, flags)
-    standard = subprocess.run(
-        ["g++", "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return dict(LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0")
+
+
+SANITIZERS = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-w"]
+
+
+def fuses() -> bool:
+    return "fma" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+
+
+@pytest.fixture(scope="module")
+def fusing_library(tmp_path_factory):
+    """The GPU's kernels as loops, by a compiler that fuses products and sums as nvcc does."""
+    library = tmp_path_factory.mktemp("kernels") / "device.so"
+    fusing = ["-mfma", "-ffp-contract=fast"] if fuses() else []
+    compile_gpu_kernels(library, ["-O1", "-fexpensive-optimizations", *fusing])
+    return library
+
+
+def test_gpu_kernels_run_on_the_cpu_give_what_the_cpu_operators_give(fusing_library):
+    """A loop can stand for the GPU: no thread reads what another one of its launch writes."""
+    output = run_gpu_tests(fusing_library)
+    assert " passed" in output and "failed" not in output
+
+
+PHOTOGRAPHS = """
+import sys, cv2, torch
+from wsis_d2.layers.native_crf import build_lattice
+from gpu.test_operators import vertices
+
+def facts():
+    found = []
+    for path in sys.argv[2:]:
+        image = torch.from_numpy(cv2.imread(path)).permute(2, 0, 1)
+        for sigmas in ((49.0, 5.0), (67.0, 3.0)):
+            lattice = build_lattice(image, *sigmas, "none")
+            rows = lattice[1][:, :6].double()  # sums that do not depend on the rows' order
+            found.append((vertices(lattice), rows.sum(0), (rows * rows).sum(0)))
+    return found
+
+expected = facts()
+torch.ops.load_library(sys.argv[1])
+for (a, b, c), (d, e, f) in zip(expected, facts()):
+    assert a == d, (a, d)
+    torch.testing.assert_close(b, e, rtol=1e-12, atol=0)
+    torch.testing.assert_close(c, f, rtol=1e-12, atol=0)
+print("same lattices", len(expected))
+"""
+
+
+def test_lattices_of_photographs_are_the_cpus_where_a_compiler_fuses(fusing_library):
+    pictures = sorted((shared_data("voc_animals") / "images").glob("*.jpg"))[:3]
+    command = [sys.executable, "-c", PHOTOGRAPHS, str(fusing_library), *map(str, pictures)]
+    assert "same lattices" in start(command)
+
+
+@pytest.mark.long
+def test_sanitizers_find_nothing_in_the_gpu_kernels(tmp_path):
+    library = tmp_path / "device.so"
+    environment = asan_environment()
+    compile_gpu_kernels(library, SANITIZERS)
+    output = run_gpu_tests(library, WSIS_D2_HOST_KERNELS_LARGE="1", **environment)
+    assert " passed" in output and "runtime error" not in output
+
+
+@pytest.mark.long
+def test_sanitizers_find_nothing_in_the_cpu_kernels(tmp_path):
+    library = tmp_path / "sanitized.so"
+    environment = asan_environment()
+    compile_library(library, sorted((CSRC / "dense_crf").glob("*.cpp")), SANITIZERS)
     for capability in ("default", "avx2", "avx512"):
-        output = run(
-            SANITIZE,
-            library,
-            LD_PRELOAD=f"{runtime} {standard}",
-            ASAN_OPTIONS="detect_leaks=0",
-            WSIS_D2_CPU_CAPABILITY=capability,
-        )
+        output = run(SANITIZE, library, WSIS_D2_CPU_CAPABILITY=capability, **environment)
         assert "sanitized" in output and "runtime error" not in output

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The operators themselves: adjoints, registrations, compiling, exporting, CPU against CUDA."""
+"""The operators themselves: adjoints, registrations, compiling, exporting."""
 
 import os
 import subprocess
@@ -10,15 +10,11 @@ import torch
 from helpers.crf_inputs import picture, unary
 
 from wsis_d2.layers import mean_field, native_crf, permutohedral_filter, spatial_filter
-from wsis_d2.layers._extension import build_info, extension_error
+from wsis_d2.layers._extension import extension_error
 from wsis_d2.layers.exact_crf import bilateral_features, exact_filter
 
 pytestmark = pytest.mark.skipif(extension_error() is not None, reason="operators are not built")
 NORMALIZATIONS = ["none", "after", "symmetric"]
-cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or not build_info().get("cuda"),
-    reason="no GPU, or operators built without CUDA",
-)
 
 
 def filters(image, normalization):
@@ -94,7 +90,7 @@ def test_operators_pass_opcheck():
     ops = torch.ops.wsis_d2
     image, scores, lattice, weights = operator_inputs()
     check = torch.library.opcheck
-    check(ops.build_lattice.default, (image, 6.0, 20.0, 1))
+    check(ops.build_lattice.default, (image, 6.0, 20.0, 1, [], []))
     check(ops.mean_field.default, (scores, *lattice, *weights, 3.0, False, 3, 1))
     check(ops.mean_field.default, (scores, *lattice, *weights, 1.0, True, 4, 2))
     check(ops.lattice_filter.default, (scores, *lattice, False))
@@ -164,6 +160,40 @@ def test_inconsistent_tensors_are_refused():
         ops.mean_field(scores.double(), header, records, index, *rest)
 
 
+def test_backward_refuses_other_scores_and_marginals_than_the_forward_pass_had():
+    ops = torch.ops.wsis_d2
+    _, scores, lattice, weights = operator_inputs()
+    scores, weights = scores.detach(), [w.detach() for w in weights]
+    rest = (*lattice, *weights, 3.0, False, 4, 2)
+    out, saved = ops.mean_field(scores, *rest)
+    ops.mean_field_backward(out, saved, scores, *rest)
+    for other in (scores[:2], scores[:, :7], scores.double()):
+        with pytest.raises(ValueError, match="scores"):
+            ops.mean_field_backward(out, saved, other, *rest)
+    with pytest.raises(ValueError, match="saved"):
+        ops.mean_field_backward(out, saved[:1], scores, *rest)
+
+
+def test_second_derivatives_raise_and_the_exact_backend_has_them():
+    image, scores, _, weights = operator_inputs(torch.float64)
+    out = mean_field(scores, image, bilateral_weight=weights[0], iterations=2)
+    (grad,) = torch.autograd.grad(out.square().sum(), scores, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.square().sum().backward()
+    small, tiny = picture(3, 4), unary(2, 3, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda s: mean_field(s, small, iterations=1, backend="exact"), tiny
+    )
+
+
+def test_no_iteration_returns_a_copy():
+    for shape in ((1, 7, 9), (3, 1, 1), (3, 7, 9)):
+        scores = unary(*shape)
+        for backend in ("native", "exact"):
+            out = mean_field(scores, picture(*shape[1:]), iterations=0, backend=backend)
+            assert torch.equal(out, scores) and out.data_ptr() != scores.data_ptr()
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_every_instruction_set_gives_the_same(capability, tmp_path):
     """In a process of its own, since the choice is made once."""
@@ -189,24 +219,3 @@ def test_every_instruction_set_gives_the_same(capability, tmp_path):
         results.append(torch.load(path))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5 * b.abs().max().item(), rtol=1e-4)
-
-
-@cuda
-@pytest.mark.parametrize("labels", [1, 5, 21, 32, 33, 100])
-@pytest.mark.parametrize("normalization", ["after", "symmetric"])
-def test_cuda_gives_what_the_cpu_gives(labels, normalization):
-    image, scores = picture(70, 90), unary(labels, 70, 90)
-    grads, outs = [], []
-    for device in ("cpu", "cuda", "cuda"):
-        leaf = scores.to(device).requires_grad_()
-        weight = torch.tensor(4.0, device=device, requires_grad=True)
-        out = mean_field(
-            leaf, image.to(device), bilateral_weight=weight, iterations=1,
-            normalization=normalization,
-        )  # fmt: skip
-        (out * out.detach().cos()).sum().backward()
-        outs.append(out.detach().cpu())
-        grads.append((leaf.grad.cpu(), weight.grad.cpu()))
-    torch.testing.assert_close(outs[1], outs[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(grads[1], grads[0], atol=1e-3, rtol=1e-3)
-    assert torch.equal(outs[1], outs[2]) and torch.equal(grads[1][0], grads[2][0])

@@ -12,6 +12,7 @@ from wsis_d2.checkpoint.names import read_weights
 from wsis_d2.checkpoint.parts import load_backbone
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records
+from wsis_d2.layers import CRFParameters
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.instance import InstanceCRFHead, make_labels, unary_scores
 from wsis_d2.utils.errors import InputError
@@ -226,7 +227,9 @@ def test_crf_head_follows_the_mean_field_definition():
         torch.tensor([[1.0, 1, 6, 9], [5, 2, 12, 10]]), torch.tensor([0.9, 0.7]),
         torch.tensor([0, 0]), [1, 2], (height, width),
     )  # fmt: skip
-    head = InstanceCRFHead(bilateral_weight=2.0, gaussian_weight=1.5, iterations=2)
+    head = InstanceCRFHead(
+        crf=CRFParameters(bilateral_weight=2.0, gaussian_weight=1.5, iterations=2)
+    )
     found = head(q, torch.from_numpy(image), labels).detach().numpy()
     scores = unary_scores(q, labels, 1.0, 1.0).numpy()
     wanted = mean_field_by_loops(scores, image, 2.0, 1.5)
@@ -237,7 +240,7 @@ def test_crf_head_follows_the_mean_field_definition():
 
 
 def test_crf_weights_learn_and_stay_above_zero():
-    head = InstanceCRFHead(iterations=1)
+    head = InstanceCRFHead(crf=CRFParameters(iterations=1))
     q = torch.softmax(torch.randn(3, 8, 9), 0).requires_grad_()
     labels = make_labels(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long),
                          [0, 2], (8, 9))  # fmt: skip

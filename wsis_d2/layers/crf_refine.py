@@ -4,7 +4,7 @@
 import numpy as np
 import torch
 
-from wsis_d2.layers.checks import check_choice, check_image, check_scores
+from wsis_d2.layers.crf_parameters import CRFParameters, check_choice, check_image, check_scores
 from wsis_d2.layers.dense_crf import mean_field
 from wsis_d2.utils.errors import InputError
 
@@ -16,13 +16,8 @@ _FLOOR = 1e-8
 def dense_crf_refine(
     probabilities: torch.Tensor,
     image: torch.Tensor,
+    parameters: CRFParameters = CRFParameters(iterations=10),  # noqa: B008
     *,
-    bilateral_weight: float = 4.0,
-    bilateral_xy: float = 49.0,
-    bilateral_rgb: float = 5.0,
-    gaussian_weight: float = 3.0,
-    gaussian_xy: float = 3.0,
-    iterations: int = 10,
     normalization: str = "symmetric",
     spatial: str = "auto",
     backend: str = "auto",
@@ -32,6 +27,7 @@ def dense_crf_refine(
     Args:
         probabilities: (L, H, W), floating, >= 0; each pixel's sum need not be 1.
         image: (3, H, W), uint8 or floating 0 to 255 (the order of colours does not matter).
+        parameters: of the CRF.
         backend: as :func:`wsis_d2.layers.mean_field`, or "pydensecrf" (optional package, CPU,
             symmetric normalisation only).
         others: as :func:`wsis_d2.layers.mean_field`.
@@ -52,21 +48,13 @@ def dense_crf_refine(
     lowest = float(probabilities.min())
     if not lowest >= 0:
         raise InputError(f"probabilities: expected values of at least 0, found {lowest}.")
-    options = dict(
-        bilateral_weight=bilateral_weight,
-        bilateral_xy=bilateral_xy,
-        bilateral_rgb=bilateral_rgb,
-        gaussian_weight=gaussian_weight,
-        gaussian_xy=gaussian_xy,
-        iterations=iterations,
-    )
     scores = probabilities.clamp_min(_FLOOR).log()
     if backend == "pydensecrf":
         if normalization != "symmetric":
             raise InputError(
                 f"normalization: backend 'pydensecrf' has 'symmetric' only, found {normalization!r}"
             )
-        return _pydensecrf(scores, image, **options)
+        return _pydensecrf(scores, image, parameters)
     with torch.no_grad():
         result = mean_field(
             scores,
@@ -74,20 +62,13 @@ def dense_crf_refine(
             normalization=normalization,
             spatial=spatial,
             backend=backend,
-            **options,
+            **parameters.keywords(),
         )
         return result.softmax(dim=0)
 
 
 def _pydensecrf(
-    scores,
-    image,
-    bilateral_weight,
-    bilateral_xy,
-    bilateral_rgb,
-    gaussian_weight,
-    gaussian_xy,
-    iterations,
+    scores: torch.Tensor, image: torch.Tensor, parameters: CRFParameters
 ) -> torch.Tensor:
     try:
         from pydensecrf import densecrf
@@ -100,14 +81,14 @@ def _pydensecrf(
     crf = densecrf.DenseCRF2D(width, height, labels)
     unary = -scores.reshape(labels, -1).to("cpu", torch.float32).numpy()
     crf.setUnaryEnergy(np.ascontiguousarray(unary))
-    crf.addPairwiseGaussian(sxy=gaussian_xy, compat=float(gaussian_weight))
+    crf.addPairwiseGaussian(sxy=parameters.gaussian_xy, compat=float(parameters.gaussian_weight))
     rgb = image.permute(1, 2, 0).to("cpu")
     rgb = rgb.round().clamp(0, 255).to(torch.uint8) if rgb.dtype != torch.uint8 else rgb
     crf.addPairwiseBilateral(
-        sxy=bilateral_xy,
-        srgb=bilateral_rgb,
+        sxy=parameters.bilateral_xy,
+        srgb=parameters.bilateral_rgb,
         rgbim=np.ascontiguousarray(rgb.numpy()),
-        compat=float(bilateral_weight),
+        compat=float(parameters.bilateral_weight),
     )
-    q = np.array(crf.inference(iterations), dtype=np.float32).reshape(labels, height, width)
-    return torch.from_numpy(q).to(device=scores.device, dtype=scores.dtype)
+    q = np.array(crf.inference(parameters.iterations), dtype=np.float32)
+    return torch.from_numpy(q.reshape(scores.shape)).to(scores)

@@ -6,40 +6,30 @@ Potentials", NIPS 2011; the kernels and the order of operations are those of the
 subnetwork (Li, Arnab, Torr, ECCV 2018, section 3.1; Arnab and Torr, CVPR 2017).
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from wsis_d2.layers import native_crf
-from wsis_d2.layers.checks import (
-    BACKENDS,
-    NORMALIZATIONS,
-    SPATIAL,
-    check_choice,
-    check_image,
-    check_positive,
-    check_scores,
-)
+from wsis_d2.layers.crf_parameters import CRFParameters, check_choice, check_image, check_scores
 from wsis_d2.layers.exact_crf import exact_mean_field
 from wsis_d2.utils.errors import InputError
 
+NORMALIZATIONS = ("after", "symmetric")
+SPATIAL = ("auto", "exact")
+BACKENDS = ("auto", "native", "exact")
+
 
 def _weight(name: str, value, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A scalar weight as a 0-dim tensor on the scores' device."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1 or not value.dtype.is_floating_point:
-            raise InputError(
-                f"{name}: expected one floating number, found shape {tuple(value.shape)}, "
-                f"dtype {value.dtype}."
-            )
-        if value.device != scores.device and value.device.type != "cpu":
-            raise InputError(f"{name}: it is on {value.device}, scores are on {scores.device}.")
-        return value.reshape(()).to(device=scores.device, dtype=dtype)
-    if not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
-        raise InputError(f"{name}: expected a finite number or a tensor, found {value!r}.")
-    return torch.tensor(float(value), dtype=dtype, device=scores.device)
+    """A weight as a 0-dim tensor: what learns on the scores' device, a number on the CPU."""
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(float(value), dtype=dtype)
+    if value.device != scores.device and value.device.type != "cpu":
+        raise InputError(f"{name}: it is on {value.device}, scores are on {scores.device}.")
+    device = scores.device if value.requires_grad else value.device
+    return value.reshape(()).to(device=device, dtype=dtype)
 
 
 def mean_field(
@@ -87,6 +77,9 @@ def mean_field(
     Raises:
         InputError: a wrong shape, dtype, device, option or bandwidth, NaN or infinity.
     """
+    parameters = CRFParameters(
+        bilateral_weight, bilateral_xy, bilateral_rgb, gaussian_weight, gaussian_xy, iterations
+    )
     if isinstance(scores, torch.Tensor) and scores.dim() == 4:
         if not isinstance(image, torch.Tensor) or image.dim() != 4 or len(image) != len(scores):
             found = tuple(getattr(image, "shape", ()))
@@ -97,47 +90,34 @@ def mean_field(
         if len(scores) == 0:
             raise InputError("scores: the batch is empty.")
         options = dict(
-            bilateral_weight=bilateral_weight,
-            bilateral_xy=bilateral_xy,
-            bilateral_rgb=bilateral_rgb,
-            gaussian_weight=gaussian_weight,
-            gaussian_xy=gaussian_xy,
-            iterations=iterations,
-            normalization=normalization,
-            spatial=spatial,
-            backend=backend,
-            recompute=recompute,
+            normalization=normalization, spatial=spatial, backend=backend, recompute=recompute
         )
-        return torch.stack(mean_field_batch(list(scores), list(image), **options))
+        return torch.stack(
+            mean_field_batch(list(scores), list(image), **parameters.keywords(), **options)
+        )
     check_scores(scores)
     check_image(image, scores.shape[1], scores.shape[2])
     if image.device != scores.device:
         raise InputError(f"image: it is on {image.device}, scores are on {scores.device}.")
-    bilateral_xy = check_positive("bilateral_xy", bilateral_xy)
-    bilateral_rgb = check_positive("bilateral_rgb", bilateral_rgb)
-    gaussian_xy = check_positive("gaussian_xy", gaussian_xy)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise InputError(f"iterations: expected an integer of at least 0, found {iterations!r}.")
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("spatial", spatial, SPATIAL)
     check_choice("backend", backend, BACKENDS)
     scores = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
     dtype = torch.float64 if backend == "exact" else scores.dtype
-    w_b = _weight("bilateral_weight", bilateral_weight, scores, dtype)
-    w_s = _weight("gaussian_weight", gaussian_weight, scores, dtype)
+    weights = {
+        name: _weight(name, getattr(parameters, name), scores, dtype)
+        for name in ("bilateral_weight", "gaussian_weight")
+    }
+    parameters = replace(parameters, **weights)
     if backend == "exact":
-        for name, value in (("scores", scores), ("image", image)):
+        for name, value in (("scores", scores), ("image", image), *weights.items()):
             if value.dtype != torch.uint8 and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{name}: it holds NaN or infinity; all values must be finite.")
-        return exact_mean_field(
-            scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
-            normalization,
-        )  # fmt: skip
+        return exact_mean_field(scores, image, parameters, normalization)
     native_crf.ensure_operators(scores.device)
     return native_crf.mean_field(
-        scores, image, w_b, bilateral_xy, bilateral_rgb, w_s, gaussian_xy, iterations,
-        normalization, spatial == "exact", recompute,
-    )  # fmt: skip
+        scores, image, parameters, normalization, spatial == "exact", recompute
+    )
 
 
 def mean_field_batch(
@@ -170,13 +150,8 @@ class DenseCRF(nn.Module):
 
     def __init__(
         self,
+        parameters: CRFParameters = CRFParameters(),  # noqa: B008
         *,
-        bilateral_weight: float = 4.0,
-        bilateral_xy: float = 49.0,
-        bilateral_rgb: float = 5.0,
-        gaussian_weight: float = 3.0,
-        gaussian_xy: float = 3.0,
-        iterations: int = 3,
         normalization: str = "after",
         spatial: str = "auto",
         backend: str = "auto",
@@ -184,32 +159,24 @@ class DenseCRF(nn.Module):
     ):
         """Arguments as :func:`mean_field`; the weights are the parameters' first values."""
         super().__init__()
-        self.bilateral_weight = nn.Parameter(torch.tensor(float(bilateral_weight)))
-        self.gaussian_weight = nn.Parameter(torch.tensor(float(gaussian_weight)))
-        self.options = dict(
-            bilateral_xy=check_positive("bilateral_xy", bilateral_xy),
-            bilateral_rgb=check_positive("bilateral_rgb", bilateral_rgb),
-            gaussian_xy=check_positive("gaussian_xy", gaussian_xy),
-            iterations=iterations,
-            normalization=normalization,
-            spatial=spatial,
-            backend=backend,
-            recompute=recompute,
-        )
+        self.crf = parameters
+        self.bilateral_weight = nn.Parameter(torch.tensor(float(parameters.bilateral_weight)))
+        self.gaussian_weight = nn.Parameter(torch.tensor(float(parameters.gaussian_weight)))
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("spatial", spatial, SPATIAL)
         check_choice("backend", backend, BACKENDS)
+        self.options = dict(
+            normalization=normalization, spatial=spatial, backend=backend, recompute=recompute
+        )
 
     def forward(self, scores, image):
         """One image, a batch, or two lists (see :func:`mean_field_batch`); same kind returned."""
-        options = dict(
-            self.options,
-            bilateral_weight=self.bilateral_weight,
-            gaussian_weight=self.gaussian_weight,
+        options = self.options | self.crf.keywords(
+            bilateral_weight=self.bilateral_weight, gaussian_weight=self.gaussian_weight
         )
         if isinstance(scores, (list, tuple)):
             return mean_field_batch(scores, image, **options)
         return mean_field(scores, image, **options)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return ", ".join(f"{k}={v!r}" for k, v in (self.crf.keywords() | self.options).items())

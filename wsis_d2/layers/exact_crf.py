@@ -7,6 +7,8 @@ with the square of the pixel count (64 x 64 takes a fraction of a second an iter
 
 import torch
 
+from wsis_d2.layers.crf_parameters import CRFParameters
+
 # Entries of one block of rows of the kernel matrix (128 MiB of float64).
 _BLOCK_ENTRIES = 1 << 24
 
@@ -88,12 +90,7 @@ def exact_filter(
 def exact_mean_field(
     scores: torch.Tensor,
     image: torch.Tensor,
-    bilateral_weight,
-    bilateral_xy: float,
-    bilateral_rgb: float,
-    gaussian_weight,
-    gaussian_xy: float,
-    iterations: int,
+    parameters: CRFParameters,
     normalization: str,
 ) -> torch.Tensor:
     """Mean field with exact kernels; arguments as :func:`wsis_d2.layers.mean_field` (checked).
@@ -103,14 +100,16 @@ def exact_mean_field(
     """
     labels, height, width = scores.shape
     unary = scores.to(torch.float64).reshape(labels, -1)
-    bilateral = bilateral_features(image, bilateral_xy, bilateral_rgb)
-    spatial = gaussian_features(height, width, gaussian_xy, image.device)
+    bilateral = bilateral_features(image, parameters.bilateral_xy, parameters.bilateral_rgb)
+    spatial = gaussian_features(height, width, parameters.gaussian_xy, image.device)
     current = unary
-    for _ in range(iterations):
+    for _ in range(parameters.iterations):
         q = torch.softmax(current, dim=0)
         current = (
             unary
-            + bilateral_weight * exact_filter(q, bilateral, normalization)
-            + gaussian_weight * exact_filter(q, spatial, normalization)
+            + parameters.bilateral_weight * exact_filter(q, bilateral, normalization)
+            + parameters.gaussian_weight * exact_filter(q, spatial, normalization)
         )
+    if parameters.iterations == 0:
+        return scores.clone()
     return current.reshape(labels, height, width).to(scores.dtype)

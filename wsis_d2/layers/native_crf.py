@@ -12,15 +12,26 @@ from functools import lru_cache
 import torch
 
 from wsis_d2.layers._extension import extension_error, require_extension
-from wsis_d2.layers.checks import SPATIAL, check_choice, check_image, check_positive, check_scores
+from wsis_d2.layers.crf_parameters import (
+    CRFParameters,
+    check_choice,
+    check_image,
+    check_positive,
+    check_scores,
+)
 from wsis_d2.utils.errors import InputError
 
 _NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
 _HEADER_SIZE = 48
 
 
-def _padded(labels):
-    return (labels + 7) // 8 * 8
+def _kept(scores):
+    """Numbers that a pixel's kept marginals take, and their dtype; see csrc/dense_crf."""
+    labels = scores.shape[0]
+    if scores.device.type == "cpu":
+        return (labels + 7) // 8 * 8, scores.dtype
+    dtype = torch.int16 if scores.dtype == torch.float32 else scores.dtype  # fixed point
+    return torch.sym_ite(labels == 1, 1, (labels + 3) // 4 * 4), dtype
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +46,7 @@ def _register() -> None:
     lib.register_autograd(
         "wsis_d2::mean_field", _mean_field_backward, setup_context=_mean_field_context
     )
+    lib.register_autograd("wsis_d2::mean_field_backward", _no_second_derivative)
     lib.register_autograd(
         "wsis_d2::lattice_filter", _lattice_filter_backward, setup_context=_lattice_filter_context
     )
@@ -48,7 +60,7 @@ def _register() -> None:
                 lib.register_autocast(f"wsis_d2::{name}", device, torch.float32)
 
 
-def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization):
+def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization, finite, names):
     size = torch.library.get_ctx().new_dynamic_size()
     header = torch.empty(_HEADER_SIZE, dtype=torch.int64, device="cpu")
     records = image.new_empty((image.shape[1] * image.shape[2], 8))
@@ -58,15 +70,21 @@ def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization):
 def _mean_field_fake(
     scores, header, records, index, w_b, w_s, gaussian_xy, exact_spatial, iterations, save_every
 ):
-    labels, height, width = scores.shape
+    height, width = scores.shape[1:]
     kept = -(-iterations // save_every) if save_every > 0 else 0
-    saved = scores.new_empty((kept, height * width * _padded(labels)))
+    row, dtype = _kept(scores)
+    saved = scores.new_empty((kept, height * width * row), dtype=dtype)
     return torch.empty_like(scores, memory_format=torch.contiguous_format), saved
 
 
 def _mean_field_backward_fake(grad, saved, scores, header, records, index, w_b, w_s, *options):
     result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    return result, torch.empty_like(w_b), torch.empty_like(w_s)
+    # On the gradient's device, also for weights on the CPU: autograd moves what they need.
+    return (
+        result,
+        grad.new_empty(w_b.shape, dtype=w_b.dtype),
+        grad.new_empty(w_s.shape, dtype=w_s.dtype),
+    )
 
 
 def _mean_field_context(ctx, inputs, output):
@@ -84,7 +102,17 @@ def _mean_field_backward(ctx, grad, grad_saved):
         return None, None, None, None, None, None, *none
     saved, *rest = ctx.saved_tensors
     result, grad_b, grad_s = torch.ops.wsis_d2.mean_field_backward(grad, saved, *rest, *ctx.options)
+    grad_b, grad_s = (
+        g if needed else None
+        for g, needed in zip((grad_b, grad_s), ctx.needs_input_grad[4:6], strict=True)
+    )
     return result, None, None, None, grad_b, grad_s, *none
+
+
+def _no_second_derivative(ctx, *grads):
+    raise NotImplementedError(
+        "mean_field: the compiled operator has no second derivatives; use backend='exact'."
+    )
 
 
 def _lattice_filter_context(ctx, inputs, output):
@@ -112,13 +140,19 @@ def build_lattice(
     sigma_rgb: float,
     normalization: str = "after",
     dtype: torch.dtype = torch.float32,
+    **finite: torch.Tensor,
 ):
-    """The permutohedral lattice of ``image`` (3, H, W): header, records, index."""
+    """The permutohedral lattice of ``image`` (3, H, W): header, records, index.
+
+    On a GPU the host waits once, here; so what else must be ``finite`` is checked along with it.
+    """
     ensure_operators(image.device)
     image = image.detach().to(dtype)
+    finite = {name: t.detach() for name, t in finite.items() if t.device == image.device}
     return torch.ops.wsis_d2.build_lattice(
-        image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization]
-    )
+        image, sigma_xy, sigma_rgb, _NORMALIZATIONS[normalization],
+        list(finite.values()), list(finite),
+    )  # fmt: skip
 
 
 def ensure_operators(device) -> None:
@@ -130,29 +164,26 @@ def ensure_operators(device) -> None:
 
 
 def mean_field(
-    scores,
-    image,
-    bilateral_weight,
-    bilateral_xy,
-    bilateral_rgb,
-    gaussian_weight,
-    gaussian_xy,
-    iterations,
-    normalization,
-    exact_spatial,
-    recompute,
-):
-    """:func:`wsis_d2.layers.mean_field` by the compiled operator; the arguments are checked."""
-    lattice = build_lattice(image, bilateral_xy, bilateral_rgb, normalization, scores.dtype)
-    needs_grad = torch.is_grad_enabled() and (
-        scores.requires_grad or bilateral_weight.requires_grad or gaussian_weight.requires_grad
-    )
+    scores: torch.Tensor,
+    image: torch.Tensor,
+    parameters: CRFParameters,
+    normalization: str,
+    exact_spatial: bool,
+    recompute: bool,
+) -> torch.Tensor:
+    """:func:`wsis_d2.layers.mean_field` by the compiled operator; arguments are checked, the
+    weights 0-dim tensors."""
+    weights = parameters.bilateral_weight, parameters.gaussian_weight
+    lattice = build_lattice(
+        image, parameters.bilateral_xy, parameters.bilateral_rgb, normalization, scores.dtype,
+        scores=scores, bilateral_weight=weights[0], gaussian_weight=weights[1],
+    )  # fmt: skip
     save_every = 0
-    if needs_grad:
-        save_every = max(1, math.ceil(math.sqrt(iterations))) if recompute else 1
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *weights)):
+        save_every = max(1, math.ceil(math.sqrt(parameters.iterations))) if recompute else 1
     result, _ = torch.ops.wsis_d2.mean_field(
-        scores, *lattice, bilateral_weight, gaussian_weight, gaussian_xy, exact_spatial,
-        iterations, save_every,
+        scores, *lattice, *weights, parameters.gaussian_xy, exact_spatial, parameters.iterations,
+        save_every,
     )  # fmt: skip
     return result
 
@@ -160,13 +191,6 @@ def mean_field(
 def _checked_values(values, name="values"):
     check_scores(values, name)
     return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
-
-
-def _checked_normalization(normalization):
-    if normalization not in _NORMALIZATIONS:
-        raise InputError(
-            f"normalization: found {normalization!r}, allowed are {', '.join(_NORMALIZATIONS)}."
-        )
 
 
 def permutohedral_filter(
@@ -199,8 +223,8 @@ def permutohedral_filter(
         raise InputError(f"image: it is on {image.device}, values are on {values.device}.")
     sigma_xy = check_positive("sigma_xy", sigma_xy)
     sigma_rgb = check_positive("sigma_rgb", sigma_rgb)
-    _checked_normalization(normalization)
-    lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype)
+    check_choice("normalization", normalization, tuple(_NORMALIZATIONS))
+    lattice = build_lattice(image, sigma_xy, sigma_rgb, normalization, values.dtype, values=values)
     return torch.ops.wsis_d2.lattice_filter(values, *lattice, transpose)
 
 
@@ -228,8 +252,8 @@ def spatial_filter(
     """
     values = _checked_values(values)
     sigma = check_positive("sigma", sigma)
-    check_choice("spatial", spatial, SPATIAL)
-    _checked_normalization(normalization)
+    check_choice("spatial", spatial, ("auto", "exact"))
+    check_choice("normalization", normalization, tuple(_NORMALIZATIONS))
     ensure_operators(values.device)
     return torch.ops.wsis_d2.spatial_filter(
         values, sigma, spatial == "exact", _NORMALIZATIONS[normalization], transpose

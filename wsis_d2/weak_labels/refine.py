@@ -6,29 +6,21 @@ import dataclasses
 import numpy as np
 import torch
 
-from wsis_d2.layers import dense_crf_refine
+from wsis_d2.layers import CRFParameters, dense_crf_refine
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 
 # A probability of 0 that can still be divided.
 _TINY = 1e-30
-_CRF_OPTIONS = (
-    "bilateral_weight", "bilateral_xy", "bilateral_rgb", "gaussian_weight", "gaussian_xy",
-    "iterations", "backend",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineOptions:
-    """The dense CRF before cleaning; the defaults are DeepLab's.
+class RefineOptions(CRFParameters):
+    """The dense CRF before cleaning; the defaults of its parameters are DeepLab's.
 
     Attributes:
         enabled: off, the labels are the most probable classes as predicted.
-        bilateral_weight, bilateral_xy, bilateral_rgb: weight of the appearance kernel and its
-            deviations in pixels and colour steps.
-        gaussian_weight, gaussian_xy: the same of the smoothness kernel.
-        iterations: mean-field iterations.
         backend: see :func:`wsis_d2.layers.dense_crf_refine`.
         within_annotation: before the CRF, leave out the classes that tags and boxes rule out, so
             that a pixel takes the most probable class that it can have. Cleaning alone, as in the
@@ -41,13 +33,8 @@ class RefineOptions:
             image; see :func:`wsis_d2.modeling.averaged.averaged_semantics`.
     """
 
-    enabled: bool = True
-    bilateral_weight: float = 4.0
-    bilateral_xy: float = 49.0
-    bilateral_rgb: float = 5.0
-    gaussian_weight: float = 3.0
-    gaussian_xy: float = 3.0
     iterations: int = 10
+    enabled: bool = True
     backend: str = "auto"
     within_annotation: bool = False
     class_balance: float = 0.0
@@ -58,6 +45,7 @@ class RefineOptions:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_weight(self.appearance_weight, "REFINE.APPEARANCE_WEIGHT")
         if self.class_balance < 0:
             raise InputError(
@@ -87,12 +75,7 @@ class RefineOptions:
         own = cfg.REFINE
         return cls(
             enabled=own.ENABLED,
-            bilateral_weight=own.BILATERAL_WEIGHT,
-            bilateral_xy=own.BILATERAL_XY,
-            bilateral_rgb=own.BILATERAL_RGB,
-            gaussian_weight=own.GAUSSIAN_WEIGHT,
-            gaussian_xy=own.GAUSSIAN_XY,
-            iterations=own.ITERATIONS,
+            **cls.config_values(own),
             backend=own.BACKEND,
             within_annotation=own.WITHIN_ANNOTATION,
             class_balance=own.CLASS_BALANCE,
@@ -155,10 +138,12 @@ def labels_from_probabilities(
         )
         probabilities = torch.from_numpy(weighed).to(probabilities.device)
     if options.enabled:
-        arguments = {key: getattr(options, key) for key in _CRF_OPTIONS}
         pixels = image_tensor(image)
         probabilities = dense_crf_refine(
-            probabilities.float(), pixels.to(probabilities.device), **arguments
+            probabilities.float(),
+            pixels.to(probabilities.device),
+            options,
+            backend=options.backend,
         )
         if possible is not None:  # strong neighbours lift what had no probability
             probabilities = _restrict(probabilities, mask)

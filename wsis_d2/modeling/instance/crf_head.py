@@ -5,6 +5,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import nn
 
+from wsis_d2.layers import CRFParameters, mean_field
 from wsis_d2.modeling.instance.build import INSTANCE_HEAD_REGISTRY
 from wsis_d2.modeling.instance.labels import InstanceLabels
 from wsis_d2.modeling.instance.unaries import unary_scores
@@ -26,34 +27,24 @@ class InstanceCRFHead(nn.Module):
         global_weight: float = 1.0,
         box_score: str = "raw",
         epsilon: float = 1e-8,
-        bilateral_weight: float = 4.0,
-        bilateral_xy: float = 49.0,
-        bilateral_rgb: float = 5.0,
-        gaussian_weight: float = 3.0,
-        gaussian_xy: float = 3.0,
-        iterations: int = 3,
+        crf: CRFParameters = CRFParameters(),  # noqa: B008
     ) -> None:
         """
         Args:
             box_weight, global_weight: w1 and w2 at the start.
             box_score: "raw" or "sigmoid", see :func:`~wsis_d2.modeling.instance.unaries.box_term`.
             epsilon: inside the unary's logarithm.
-            bilateral_weight, gaussian_weight: of the kernels, at the start.
-            bilateral_xy, gaussian_xy: deviations in pixels.
-            bilateral_rgb: deviation in colour steps of 0 to 255.
-            iterations: of the mean field; 0 returns the unary scores.
+            crf: its parameters, the kernels' weights at the start; 0 iterations return the unary
+                scores.
         """
         super().__init__()
         self.box_weight = nn.Parameter(torch.tensor(float(box_weight)))
         self.global_weight = nn.Parameter(torch.tensor(float(global_weight)))
-        self.bilateral_weight = nn.Parameter(torch.tensor(float(bilateral_weight)))
-        self.gaussian_weight = nn.Parameter(torch.tensor(float(gaussian_weight)))
+        self.bilateral_weight = nn.Parameter(torch.tensor(float(crf.bilateral_weight)))
+        self.gaussian_weight = nn.Parameter(torch.tensor(float(crf.gaussian_weight)))
         self.box_score = box_score
         self.epsilon = epsilon
-        self.bilateral_xy = bilateral_xy
-        self.bilateral_rgb = bilateral_rgb
-        self.gaussian_xy = gaussian_xy
-        self.iterations = iterations
+        self.crf = crf
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -63,12 +54,7 @@ class InstanceCRFHead(nn.Module):
             "global_weight": head.GLOBAL_WEIGHT,
             "box_score": head.BOX_SCORE,
             "epsilon": head.EPSILON,
-            "bilateral_weight": head.BILATERAL_WEIGHT,
-            "bilateral_xy": head.BILATERAL_XY,
-            "bilateral_rgb": head.BILATERAL_RGB,
-            "gaussian_weight": head.GAUSSIAN_WEIGHT,
-            "gaussian_xy": head.GAUSSIAN_XY,
-            "iterations": head.ITERATIONS,
+            "crf": CRFParameters(**CRFParameters.config_values(head)),
         }
 
     @torch.no_grad()
@@ -95,13 +81,9 @@ class InstanceCRFHead(nn.Module):
             probabilities, labels, self.box_weight, self.global_weight,
             epsilon=self.epsilon, box_score=self.box_score,
         )  # fmt: skip
-        if self.iterations == 0:
+        if self.crf.iterations == 0:
             return scores
-        from wsis_d2.layers import mean_field
-
-        return mean_field(
-            scores, image.detach().float(),
-            bilateral_weight=self.bilateral_weight, bilateral_xy=self.bilateral_xy,
-            bilateral_rgb=self.bilateral_rgb, gaussian_weight=self.gaussian_weight,
-            gaussian_xy=self.gaussian_xy, iterations=self.iterations, normalization="after",
-        )  # fmt: skip
+        parameters = self.crf.keywords(
+            bilateral_weight=self.bilateral_weight, gaussian_weight=self.gaussian_weight
+        )
+        return mean_field(scores, image.detach().float(), normalization="after", **parameters)

@@ -70,14 +70,19 @@ inline void check_lattice_arguments(const at::Tensor& image, double sigma_xy, do
   check_normalization(normalization);
 }
 
-inline void check_saved(const at::Tensor& saved, const at::Tensor& grad,
-                        const MeanFieldOptions& options) {
+// What the backward pass reads: `scores` and `saved` as the forward pass had and kept them, a pixel's
+// marginals in row_width numbers of type `kept`.
+inline void check_backward(const at::Tensor& grad, const at::Tensor& saved,
+                           const at::Tensor& scores, const MeanFieldOptions& options,
+                           int64_t row_width, at::ScalarType kept) {
+  TORCH_CHECK_VALUE(scores.sizes() == grad.sizes() && scores.scalar_type() == grad.scalar_type(),
+                    "scores: their shape ", scores.sizes(), " or dtype ", scores.scalar_type(),
+                    " is not that of grad, ", grad.sizes(), " and ", grad.scalar_type(), ".");
   TORCH_CHECK_VALUE(options.iterations == 0 || options.save_every > 0,
                     "save_every: 0 keeps nothing for the backward pass.");
-  const int64_t padded = (grad.size(0) + 7) / 8 * 8;
   TORCH_CHECK_VALUE(saved.dim() == 2 && saved.size(0) == options.saved_count() &&
-                        saved.size(1) == grad.size(1) * grad.size(2) * padded &&
-                        saved.scalar_type() == grad.scalar_type() && saved.is_contiguous(),
+                        saved.size(1) == grad.size(1) * grad.size(2) * row_width &&
+                        saved.scalar_type() == kept && saved.is_contiguous(),
                     "saved: it is not what wsis_d2::mean_field kept, shape ", saved.sizes(), ".");
 }
 

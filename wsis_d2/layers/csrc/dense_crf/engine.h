@@ -5,7 +5,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "dense_crf/pass.h"
@@ -25,8 +25,6 @@ class Engine {
     pass_.bilateral = bilateral;
     pass_.chunks = make_chunks(labels);
     pass_.padded = padded_labels(labels);
-    pass_.order.resize(labels);
-    std::iota(pass_.order.begin(), pass_.order.end(), 0);
     const size_t row = pass_.padded * sizeof(T);
     if (bilateral) {
       for (Buffer& b : vertices_) b = Buffer(lattice_.rows() * row);
@@ -40,25 +38,41 @@ class Engine {
   Pass<T>& pass() { return pass_; }
   size_t pixel_bytes() const { return lattice_.pixels * pass_.padded * sizeof(T); }
 
-  // Run one pass; `slice`: it reads what filter() left; `splat`: it adds into fresh sums.
-  void run(Mode mode, bool slice, bool splat) {
-    pass_.mode = mode;
-    if (slice) {
-      pass_.values = vertices_[current_].template as<T>();
-      pass_.grid = grid_.template as<T>();
-      current_ ^= 1;
-    }
-    pass_.sums = nullptr;
-    pass_.strips = nullptr;
-    if (splat) {
-      if (pass_.bilateral) pass_.sums = zeroed(vertices_[current_], lattice_.rows());
-      if (pass_.plan != nullptr) {
-        pass_.strips = zeroed(strips_, pass_.plan->strip_total * pass_.plan->grid_x);
-      }
-    }
-    at::parallel_for(0, lattice_.bands, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) kernels_.pass(pass_, static_cast<int>(b));
-    });
+  // Passes. Those that slice read what filter() left; those that splat add into fresh sums.
+  // Softmax of the logits, splatted; the marginals go to `q_out` too, where it is not nullptr.
+  void begin(T* q_out) {
+    pass_.q_out = q_out;
+    splat();
+    run(Mode::kFirst);
+  }
+  // The messages and the logits -> marginals, splatted where another iteration follows.
+  void iterate(T* q_out, bool more) {
+    pass_.q_out = q_out;
+    slice();
+    if (more) splat();
+    run(Mode::kForward);
+  }
+  // `values` [pixel], splatted as they are.
+  void spread(T* values) {
+    T* logits = std::exchange(pass_.logits, values);
+    splat();
+    run(Mode::kRaw);
+    pass_.logits = logits;
+  }
+  // The messages times `scale`, plus `scores` where there are any -> `output`; both (L, H, W).
+  void finish(const T* scores, T* output, T scale) {
+    pass_.scores = scores;
+    pass_.output = output;
+    pass_.output_scale = scale;
+    slice();
+    run(Mode::kMessage);
+  }
+  // The messages, which are gradients of the marginals `q`, to gradients of their scores.
+  void go_back(const T* q, bool more) {
+    pass_.q = q;
+    slice();
+    if (more) splat();
+    run(Mode::kBackward);
   }
 
   // Blur what run() splatted; reverse: the transpose.
@@ -102,13 +116,36 @@ class Engine {
     return std::find(finite.begin(), finite.end(), 0) == finite.end();
   }
 
-  void write(const T* values) {
+  // [pixel] -> (L, H, W)
+  void write(const T* values, T* output) {
+    pass_.scores = nullptr;
+    pass_.output = output;
+    pass_.output_scale = 1;
     at::parallel_for(0, lattice_.bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) kernels_.write(pass_, values, static_cast<int>(b));
     });
   }
 
  private:
+  void slice() {
+    pass_.values = vertices_[current_].template as<T>();
+    pass_.grid = grid_.template as<T>();
+    current_ ^= 1;
+  }
+  void splat() {
+    if (pass_.bilateral) pass_.sums = zeroed(vertices_[current_], lattice_.rows());
+    if (pass_.plan != nullptr) {
+      pass_.strips = zeroed(strips_, pass_.plan->strip_total * pass_.plan->grid_x);
+    }
+  }
+  void run(Mode mode) {
+    pass_.mode = mode;
+    at::parallel_for(0, lattice_.bands, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) kernels_.pass(pass_, static_cast<int>(b));
+    });
+    pass_.sums = nullptr;
+    pass_.strips = nullptr;
+  }
   T* zeroed(Buffer& buffer, int64_t rows) {
     T* data = buffer.as<T>();
     at::parallel_for(0, rows * pass_.padded, 1 << 18, [&](int64_t begin, int64_t end) {

@@ -1,16 +1,6 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-// The kernels for default; every header comes before the target pragma, so that no shared inline
-// function is compiled for instructions that another processor lacks.
-#include "dense_crf/pass.h"
-
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <new>
-#include <type_traits>
-#include <vector>
+// The kernels for any processor of the architecture.
+#include "dense_crf/kernels_includes.h"
 
 #define WSIS_CRF_BYTES 16
 

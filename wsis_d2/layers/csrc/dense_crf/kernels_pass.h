@@ -164,17 +164,15 @@ void splat_chunk(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
 
 // Softmax of block values that hold base-2 logits, with the maximum taken out first.
 template <typename T>
-void careful_softmax(const Pass<T>& pass, int64_t tile, int64_t count, T* values, T* sum) {
+void careful_softmax(const Pass<T>& pass, int64_t count, T* values, T* sum) {
   for (int64_t p = 0; p < count; ++p) {
     T highest = -std::numeric_limits<T>::infinity();
     for (const Chunk& chunk : pass.chunks) {
-      if (!pass.active(tile, chunk)) continue;
       const T* row = values + kBlock * chunk.offset + p * chunk.width();
       for (int64_t l = 0; l < chunk.labels; ++l) highest = std::max(highest, row[l]);
     }
     sum[p] = 0;
     for (const Chunk& chunk : pass.chunks) {
-      if (!pass.active(tile, chunk)) continue;
       T* row = values + kBlock * chunk.offset + p * chunk.width();
       with_blocks(chunk.blocks, [&](auto blocks) {
         auto r = Row<T, blocks.value>::load(row);
@@ -205,7 +203,6 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
   };
   scratch.clear(count);
   for (const Chunk& chunk : pass.chunks) {
-    if (!pass.active(tile.tile, chunk)) continue;
     const T* logits = logits_of(chunk);
     T* values = scratch.values + kBlock * chunk.offset;
     with_blocks(chunk.blocks, [&](auto blocks) {
@@ -226,12 +223,11 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
   }
   if (odd) {
     for (const Chunk& chunk : pass.chunks) {
-      if (!pass.active(tile.tile, chunk)) continue;
       T* values = scratch.values + kBlock * chunk.offset;
       const T* logits = logits_of(chunk);
       if (logits != values) std::memcpy(values, logits, count * chunk.width() * sizeof(T));
     }
-    careful_softmax(pass, tile.tile, count, scratch.values, scratch.sum);
+    careful_softmax(pass, count, scratch.values, scratch.sum);
   }
   for (int64_t i = 0; i < count; ++i) {
     const T inverse = T(1) / scratch.sum[i];
@@ -241,7 +237,6 @@ void forward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, in
   }
   if (pass.q_out == nullptr) return;
   for (const Chunk& chunk : pass.chunks) {
-    if (!pass.active(tile.tile, chunk)) continue;
     const T* values = scratch.values + kBlock * chunk.offset;
     T* q = pass.q_out + lattice.pixels * chunk.offset + p0 * chunk.width();
     with_blocks(chunk.blocks, [&](auto blocks) {
@@ -262,14 +257,12 @@ void backward_block(const Pass<T>& pass, const TilePlace<T>& tile, int64_t g0, i
   const int64_t pixels = pass.lattice->pixels;
   scratch.clear(count);
   for (const Chunk& chunk : pass.chunks) {
-    if (!pass.active(tile.tile, chunk)) continue;
     slice_chunk<T, Mode::kBackward>(pass, chunk, tile, g0, g1, p0,
                                     scratch.values + kBlock * chunk.offset, scratch.partial[0],
                                     weight_grads);
   }
   scratch.add_up(count);
   for (const Chunk& chunk : pass.chunks) {
-    if (!pass.active(tile.tile, chunk)) continue;
     const int64_t width = chunk.width();
     T* values = scratch.values + kBlock * chunk.offset;
     const T* q = pass.q + pixels * chunk.offset + p0 * width;
@@ -339,7 +332,6 @@ void pass_band(const Pass<T>& pass, int band) {
       }
       if (pass.sums != nullptr || pass.strips != nullptr) {
         for (const Chunk& chunk : pass.chunks) {
-          if (!pass.active(place.tile, chunk)) continue;
           const T* values =
               pass.mode == Mode::kRaw
                   ? pass.logits + lattice.pixels * chunk.offset + p0 * chunk.width()
@@ -352,7 +344,6 @@ void pass_band(const Pass<T>& pass, int band) {
     }
     if (pass.strips == nullptr) return;
     for (const Chunk& chunk : pass.chunks) {
-      if (!pass.active(place.tile, chunk)) continue;
       with_blocks(chunk.blocks, [&](auto b) { down_tile<T, b.value>(pass, chunk, place, band); });
     }
   });

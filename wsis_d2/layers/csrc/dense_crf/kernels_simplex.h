@@ -1,6 +1,6 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-// Simplices of some pixels. Included by kernels_*.cpp only, compiled without fused multiply-add:
-// its rounding would give other lattices on other processors.
+// Simplices of some pixels. Included by kernels_*.cpp only, for instruction sets without fused
+// multiply-add: its rounding would give other lattices on other processors (see `product`).
 
 // `flatten` has the header's function compiled for this instruction set.
 template <typename T>

@@ -99,7 +99,7 @@ bool read_band(const Pass<T>& pass, const T* scores, bool softmax, int band) {
       T highest[kTile], odd[kTile] = {};
       for (T& h : highest) h = softmax ? -std::numeric_limits<T>::infinity() : T(0);
       for (int64_t l = 0; l < labels; ++l) {
-        const T* from = scores + pass.order[l] * lattice.pixels + (place.y0 + y) * lattice.width + place.x0;
+        const T* from = scores + l * lattice.pixels + (place.y0 + y) * lattice.width + place.x0;
         T* line = lines + l * kTile;
         for (int64_t x = 0; x < columns; ++x) {
           const T value = from[x];
@@ -153,7 +153,7 @@ void write_tile(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& til
       }
     }
     for (int64_t l = 0; l < chunk.labels; ++l) {
-      const int64_t at = pass.order[chunk.first + l] * lattice.pixels +
+      const int64_t at = (chunk.first + l) * lattice.pixels +
                          (tile.y0 + y) * lattice.width + tile.x0;
       const T* line = lines + l * kTile;
       T* to = pass.output + at;

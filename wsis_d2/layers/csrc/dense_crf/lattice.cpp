@@ -16,20 +16,20 @@ void check_pixel_count(int64_t height, int64_t width) {
 
 KeyLayout checked_layout(int64_t height, int64_t width, const double* low, const double* high,
                          double sigma_xy, double sigma_rgb) {
-  double least[kFeatures] = {}, most[kFeatures];
-  most[0] = (width - 1) / sigma_xy;
-  most[1] = (height - 1) / sigma_xy;
-  for (int c = 0; c < 3; ++c) {
-    least[2 + c] = low[c] / sigma_rgb;
-    most[2 + c] = high[c] / sigma_rgb;
-  }
+  double least[kFeatures], most[kFeatures];
+  feature_ranges(height, width, low, high, sigma_xy, sigma_rgb, least, most);
   KeyLayout layout;
+  check_layout_fits(fit_layout(least, most, layout), height, width, sigma_xy, sigma_rgb);
+  return layout;
+}
+
+void check_layout_fits(bool fits, int64_t height, int64_t width, double sigma_xy,
+                       double sigma_rgb) {
   TORCH_CHECK_VALUE(
-      fit_layout(least, most, layout), "bilateral_xy, bilateral_rgb: ", sigma_xy, " and ",
+      fits, "bilateral_xy, bilateral_rgb: ", sigma_xy, " and ",
       sigma_rgb, " are too small for a ", height, " x ", width,
       " image of these colours: lattice coordinates would overflow their 64-bit keys; use larger "
       "bandwidths.");
-  return layout;
 }
 
 std::vector<int32_t> band_rows(int64_t height, int64_t width) {

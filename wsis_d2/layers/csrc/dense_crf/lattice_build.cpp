@@ -5,144 +5,15 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
-#include "dense_crf/key_table.h"
-#include "dense_crf/pass.h"
-#include "dense_crf/simplex.h"
+#include "dense_crf/lattice_tiles.h"
 #include "dense_crf/workspace.h"
 
 namespace wsis_d2 {
 namespace crf {
 namespace {
-
-struct LocalGroup {
-  int32_t begin;
-  int32_t vertex[kVertices];  // ids of the band
-};
-
-// What one band finds on its own.
-struct Band {
-  KeyTable table{4096};
-  std::vector<LocalGroup> groups;
-  std::vector<int32_t> tile_groups;  // first group of each tile, counted within the band
-  std::vector<LocalGroup> of_tile;   // scratch
-  std::vector<int32_t> home, row;    // by vertex of the band: where to read, where to add
-};
-
-// Distinct simplices of one tile.
-class TileTable {
- public:
-  void clear() {
-    ++stamp_;
-    count = 0;
-  }
-  int32_t insert(uint64_t key, uint32_t order) {
-    size_t at = ((key ^ (uint64_t(order) << 40)) * 0x9E3779B97F4A7C15ull) >> 53;
-    while (slots_[at].stamp == stamp_) {
-      if (slots_[at].key == key && slots_[at].order == order) return slots_[at].id;
-      at = (at + 1) & 2047;
-    }
-    slots_[at] = {key, order, count, stamp_};
-    keys[count] = key;
-    orders[count] = order;
-    return count++;
-  }
-  int32_t count = 0;
-  uint64_t keys[kTile * kTile];
-  uint32_t orders[kTile * kTile];
-
- private:
-  struct Slot {
-    uint64_t key;
-    uint32_t order;
-    int32_t id;
-    uint32_t stamp;
-  };
-  Slot slots_[2048] = {};
-  uint32_t stamp_ = 0;
-};
-
-template <typename T>
-struct Builder {
-  const T* image;
-  int64_t height, width, pixels, tiles_x, tiles_y;
-  KeyLayout layout;
-  T scale[kFeatures];
-  T inverse_xy, inverse_rgb;
-  Record<T>* records;
-
-  void tile(int64_t tx, int64_t ty, int64_t begin, Band& band, TileTable& table,
-            std::vector<Record<T>>& found, std::vector<int32_t>& member) const {
-    const int64_t x0 = tx * kTile, y0 = ty * kTile;
-    const int64_t rows = std::min<int64_t>(kTile, height - y0);
-    const int64_t columns = std::min<int64_t>(kTile, width - x0);
-    table.clear();
-    constexpr int kLanes = kSimplexLanes;
-    SimplexBatch<T, kLanes> batch;
-    int32_t n = 0;
-    for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t x = 0; x < columns; x += kLanes) {
-        const int64_t held = std::min<int64_t>(kLanes, columns - x);
-        const T* pixel = image + (y0 + y) * width + x0 + x;
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const int64_t at = i < held ? i : 0;
-          batch.feature[0][i] = static_cast<T>(x0 + x + at) * inverse_xy;
-          batch.feature[1][i] = static_cast<T>(y0 + y) * inverse_xy;
-          batch.feature[2][i] = pixel[at] * inverse_rgb;
-          batch.feature[3][i] = pixel[pixels + at] * inverse_rgb;
-          batch.feature[4][i] = pixel[2 * pixels + at] * inverse_rgb;
-        }
-        kernels<T>().simplices(batch, layout, scale);
-        for (int64_t i = 0; i < held; ++i, ++n) {
-          member[n] = table.insert(batch.key[i], batch.order[i]);
-          Record<T>& record = found[n];
-          for (int k = 0; k < kVertices; ++k) record.w[k] = batch.weight[k][i];
-          record.norm = 1;
-          record.code = static_cast<int32_t>(y * kTile + x + i);
-        }
-      }
-    }
-    // Counting sort of the simplices by their pixel count, so that loops over a group's pixels
-    // rarely change their length (their mispredicted ends cost more than the arithmetic).
-    int32_t held[kTile * kTile] = {}, place[kTile * kTile], sorted[kTile * kTile];
-    int32_t of_size[kBlock + 2] = {};
-    for (int32_t i = 0; i < n; ++i) ++held[member[i]];
-    for (int32_t s = 0; s < table.count; ++s) ++of_size[std::min(held[s], kBlock) + 1];
-    for (int i = 1; i <= kBlock + 1; ++i) of_size[i] += of_size[i - 1];
-    for (int32_t s = 0; s < table.count; ++s) sorted[of_size[std::min(held[s], kBlock)]++] = s;
-    uint64_t keys[kVertices];
-    constexpr int32_t kAhead = 4;
-    // Vertices are numbered as the simplices were met, for locality.
-    std::vector<LocalGroup>& found_groups = band.of_tile;
-    found_groups.resize(table.count);
-    for (int32_t s = 0; s < std::min(kAhead, table.count); ++s) prefetch(band, table, s);
-    for (int32_t s = 0; s < table.count; ++s) {
-      if (s + kAhead < table.count) prefetch(band, table, s + kAhead);
-      vertex_keys(layout, table.keys[s], table.orders[s], keys);
-      for (int k = 0; k < kVertices; ++k) found_groups[s].vertex[k] = band.table.insert(keys[k]);
-    }
-    band.tile_groups.push_back(static_cast<int32_t>(band.groups.size()));
-    int32_t at = 0;
-    for (int32_t i = 0; i < table.count; ++i) {
-      const int32_t s = sorted[i];
-      place[s] = at;
-      for (int32_t first = 0; first < held[s]; first += kBlock) {
-        found_groups[s].begin = static_cast<int32_t>(begin + at + first);
-        band.groups.push_back(found_groups[s]);
-      }
-      at += held[s];
-    }
-    for (int32_t i = 0; i < n; ++i) records[begin + place[member[i]]++] = found[i];
-  }
-
- private:
-  void prefetch(const Band& band, const TileTable& table, int32_t s) const {
-    uint64_t keys[kVertices];
-    vertex_keys(layout, table.keys[s], table.orders[s], keys);
-    for (int k = 0; k < kVertices; ++k) band.table.prefetch(band.table.slot(keys[k]));
-  }
-};
 
 // K applied to ones, pixel by pixel, and the normalisation folded into the weights.
 template <typename T>
@@ -214,11 +85,8 @@ void normalize(const Lattice<T>& lattice, Record<T>* records) {
   });
 }
 
-struct Neighbours {
-  std::vector<int32_t> chain;
-};
-
-Neighbours find_chain(const KeyTable& table, uint64_t step) {
+// Runs of vertices that follow one another along an axis, the last of a run as ~id.
+std::vector<int32_t> find_chain(const KeyTable& table, uint64_t step) {
   constexpr size_t kAhead = 16;
   const std::vector<uint64_t>& keys = table.keys();
   const size_t count = keys.size();
@@ -229,18 +97,18 @@ Neighbours find_chain(const KeyTable& table, uint64_t step) {
     next[v] = table.find(keys[v] + step);
     if (next[v] >= 0) follows[next[v]] = 1;
   }
-  Neighbours result;
-  result.chain.reserve(count);
+  std::vector<int32_t> chain;
+  chain.reserve(count);
   for (size_t v = 0; v < count; ++v) {
     if (follows[v] || next[v] < 0) continue;
     int32_t at = static_cast<int32_t>(v);
     while (next[at] >= 0) {
-      result.chain.push_back(at);
+      chain.push_back(at);
       at = next[at];
     }
-    result.chain.push_back(~at);
+    chain.push_back(~at);
   }
-  return result;
+  return chain;
 }
 
 template <typename T>
@@ -263,152 +131,102 @@ KeyLayout layout_of(const at::Tensor& image, double sigma_xy, double sigma_rgb) 
   return checked_layout(image.size(1), image.size(2), low, high, sigma_xy, sigma_rgb);
 }
 
+// Each band's groups, in parallel, and all records.
 template <typename T>
-LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
-                     int64_t normalization) {
-  Builder<T> builder;
-  builder.image = image.const_data_ptr<T>();
-  builder.height = image.size(1);
-  builder.width = image.size(2);
-  builder.pixels = builder.height * builder.width;
-  builder.tiles_x = (builder.width + kTile - 1) / kTile;
-  builder.tiles_y = (builder.height + kTile - 1) / kTile;
-  builder.inverse_xy = static_cast<T>(1.0 / sigma_xy);
-  builder.inverse_rgb = static_cast<T>(1.0 / sigma_rgb);
-  check_pixel_count(builder.height, builder.width);
-  builder.layout = layout_of<T>(image, sigma_xy, sigma_rgb);
-  double scale[kFeatures];
-  embedding_scales(scale);
-  for (int i = 0; i < kFeatures; ++i) builder.scale[i] = static_cast<T>(scale[i]);
-
-  at::Tensor records = pooled_tensor({builder.pixels, 8}, image.options());
-  builder.records = reinterpret_cast<Record<T>*>(records.data_ptr<T>());
-  const std::vector<int32_t> rows = band_rows(builder.height, builder.width);
-  const int bands = static_cast<int>(rows.size()) - 1;
+std::vector<Band> find_groups(const Features<T>& features, const std::vector<int32_t>& rows,
+                              Record<T>* records) {
+  const int64_t bands = static_cast<int64_t>(rows.size()) - 1;
+  const int64_t tiles_x = (features.width + kTile - 1) / kTile;
   std::vector<Band> parts(bands);
   at::parallel_for(0, bands, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Record<T>> found(kTile * kTile);
-    std::vector<int32_t> member(kTile * kTile);
-    auto table = std::make_unique<TileTable>();
+    const auto builder = std::make_unique<TileBuilder<T>>(features, records);
     for (int64_t b = begin; b < end; ++b) {
-      int64_t at = static_cast<int64_t>(rows[b]) * kTile * builder.width;
+      int64_t at = static_cast<int64_t>(rows[b]) * kTile * features.width;
       for (int64_t ty = rows[b]; ty < rows[b + 1]; ++ty) {
-        const int64_t tall = std::min<int64_t>(kTile, builder.height - ty * kTile);
-        for (int64_t tx = 0; tx < builder.tiles_x; ++tx) {
-          builder.tile(tx, ty, at, parts[b], *table, found, member);
-          at += tall * std::min<int64_t>(kTile, builder.width - tx * kTile);
+        const int64_t tall = std::min<int64_t>(kTile, features.height - ty * kTile);
+        for (int64_t tx = 0; tx < tiles_x; ++tx) {
+          builder->build(tx, ty, at, parts[b]);
+          at += tall * std::min<int64_t>(kTile, features.width - tx * kTile);
         }
       }
     }
   });
+  return parts;
+}
 
-  // One numbering of the vertices; who touches what.
+// One numbering of all bands' vertices.
+struct Numbering {
+  KeyTable table{0};
+  int64_t extras = 0;                              // rows beyond one a vertex
+  std::vector<int32_t> shared_home, shared_begin;  // see Lattice
+  int64_t vertices() const { return static_cast<int64_t>(table.keys().size()); }
+};
+
+// Number the vertices, and say where each band reads and adds: `home` and `row` of the bands.
+Numbering number_vertices(std::vector<Band>& parts) {
+  Numbering all;
+  if (parts.size() == 1) {
+    all.table = std::move(parts[0].table);
+    parts[0].home.resize(all.vertices());
+    for (int64_t v = 0; v < all.vertices(); ++v) parts[0].home[v] = static_cast<int32_t>(v);
+    parts[0].row = parts[0].home;
+    all.shared_begin.push_back(0);
+    return all;
+  }
   size_t most = 0;
   for (const Band& part : parts) most += part.table.keys().size();
-  KeyTable global = bands == 1 ? std::move(parts[0].table) : KeyTable(most);
-  std::vector<uint8_t> first_band;  // by vertex
-  int64_t extras = 0, groups = 0;
-  std::vector<int32_t> shared_home, shared_begin;
-  for (Band& part : parts) groups += static_cast<int64_t>(part.groups.size());
-  if (bands == 1) {
-    const size_t count = global.keys().size();
-    parts[0].home.resize(count);
-    for (size_t v = 0; v < count; ++v) parts[0].home[v] = static_cast<int32_t>(v);
-    parts[0].row = parts[0].home;
-  } else {
-    std::vector<int32_t> touches;
-    for (Band& part : parts) {
-      const std::vector<uint64_t>& keys = part.table.keys();
-      part.home.resize(keys.size());
-      for (size_t v = 0; v < keys.size(); ++v) {
-        if (v + 16 < keys.size()) global.prefetch(global.slot(keys[v + 16]));
-        const int32_t id = global.insert(keys[v]);
-        part.home[v] = id;
-        if (static_cast<size_t>(id) == touches.size()) touches.push_back(0);
-        ++touches[id];
-      }
+  all.table = KeyTable(most);
+  std::vector<int32_t> touches;  // bands, by vertex
+  for (Band& part : parts) {
+    const std::vector<uint64_t>& keys = part.table.keys();
+    part.home.resize(keys.size());
+    for (size_t v = 0; v < keys.size(); ++v) {
+      if (v + 16 < keys.size()) all.table.prefetch(all.table.slot(keys[v + 16]));
+      const int32_t id = all.table.insert(keys[v]);
+      part.home[v] = id;
+      if (static_cast<size_t>(id) == touches.size()) touches.push_back(0);
+      ++touches[id];
     }
-    const size_t count = touches.size();
-    std::vector<int32_t> next(count, -1);  // next extra row; -1: the home row is still free
-    std::vector<int32_t> first(count, 0);
-    for (size_t v = 0; v < count; ++v) {
-      first[v] = static_cast<int32_t>(count + extras);
-      if (touches[v] > 1) {
-        shared_home.push_back(static_cast<int32_t>(v));
-        shared_begin.push_back(static_cast<int32_t>(extras));
-        extras += touches[v] - 1;
-      }
+  }
+  const size_t count = touches.size();
+  std::vector<int32_t> next(count, -1);  // next extra row; -1: the home row is still free
+  std::vector<int32_t> first(count, 0);
+  for (size_t v = 0; v < count; ++v) {
+    first[v] = static_cast<int32_t>(count + all.extras);
+    if (touches[v] > 1) {
+      all.shared_home.push_back(static_cast<int32_t>(v));
+      all.shared_begin.push_back(static_cast<int32_t>(all.extras));
+      all.extras += touches[v] - 1;
     }
-    for (Band& part : parts) {
-      part.row.resize(part.home.size());
-      for (size_t v = 0; v < part.home.size(); ++v) {
-        const int32_t id = part.home[v];
-        if (next[id] < 0) {
-          part.row[v] = id;
-          next[id] = first[id];
-        } else {
-          part.row[v] = next[id]++;
-        }
+  }
+  all.shared_begin.push_back(static_cast<int32_t>(all.extras));
+  for (Band& part : parts) {
+    part.row.resize(part.home.size());
+    for (size_t v = 0; v < part.home.size(); ++v) {
+      const int32_t id = part.home[v];
+      if (next[id] < 0) {
+        part.row[v] = id;
+        next[id] = first[id];
+      } else {
+        part.row[v] = next[id]++;
       }
     }
   }
-  shared_begin.push_back(static_cast<int32_t>(extras));
-  const int64_t vertices = static_cast<int64_t>(global.keys().size());
-  TORCH_CHECK_VALUE(vertices + extras < (int64_t(1) << 31) - 1 && groups < (int64_t(1) << 31) - 1,
-                    "image: its lattice has ", vertices, " vertices, which overflow 32-bit indices.");
+  return all;
+}
 
-  std::vector<Neighbours> chains(kVertices);
-  at::parallel_for(0, kVertices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t a = begin; a < end; ++a) chains[a] = find_chain(global, builder.layout.step[a]);
-  });
-
-  // Lay everything out in one tensor of 32-bit numbers.
-  at::Tensor header = at::zeros({kHeaderSize}, at::TensorOptions().dtype(at::kLong));
-  int64_t* slot = header.data_ptr<int64_t>();
-  slot[kSlotMagic] = kMagic;
-  slot[kSlotHeight] = builder.height;
-  slot[kSlotWidth] = builder.width;
-  slot[kSlotBytes] = sizeof(T);
-  slot[kSlotNormalization] = normalization;
-  slot[kSlotVertices] = vertices;
-  slot[kSlotExtras] = extras;
-  slot[kSlotGroups] = groups;
-  slot[kSlotBands] = bands;
-  slot[kSlotTilesX] = builder.tiles_x;
-  slot[kSlotTilesY] = builder.tiles_y;
-  slot[kSlotShared] = static_cast<int64_t>(shared_home.size());
-  int64_t size = 0;
-  auto take = [&](Header name, int64_t count) {
-    slot[name] = size;
-    size += count;
-  };
-  take(kSlotTileGroups, builder.tiles_x * builder.tiles_y + 1);
-  take(kSlotBandRows, bands + 1);
-  take(kSlotGroupTable, (groups + 1) * static_cast<int64_t>(sizeof(Group) / 4));
-  take(kSlotSharedHome, static_cast<int64_t>(shared_home.size()));
-  take(kSlotSharedBegin, static_cast<int64_t>(shared_begin.size()));
-  for (int a = 0; a < kVertices; ++a) {
-    slot[kSlotChainSizes + a] = static_cast<int64_t>(chains[a].chain.size());
-    take(static_cast<Header>(kSlotChains + a), slot[kSlotChainSizes + a]);
-  }
-  slot[kSlotIndexSize] = size;
-  at::Tensor index = pooled_tensor({size}, at::TensorOptions().dtype(at::kInt));
-  int32_t* out = index.data_ptr<int32_t>();
-  std::copy(rows.begin(), rows.end(), out + slot[kSlotBandRows]);
-  std::copy(shared_home.begin(), shared_home.end(), out + slot[kSlotSharedHome]);
-  std::copy(shared_begin.begin(), shared_begin.end(), out + slot[kSlotSharedBegin]);
-  for (int a = 0; a < kVertices; ++a) {
-    std::copy(chains[a].chain.begin(), chains[a].chain.end(), out + slot[kSlotChains + a]);
-  }
+// The bands' groups as one table, with the bands' vertices replaced by rows of the lattice.
+void write_groups(const std::vector<Band>& parts, const std::vector<int32_t>& rows,
+                  int64_t tiles_x, int32_t* tile_groups, Group* table) {
+  const int64_t bands = static_cast<int64_t>(parts.size());
   std::vector<int64_t> first_group(bands + 1, 0);
-  for (int b = 0; b < bands; ++b) {
+  for (int64_t b = 0; b < bands; ++b) {
     first_group[b + 1] = first_group[b] + static_cast<int64_t>(parts[b].groups.size());
   }
-  Group* table = reinterpret_cast<Group*>(out + slot[kSlotGroupTable]);
   at::parallel_for(0, bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const Band& part = parts[b];
-      int32_t* tile = out + slot[kSlotTileGroups] + rows[b] * builder.tiles_x;
+      int32_t* tile = tile_groups + rows[b] * tiles_x;
       for (int32_t g : part.tile_groups) *tile++ = static_cast<int32_t>(first_group[b] + g);
       Group* group = table + first_group[b];
       for (const LocalGroup& local : part.groups) {
@@ -421,9 +239,88 @@ LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
       }
     }
   });
-  out[slot[kSlotTileGroups] + builder.tiles_x * builder.tiles_y] = static_cast<int32_t>(groups);
-  table[groups] = Group{static_cast<int32_t>(builder.pixels), {}, {}};
-  if (normalization != kNone) normalize(view_lattice<T>(header, records, index), builder.records);
+  tile_groups[rows[bands] * tiles_x] = static_cast<int32_t>(first_group[bands]);
+}
+
+// Header and index: everything but the records, in one tensor of 32-bit numbers.
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> lay_out(const Features<T>& features,
+                                           const std::vector<int32_t>& rows,
+                                           const std::vector<Band>& parts, const Numbering& all,
+                                           int64_t normalization) {
+  const int64_t bands = static_cast<int64_t>(parts.size());
+  const int64_t tiles_x = (features.width + kTile - 1) / kTile;
+  const int64_t tiles_y = (features.height + kTile - 1) / kTile;
+  int64_t groups = 0;
+  for (const Band& part : parts) groups += static_cast<int64_t>(part.groups.size());
+  const int64_t most = (int64_t(1) << 31) - 1;
+  TORCH_CHECK_VALUE(all.vertices() + all.extras < most && groups < most, "image: its lattice has ",
+                    all.vertices(), " vertices, which overflow 32-bit indices.");
+  std::vector<int32_t> chains[kVertices];
+  at::parallel_for(0, kVertices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a) {
+      chains[a] = find_chain(all.table, features.layout.step[a]);
+    }
+  });
+
+  at::Tensor header = at::zeros({kHeaderSize}, at::TensorOptions().dtype(at::kLong));
+  int64_t* slot = header.data_ptr<int64_t>();
+  slot[kSlotMagic] = kMagic;
+  slot[kSlotHeight] = features.height;
+  slot[kSlotWidth] = features.width;
+  slot[kSlotBytes] = sizeof(T);
+  slot[kSlotNormalization] = normalization;
+  slot[kSlotVertices] = all.vertices();
+  slot[kSlotExtras] = all.extras;
+  slot[kSlotGroups] = groups;
+  slot[kSlotBands] = bands;
+  slot[kSlotTilesX] = tiles_x;
+  slot[kSlotTilesY] = tiles_y;
+  slot[kSlotShared] = static_cast<int64_t>(all.shared_home.size());
+  int64_t size = 0;
+  auto take = [&](int name, size_t count) {
+    slot[name] = size;
+    size += static_cast<int64_t>(count);
+  };
+  take(kSlotTileGroups, tiles_x * tiles_y + 1);
+  take(kSlotBandRows, rows.size());
+  take(kSlotGroupTable, (groups + 1) * sizeof(Group) / sizeof(int32_t));
+  take(kSlotSharedHome, all.shared_home.size());
+  take(kSlotSharedBegin, all.shared_begin.size());
+  for (int a = 0; a < kVertices; ++a) {
+    slot[kSlotChainSizes + a] = static_cast<int64_t>(chains[a].size());
+    take(kSlotChains + a, chains[a].size());
+  }
+  slot[kSlotIndexSize] = size;
+  at::Tensor index = pooled_tensor({size}, at::TensorOptions().dtype(at::kInt));
+  int32_t* out = index.data_ptr<int32_t>();
+  auto copy = [&](const std::vector<int32_t>& from, int name) {
+    std::copy(from.begin(), from.end(), out + slot[name]);
+  };
+  copy(rows, kSlotBandRows);
+  copy(all.shared_home, kSlotSharedHome);
+  copy(all.shared_begin, kSlotSharedBegin);
+  for (int a = 0; a < kVertices; ++a) copy(chains[a], kSlotChains + a);
+  Group* table = reinterpret_cast<Group*>(out + slot[kSlotGroupTable]);
+  write_groups(parts, rows, tiles_x, out + slot[kSlotTileGroups], table);
+  table[groups] = Group{static_cast<int32_t>(features.height * features.width), {}, {}};
+  return {header, index};
+}
+
+template <typename T>
+LatticeTensors build(const at::Tensor& image, double sigma_xy, double sigma_rgb,
+                     int64_t normalization) {
+  const int64_t height = image.size(1), width = image.size(2);
+  check_pixel_count(height, width);
+  const Features<T> features(image.const_data_ptr<T>(), height, width,
+                             layout_of<T>(image, sigma_xy, sigma_rgb), sigma_xy, sigma_rgb);
+  const std::vector<int32_t> rows = band_rows(height, width);
+  at::Tensor records = pooled_tensor({height * width, 8}, image.options());
+  Record<T>* record = reinterpret_cast<Record<T>*>(records.data_ptr<T>());
+  std::vector<Band> parts = find_groups(features, rows, record);
+  const Numbering all = number_vertices(parts);
+  auto [header, index] = lay_out(features, rows, parts, all, normalization);
+  if (normalization != kNone) normalize(view_lattice<T>(header, records, index), record);
   return {header, records, index};
 }
 

@@ -31,6 +31,10 @@ void check_pixel_count(int64_t height, int64_t width);
 KeyLayout checked_layout(int64_t height, int64_t width, const double* low, const double* high,
                          double sigma_xy, double sigma_rgb);
 
+// The same error where `fits` is false.
+void check_layout_fits(bool fits, int64_t height, int64_t width, double sigma_xy,
+                       double sigma_rgb);
+
 // Bands of tile rows: about 48 000 pixels each, whatever the number of threads.
 std::vector<int32_t> band_rows(int64_t height, int64_t width);
 

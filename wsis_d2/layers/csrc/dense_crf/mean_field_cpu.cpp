@@ -2,7 +2,6 @@
 #include "dense_crf/mean_field.h"
 
 #include <cmath>
-#include <limits>
 
 #include "dense_crf/engine.h"
 
@@ -12,73 +11,13 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// How forward passes scale what they splat.
+// How forward passes scale what they splat. Logits are in base 2; factors are applied while
+// splatting, so that slicing adds plain sums.
 template <typename T>
-struct Forward {
-  Engine<T>& engine;
-  double weight_bilateral, weight_spatial;
-  T* logits;
-
-  void scales() {
-    Pass<T>& pass = engine.pass();
-    // Logits are in base 2; factors are applied while splatting, so that slicing adds plain sums.
-    pass.splat_bilateral = static_cast<T>(weight_bilateral * kLog2E);
-    pass.splat_spatial = static_cast<T>(weight_spatial * kLog2E);
-    pass.norm_splat = pass.lattice->normalization == kAfter;
-    pass.norm_slice = false;
-    pass.logits = logits;
-  }
-};
-
-// [tile][chunk]: 0 where every marginal of the chunk's labels is exactly 0 at every iteration, so that
-// leaving the chunk out of the tile changes no bit. Row-normalised messages lie within the weights,
-// and the exponential is 0 below the smallest normal number. Empty: nothing can be left out.
-template <typename T>
-std::vector<uint8_t> find_activity(const Lattice<T>& lattice, const at::Tensor& scores,
-                                   double weight_bilateral, double weight_spatial) {
-  const std::vector<Chunk> chunks = make_chunks(scores.size(0));
-  const int64_t count = static_cast<int64_t>(chunks.size());
-  if (count == 1 || lattice.normalization != kAfter) return {};
-  // Twice the messages' bound: the careful softmax may take a maximum as low as minus the bound out.
-  const double messages = 2.02 * (std::abs(weight_bilateral) + std::abs(weight_spatial));
-  const double least = (sizeof(T) == 4 ? 127.0 : 1023.0) * kLn2 + messages;
-  const auto [lowest, highest] = at::aminmax(scores);
-  if (!(highest.item<double>() - lowest.item<double>() > least)) return {};
-  const T* data = scores.const_data_ptr<T>();
-  std::vector<uint8_t> activity(lattice.tiles_x * lattice.tiles_y * count);
-  at::parallel_for(0, lattice.tiles_x * lattice.tiles_y, 8, [&](int64_t begin, int64_t end) {
-    T bar[kTile * kTile];  // below it a score is out of reach
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t x0 = tile % lattice.tiles_x * kTile, y0 = tile / lattice.tiles_x * kTile;
-      const int64_t columns = std::min<int64_t>(kTile, lattice.width - x0);
-      const int64_t rows = std::min<int64_t>(kTile, lattice.height - y0);
-      auto row_of = [&](int64_t label, int64_t y) {
-        return data + label * lattice.pixels + (y0 + y) * lattice.width + x0;
-      };
-      std::fill_n(bar, kTile * kTile, -std::numeric_limits<T>::infinity());
-      for (int64_t l = 0; l < scores.size(0); ++l) {
-        for (int64_t y = 0; y < rows; ++y) {
-          const T* row = row_of(l, y);
-          T* best = bar + y * kTile;
-          for (int64_t x = 0; x < columns; ++x) best[x] = best[x] < row[x] ? row[x] : best[x];
-        }
-      }
-      for (T& b : bar) b -= static_cast<T>(least);
-      for (const Chunk& chunk : chunks) {
-        bool any = false;
-        for (int64_t l = chunk.first; l < chunk.first + chunk.labels && !any; ++l) {
-          for (int64_t y = 0; y < rows && !any; ++y) {
-            const T* row = row_of(l, y);
-            bool reached = false;
-            for (int64_t x = 0; x < columns; ++x) reached |= !(row[x] < bar[y * kTile + x]);
-            any = reached;
-          }
-        }
-        activity[tile * count + chunk.index] = any;
-      }
-    }
-  });
-  return activity;
+void set_scales(Pass<T>& pass, double weight_bilateral, double weight_spatial) {
+  pass.splat_bilateral = static_cast<T>(weight_bilateral * kLog2E);
+  pass.splat_spatial = static_cast<T>(weight_spatial * kLog2E);
+  pass.norm_splat = pass.lattice->normalization == kAfter;
 }
 
 template <typename T>
@@ -94,12 +33,8 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const La
       plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, false);
   Engine<T> engine(lattice, weight_spatial != 0 ? &plan : nullptr, weight_bilateral != 0, labels);
   Buffer logits(engine.pixel_bytes());
-  Forward<T> step{engine, weight_bilateral, weight_spatial, logits.as<T>()};
-  step.scales();
-  Pass<T>& pass = engine.pass();
-  const std::vector<uint8_t> activity =
-      find_activity(lattice, scores, weight_bilateral, weight_spatial);
-  if (!activity.empty()) pass.activity = activity.data();
+  set_scales(engine.pass(), weight_bilateral, weight_spatial);
+  engine.pass().logits = logits.as<T>();
   TORCH_CHECK_VALUE(engine.read(scores.const_data_ptr<T>(), true),
                     "scores: they hold NaN or infinity; all values must be finite.");
   if (options.iterations == 0) {
@@ -107,16 +42,17 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& scores_in, const La
     return {output, saved};
   }
   for (int64_t t = 0; t < options.iterations; ++t) {
-    pass.q_out = options.save_every > 0 && t % options.save_every == 0
-                     ? saved.data_ptr<T>() + t / options.save_every * lattice.pixels * padded
-                     : nullptr;
-    engine.run(t == 0 ? Mode::kFirst : Mode::kForward, t > 0, true);
+    T* q = options.save_every > 0 && t % options.save_every == 0
+               ? saved.data_ptr<T>() + t / options.save_every * lattice.pixels * padded
+               : nullptr;
+    if (t == 0) {
+      engine.begin(q);
+    } else {
+      engine.iterate(q, true);
+    }
     engine.filter(false);
   }
-  pass.scores = scores.const_data_ptr<T>();
-  pass.output = output.data_ptr<T>();
-  pass.output_scale = static_cast<T>(kLn2);
-  engine.run(Mode::kMessage, true, false);
+  engine.finish(scores.const_data_ptr<T>(), output.data_ptr<T>(), static_cast<T>(kLn2));
   return {output, saved};
 }
 
@@ -145,58 +81,39 @@ std::tuple<at::Tensor, double, double> backward(const at::Tensor& grad_in, const
   pass.weight_spatial = static_cast<T>(weight_spatial);
   pass.weight_grads = weight_grads.data();
 
-  const at::Tensor scores = scores_in.contiguous();
-  const std::vector<uint8_t> found =
-      find_activity(lattice, scores, weight_bilateral, weight_spatial);
-  const uint8_t* activity = found.empty() ? nullptr : found.data();
-
   // Marginals of one stretch between saved ones, computed again where not all were saved.
   const int64_t every = options.save_every;
-  Buffer again;
   const SpatialPlan<T> forward_plan =
       plan_spatial<T>(lattice, options.gaussian_xy, options.exact_spatial, lattice.normalization, false);
-  Buffer logits;
+  Buffer again, logits;
   if (every > 1) {
     again = Buffer((every - 1) * size * sizeof(T));
     logits = Buffer(engine.pixel_bytes());
+    pass.logits = logits.as<T>();
+    engine.read(scores_in.contiguous().const_data_ptr<T>(), true);
   }
+  auto saved_q = [&](int64_t t) { return saved.data_ptr<T>() + t / every * size; };
+  auto later_q = [&](int64_t t) { return again.as<T>() + (t % every - 1) * size; };
   auto recompute = [&](int64_t first, int64_t last) {  // q of first + 1 .. last
     Engine<T> redo(lattice, weight_spatial != 0 ? &forward_plan : nullptr, weight_bilateral != 0,
                    labels);
-    Forward<T> step{redo, weight_bilateral, weight_spatial, logits.as<T>()};
-    step.scales();
-    redo.pass().activity = activity;
-    // From the saved marginals: they are splatted as they are.
-    redo.pass().logits = saved.data_ptr<T>() + first / every * size;
-    redo.run(Mode::kRaw, false, true);
-    redo.filter(false);
+    set_scales(redo.pass(), weight_bilateral, weight_spatial);
     redo.pass().logits = logits.as<T>();
+    redo.spread(saved_q(first));
+    redo.filter(false);
     for (int64_t t = first + 1; t <= last; ++t) {
-      redo.pass().q_out = again.as<T>() + (t - first - 1) * size;
-      redo.run(Mode::kForward, true, t < last);
+      redo.iterate(later_q(t), t < last);
       if (t < last) redo.filter(false);
     }
   };
-  if (every > 1) {
-    pass.logits = logits.as<T>();
-    engine.read(scores.const_data_ptr<T>(), true);
-    pass.logits = incoming.as<T>();
-  }
+  engine.spread(incoming.as<T>());
   for (int64_t t = options.iterations - 1; t >= 0; --t) {
-    if (every > 1 && (t == options.iterations - 1 || t % every == every - 1)) {
-      const int64_t first = t / every * every;
-      if (t > first) recompute(first, t);
-    }
-    if (t == options.iterations - 1) engine.run(Mode::kRaw, false, true);
+    const bool kept = t % every == 0, last = t == options.iterations - 1;
+    if (!kept && (last || t % every == every - 1)) recompute(t / every * every, t);
     engine.filter(true);
-    pass.activity = activity;  // where marginals are 0, no gradient passes the softmax
-    const int64_t first = t / every * every;
-    pass.q = t == first ? saved.data_ptr<T>() + t / every * size
-                        : again.as<T>() + (t - first - 1) * size;
-    engine.run(Mode::kBackward, true, t > 0);
+    engine.go_back(kept ? saved_q(t) : later_q(t), t > 0);
   }
-  pass.output = result.data_ptr<T>();
-  engine.write(incoming.as<T>());
+  engine.write(incoming.as<T>(), result.data_ptr<T>());
   double bilateral = 0, spatial = 0;
   for (int b = 0; b < lattice.bands; ++b) {
     bilateral += weight_grads[2 * b];
@@ -218,12 +135,11 @@ at::Tensor lattice_filter(const at::Tensor& values_in, const Lattice<T>& lattice
   pass.norm_slice = after && transpose;
   TORCH_CHECK_VALUE(engine.read(values.const_data_ptr<T>(), false),
                     "values: they hold NaN or infinity; all values must be finite.");
-  engine.run(Mode::kRaw, false, true);
+  engine.spread(pixels.as<T>());
   engine.filter(transpose);
-  pass.output = output.data_ptr<T>();
   // Without normalisation the kernel's height is restored: 1 / (1 + 2^-5).
-  if (lattice.normalization == kNone) pass.output_scale = T(32.0 / 33.0);
-  engine.run(Mode::kMessage, true, false);
+  const T scale = lattice.normalization == kNone ? T(32.0 / 33.0) : T(1);
+  engine.finish(nullptr, output.data_ptr<T>(), scale);
   return output;
 }
 
@@ -237,14 +153,12 @@ at::Tensor spatial_filter(const at::Tensor& values_in, double sigma, bool exact,
       plan_spatial<T>(plain.lattice, sigma, exact, normalization, transpose);
   Engine<T> engine(plain.lattice, &plan, false, values.size(0));
   Buffer pixels(engine.pixel_bytes());
-  Pass<T>& pass = engine.pass();
-  pass.logits = pixels.as<T>();
+  engine.pass().logits = pixels.as<T>();
   TORCH_CHECK_VALUE(engine.read(values.const_data_ptr<T>(), false),
                     "values: they hold NaN or infinity; all values must be finite.");
-  engine.run(Mode::kRaw, false, true);
+  engine.spread(pixels.as<T>());
   engine.filter(false);
-  pass.output = output.data_ptr<T>();
-  engine.run(Mode::kMessage, true, false);
+  engine.finish(nullptr, output.data_ptr<T>(), T(1));
   return output;
 }
 

@@ -6,6 +6,7 @@
 #include "dense_crf/checks.h"
 #include "dense_crf/kernels_name.h"
 #include "dense_crf/mean_field.h"
+#include "dense_crf/pass.h"
 #include "dense_crf/workspace.h"
 
 namespace wsis_d2 {
@@ -13,7 +14,7 @@ namespace crf {
 namespace {
 
 LatticeTensors build_lattice_op(const at::Tensor& image, double sigma_xy, double sigma_rgb,
-                                int64_t normalization) {
+                                int64_t normalization, at::TensorList, std::vector<std::string>) {
   check_lattice_arguments(image, sigma_xy, sigma_rgb, normalization);
   return build_lattice_cpu(image, sigma_xy, sigma_rgb, normalization);
 }
@@ -38,7 +39,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
   check_volume(grad, "grad");
   check_belongs(grad, header, "grad");
   const MeanFieldOptions options = make_options(gaussian_xy, exact_spatial, iterations, save_every);
-  check_saved(saved, grad, options);
+  check_backward(grad, saved, scores, options, padded_labels(grad.size(0)),
+                 grad.scalar_type());
   if (iterations == 0) {
     return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
   }
@@ -70,7 +72,10 @@ std::string cpu_kernels() { return kernels_name(); }
 
 TORCH_LIBRARY(wsis_d2, m) {
   m.def(
-      "build_lattice(Tensor image, float sigma_xy, float sigma_rgb, int normalization) -> "
+      // On a GPU `finite`, named by `names`, are checked in the one wait for the build; on the CPU by
+      // those who read them.
+      "build_lattice(Tensor image, float sigma_xy, float sigma_rgb, int normalization, "
+      "Tensor[] finite, str[] names) -> "
       "(Tensor header, Tensor records, Tensor index)");
   m.def(
       "mean_field(Tensor scores, Tensor header, Tensor records, Tensor index, "

@@ -21,7 +21,6 @@ struct Chunk {
   int64_t labels;  // labels held
   int blocks;      // row width / 8
   int64_t offset;  // padded labels of the chunks before
-  int64_t index;   // its number
   int64_t width() const { return 8 * blocks; }
 };
 
@@ -32,7 +31,7 @@ inline std::vector<Chunk> make_chunks(int64_t labels) {
   for (int64_t first = 0; first < labels; first += step) {
     const int64_t held = labels - first < step ? labels - first : step;
     const int blocks = static_cast<int>((held + 7) / 8);
-    chunks.push_back({first, held, blocks, offset, static_cast<int64_t>(chunks.size())});
+    chunks.push_back({first, held, blocks, offset});
     offset += 8 * blocks;
   }
   return chunks;
@@ -55,12 +54,6 @@ struct Pass {
   bool bilateral = true;
   std::vector<Chunk> chunks;
   int64_t padded = 0;
-  std::vector<int32_t> order;  // chunks' label l is label order[l] of (L, H, W) tensors
-  // [tile][chunk]: 0 where the chunk's labels count nothing; nullptr: everything counts.
-  const uint8_t* activity = nullptr;
-  bool active(int64_t tile, const Chunk& chunk) const {
-    return activity == nullptr || activity[tile * static_cast<int64_t>(chunks.size()) + chunk.index];
-  }
   Mode mode = Mode::kFirst;
 
   T* logits = nullptr;       // [pixel]: base-2 logits, or the values of kRaw

@@ -17,6 +17,25 @@
 namespace wsis_d2 {
 namespace crf {
 
+// a * b, rounded, whatever it is added to: nvcc would fuse the two, which gives other lattices than
+// the CPU's. (The CPU's own kernels are compiled for instruction sets without fused ones.)
+template <typename T>
+WSIS_HOST_DEVICE inline T product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 8) {
+    return __dmul_rn(a, b);
+  } else {
+    return __fmul_rn(a, b);
+  }
+#elif defined(WSIS_CRF_HOST_CHECK)
+  T c = a * b;
+  asm volatile("" : "+x"(c));  // stands for __fmul_rn where a compiler is told to fuse
+  return c;
+#else
+  return a * b;
+#endif
+}
+
 // Lattice coordinates packed into 64 bits: `bits[i]` for each of the first five (the sixth follows,
 // as they sum to 0), offset so that none is negative.
 struct KeyLayout {
@@ -29,14 +48,28 @@ struct KeyLayout {
 };
 
 // Scales of the embedding: standard deviation 1 in feature space becomes that of the blur.
-inline void embedding_scales(double* scale) {
+WSIS_HOST_DEVICE inline void embedding_scales(double* scale) {
   for (int i = 0; i < kFeatures; ++i) {
     scale[i] = std::sqrt(2.0 / 3.0) * kVertices / std::sqrt((i + 1.0) * (i + 2.0));
   }
 }
 
+// Least and greatest features of an image whose colours lie in [low[c], high[c]].
+template <typename T>
+WSIS_HOST_DEVICE inline void feature_ranges(int64_t height, int64_t width, const T* low,
+                                            const T* high, double sigma_xy, double sigma_rgb,
+                                            double* least, double* most) {
+  least[0] = least[1] = 0;
+  most[0] = (width - 1) / sigma_xy;
+  most[1] = (height - 1) / sigma_xy;
+  for (int c = 0; c < 3; ++c) {
+    least[2 + c] = static_cast<double>(low[c]) / sigma_rgb;
+    most[2 + c] = static_cast<double>(high[c]) / sigma_rgb;
+  }
+}
+
 // Fits `layout` to features in [low, high]; false if 64 bits do not suffice.
-inline bool fit_layout(const double* low, const double* high, KeyLayout& layout) {
+WSIS_HOST_DEVICE inline bool fit_layout(const double* low, const double* high, KeyLayout& layout) {
   double scale[kFeatures];
   embedding_scales(scale);
   int shift = 0;
@@ -86,8 +119,8 @@ struct SimplexBatch {
     for (int n = 0; n < kLanes; ++n) running[n] = 0;
     for (int j = kFeatures; j > 0; --j) {
       for (int n = 0; n < kLanes; ++n) {
-        const T f = feature[j - 1][n] * scale[j - 1];
-        elevated[j][n] = running[n] - T(j) * f;
+        const T f = product(feature[j - 1][n], scale[j - 1]);
+        elevated[j][n] = running[n] - product(T(j), f);
         running[n] += f;
       }
     }
@@ -97,12 +130,12 @@ struct SimplexBatch {
     }
     for (int i = 0; i < kVertices; ++i) {
       for (int n = 0; n < kLanes; ++n) {
-        const T scaled = elevated[i][n] * T(1.0 / 6.0) + T(0.5);
+        const T scaled = product(elevated[i][n], T(1.0 / 6.0)) + T(0.5);
         int32_t whole = static_cast<int32_t>(scaled);
         whole -= static_cast<T>(whole) > scaled;
         base[i][n] = whole;
         sum[n] += whole;
-        rest[i][n] = elevated[i][n] - T(6) * static_cast<T>(whole);
+        rest[i][n] = elevated[i][n] - product(T(6), static_cast<T>(whole));
         rank[i][n] = 0;
       }
     }
@@ -122,7 +155,7 @@ struct SimplexBatch {
         const int32_t under = shifted < 0, over = shifted > kFeatures;
         rank[i][n] = shifted + 6 * (under - over);
         base[i][n] += under - over;
-        rest[i][n] = elevated[i][n] - T(6) * static_cast<T>(base[i][n]);
+        rest[i][n] = elevated[i][n] - product(T(6), static_cast<T>(base[i][n]));
       }
     }
     for (int n = 0; n < kLanes; ++n) {
@@ -149,11 +182,11 @@ struct SimplexBatch {
     }
     for (int k = 1; k < kVertices; ++k) {
       for (int n = 0; n < kLanes; ++n) {
-        weight[k][n] = (sorted[5 - k][n] - sorted[6 - k][n]) * T(1.0 / 6.0);
+        weight[k][n] = product(sorted[5 - k][n] - sorted[6 - k][n], T(1.0 / 6.0));
       }
     }
     for (int n = 0; n < kLanes; ++n) {
-      weight[0][n] = T(1) + (sorted[5][n] - sorted[0][n]) * T(1.0 / 6.0);
+      weight[0][n] = T(1) + product(sorted[5][n] - sorted[0][n], T(1.0 / 6.0));
     }
   }
 };

@@ -1,193 +1,226 @@
 // Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-// The lattice on a GPU: vertex keys are sorted, not hashed. Pixels stay row by row; a vertex gathers
-// from the (pixel, corner) pairs sorted by vertex, long rows in pieces of kPiece.
+// The lattice on a GPU, and filtering with it. Pixels stay row by row; each tile of 16 x 16 has a row
+// of its own for every vertex that its pixels touch, so that values are first summed up within the
+// tile, from pixels that lie in the nearest cache, and then from tiles to vertices.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <tuple>
-
-#include "dense_crf/device/launch.h"
+#include "dense_crf/device/spatial.h"
 #include "dense_crf/lattice_build.h"
 
 namespace wsis_d2 {
 namespace crf {
 
-constexpr int64_t kPiece = 64;
-
-// Slots of a GPU lattice's header beyond kSlotNormalization; offsets into its index tensor.
+// Slots of a GPU lattice's header beyond kSlotNormalization; offsets into its index tensor, all
+// multiples of 4. How many vertices there are, only the device knows: kSlotVertices holds a bound.
 enum DeviceHeader : int {
-  kDeviceVertices = kSlotVertices,
-  kDevicePieces = kSlotExtras,
-  kDeviceCorners = kSlotTileGroups,  // [N][6]: vertex of each corner
-  kDevicePairs,                      // [6 N]: pixel * 6 + corner, sorted by vertex
-  kDevicePieceBegin,                 // [pieces + 1]: into the pairs
-  kDeviceVertexPiece,                // [M + 1]: into the pieces
-  kDeviceNeighbours,                 // [6][M][2]: before and after along each axis; -1: none
+  kDeviceRows = kSlotVertices,       // of all tiles
+  kDeviceCount = kSlotTileGroups,    // [1]: vertices
+  kDeviceCorners,                    // [N][6]: vertex of each corner
+  kDeviceTileRows,                   // [tiles + 1]: first row of each tile
+  kDevicePairBegin,                  // [rows + 1]: into the pairs
+  kDevicePairs,                      // uint16 [6 N]: (pixel of the tile) * 8 + corner, by row
+  kDeviceVertexBegin,                // [vertices + 1]: into the order
+  kDeviceOrder,                      // [rows]: rows by vertex
+  kDeviceNeighbours,                 // [6][rows][2]: before and after along each axis; -1: none
 };
 constexpr int64_t kDeviceMagic = kMagic ^ 1;
 
 template <typename T>
 struct DeviceLattice {
-  int64_t height, width, pixels, vertices, pieces;
+  int height, width, tiles_x, tiles_y;
+  int64_t rows;
   int normalization;
   const Record<T>* records;
+  const int32_t* count;
   const int32_t* corners;
-  const int32_t* pairs;
-  const int32_t* piece_begin;
-  const int32_t* vertex_piece;
+  const int32_t* tile_rows;
+  const int32_t* pair_begin;
+  const uint16_t* pairs;
+  const int32_t* vertex_begin;
+  const int32_t* order;
   const int32_t* neighbours;
+
+  WSIS_HOST_DEVICE int64_t pixels() const { return int64_t(height) * width; }
+  int64_t tiles() const { return int64_t(tiles_x) * tiles_y; }
 };
 
-template <typename T>
-struct FindSimplex {
-  const T* image;
-  Record<T>* records;
-  int64_t* keys;  // [N][6]
-  int64_t width, pixels;
-  T inverse_xy, inverse_rgb;
-  KeyLayout layout;
-  T scale[kFeatures];
-
-  WSIS_DEVICE void operator()(int64_t i) const {
-    SimplexBatch<T, 1> simplex;
-    simplex.feature[0][0] = static_cast<T>(i % width) * inverse_xy;
-    simplex.feature[1][0] = static_cast<T>(i / width) * inverse_xy;
-    for (int c = 0; c < 3; ++c) simplex.feature[2 + c][0] = image[c * pixels + i] * inverse_rgb;
-    simplex.find(layout, scale);
-    uint64_t key[kVertices];
-    vertex_keys(layout, simplex.key[0], simplex.order[0], key);
-    Record<T> record{};
-    for (int k = 0; k < kVertices; ++k) {
-      record.w[k] = simplex.weight[k][0];
-      keys[i * kVertices + k] = static_cast<int64_t>(key[k]);
-    }
-    record.norm = 1;
-    records[i] = record;
-  }
-};
-
-// Fold the kernel's row sums (sums[N]) into the weights.
-template <typename T>
-struct FoldNorm {
-  Record<T>* records;
-  const T* sums;
-  int normalization;
-
-  WSIS_DEVICE void operator()(int64_t i) const {
-    const T sum = sums[i] > T(1e-20) ? sums[i] : T(1e-20);
-    const T factor = normalization == kAfter ? T(1) / sum : T(1) / static_cast<T>(sqrt(sum));
-    for (int k = 0; k < kVertices; ++k) records[i].w[k] *= factor;
-    records[i].norm = normalization == kAfter ? sum : T(1);
-  }
-};
-
-// partial[piece][label] = sum over the piece's pairs of weight * values[pixel][label]
-template <typename T>
-struct SplatPieces {
+// Pixels to tiles' rows, and to the cells of the spatial grid; a block a tile. Either may be absent.
+template <typename T, typename S, int W>
+struct SplatTile {
+  static constexpr int kPhases = 1;
+  struct Local {};
+  struct Shared {};
   DeviceLattice<T> lattice;
-  const T* values;
-  T* partial;
-  int64_t labels;
-  bool norm;
-  T factor;
+  DevicePlan<T> plan;
+  const S* values;  // [pixel][label]
+  T* sums;          // [row][label]
+  T* grid;          // [cell][label]
+  uint32_t row_width;
+  int parts;
+  bool norm;  // multiply by the records' norms
+  Scalar<T> bilateral, spatial;
 
-  WSIS_DEVICE void operator()(int64_t i) const {
-    const int64_t piece = i / labels, label = i % labels;
-    T sum = 0;
-    for (int32_t j = lattice.piece_begin[piece]; j < lattice.piece_begin[piece + 1]; ++j) {
-      const int32_t pair = lattice.pairs[j], pixel = pair / kVertices;
-      const Record<T>& record = lattice.records[pixel];
-      const T weight = norm ? record.w[pair % kVertices] * record.norm : record.w[pair % kVertices];
-      sum += weight * values[static_cast<int64_t>(pixel) * labels + label];
+  template <int PHASE>
+  WSIS_DEVICE void phase(const Place& place, Local&, Shared&) const {
+    const int ty = place.block / lattice.tiles_x, tx = place.block - ty * lattice.tiles_x;
+    if (sums != nullptr) {
+      const T factor = bilateral.get();
+      const uint32_t corner =
+          static_cast<uint32_t>(ty) * kDeviceTile * lattice.width + tx * kDeviceTile;
+      const int last = lattice.tile_rows[place.block + 1];
+      for (int row = lattice.tile_rows[place.block] + place.y; row < last; row += place.height) {
+        const int begin = lattice.pair_begin[row], end = lattice.pair_begin[row + 1];
+        for (int part = place.x; part < parts; part += place.width) {
+          Pack<T, W> sum = Pack<T, W>::zero();
+          for (int j = begin; j < end; ++j) {
+            const uint32_t pair = lattice.pairs[j];
+            const uint32_t pixel = corner + (pair >> 7) * lattice.width + ((pair >> 3) & 15);
+            const Record<T>& record = lattice.records[pixel];
+            const T weight = record.w[pair & 7];
+            sum.fma(Pack<T, W>::load(values + static_cast<uint64_t>(pixel) * row_width + part * W),
+                    norm ? weight * record.norm : weight);
+          }
+          sum.scale(factor);
+          sum.store(sums + static_cast<uint64_t>(row) * row_width + part * W);
+        }
+      }
     }
-    partial[i] = sum * factor;
+    if (grid != nullptr) {
+      const T factor = spatial.get();
+      const int x0 = first_cell(tx, lattice.tiles_x, plan.stride, plan.grid_x);
+      const int y0 = first_cell(ty, lattice.tiles_y, plan.stride, plan.grid_y);
+      const int wide = first_cell(tx + 1, lattice.tiles_x, plan.stride, plan.grid_x) - x0;
+      const int tall = first_cell(ty + 1, lattice.tiles_y, plan.stride, plan.grid_y) - y0;
+      for (int cell = place.y; cell < wide * tall; cell += place.height) {
+        const int cy = y0 + cell / wide, cx = x0 + cell % wide;
+        for (int part = place.x; part < parts; part += place.width) {
+          Pack<T, W> sum = gather_cell<T, S, W>(plan, values, row_width, cx, cy, part);
+          sum.scale(factor);
+          sum.store(grid + (static_cast<uint64_t>(cy) * plan.grid_x + cx) * row_width + part * W);
+        }
+      }
+    }
   }
 };
 
-template <typename T>
-struct SplatVertices {
+// Tiles' rows to vertices.
+template <typename T, int W>
+struct SumRows {
   DeviceLattice<T> lattice;
-  const T* partial;
-  T* sums;
-  int64_t labels;
+  const T* rows;
+  T* vertices;
+  uint32_t row_width;
 
-  WSIS_DEVICE void operator()(int64_t i) const {
-    const int64_t vertex = i / labels, label = i % labels;
-    T sum = 0;
-    for (int64_t p = lattice.vertex_piece[vertex]; p < lattice.vertex_piece[vertex + 1]; ++p) {
-      sum += partial[p * labels + label];
+  WSIS_DEVICE void operator()(uint32_t vertex, int part) const {
+    if (vertex >= static_cast<uint32_t>(*lattice.count)) return;
+    Pack<T, W> sum = Pack<T, W>::zero();
+    const int end = lattice.vertex_begin[vertex + 1];
+    for (int j = lattice.vertex_begin[vertex]; j < end; ++j) {
+      const uint32_t row = lattice.order[j];
+      sum.add(Pack<T, W>::load(rows + static_cast<uint64_t>(row) * row_width + part * W));
     }
-    sums[i] = sum;
+    sum.store(vertices + static_cast<uint64_t>(vertex) * row_width + part * W);
   }
 };
 
-template <typename T>
+template <typename T, int W>
 struct BlurAxis {
-  const int32_t* neighbours;  // [M][2] of the axis
+  const int32_t* count;
+  const Pack<int32_t, 2>* neighbours;  // of the axis
   const T* from;
   T* to;
-  int64_t labels;
+  uint32_t row_width;
 
-  WSIS_DEVICE void operator()(int64_t i) const {
-    const int64_t vertex = i / labels, label = i % labels;
-    const int32_t before = neighbours[2 * vertex], after = neighbours[2 * vertex + 1];
-    T sides = 0;
-    if (before >= 0) sides += from[static_cast<int64_t>(before) * labels + label];
-    if (after >= 0) sides += from[static_cast<int64_t>(after) * labels + label];
-    to[i] = from[i] + T(0.5) * sides;
+  WSIS_DEVICE void operator()(uint32_t vertex, int part) const {
+    if (vertex >= static_cast<uint32_t>(*count)) return;
+    const Pack<int32_t, 2> beside = neighbours[vertex];
+    auto row = [&](uint32_t v) { return static_cast<uint64_t>(v) * row_width + part * W; };
+    Pack<T, W> sides = Pack<T, W>::zero();
+    if (beside.v[0] >= 0) sides = Pack<T, W>::load(from + row(beside.v[0]));
+    if (beside.v[1] >= 0) sides.add(Pack<T, W>::load(from + row(beside.v[1])));
+    Pack<T, W> here = Pack<T, W>::load(from + row(vertex));
+    here.fma(sides, T(0.5));
+    here.store(to + row(vertex));
   }
 };
 
-template <typename T>
-struct Slice {
-  DeviceLattice<T> lattice;
-  const T* sums;
-  T* messages;  // [N][labels]
-  int64_t labels;
-  bool norm;
-
-  WSIS_DEVICE void operator()(int64_t i) const {
-    const int64_t pixel = i / labels, label = i % labels;
-    const Record<T>& record = lattice.records[pixel];
-    const int32_t* corner = lattice.corners + pixel * kVertices;
-    T sum = 0;
-    for (int k = 0; k < kVertices; ++k) {
-      sum += record.w[k] * sums[static_cast<int64_t>(corner[k]) * labels + label];
-    }
-    messages[i] = norm ? sum * record.norm : sum;
+// The lattice's message to a pixel.
+template <typename T, int W>
+WSIS_DEVICE Pack<T, W> read_lattice(const DeviceLattice<T>& lattice, const T* vertices,
+                                    uint32_t row_width, uint32_t pixel, int part, bool norm) {
+  using Corners = Pack<int32_t, 2>;
+  const Record<T>& record = lattice.records[pixel];
+  const Pack<T, 4> low = Pack<T, 4>::load(record.w);
+  const Pack<T, 2> high = Pack<T, 2>::load(record.w + 4);
+  const Corners* corners = reinterpret_cast<const Corners*>(lattice.corners) + 3 * uint64_t(pixel);
+  Pack<T, W> sum = Pack<T, W>::zero();
+  for (int k = 0; k < kVertices; ++k) {
+    const uint32_t vertex = corners[k / 2].v[k % 2];
+    sum.fma(Pack<T, W>::load(vertices + static_cast<uint64_t>(vertex) * row_width + part * W),
+            k < 4 ? low.v[k % 4] : high.v[k % 2]);
   }
+  if (norm) sum.scale(record.norm);
+  return sum;
+}
+
+// Values of vertices and cells between two passes over the pixels.
+template <typename T>
+struct Filtered {
+  at::Tensor a, b, grid, other;  // a, grid: results
+  const T* vertices() const { return a.defined() ? a.const_data_ptr<T>() : nullptr; }
+  const T* cells() const { return grid.defined() ? grid.const_data_ptr<T>() : nullptr; }
 };
 
-// values (N, labels) -> K values (N, labels), times `factor`.
+// Room for `labels` labels; `bilateral`, `spatial`: which kernels are used.
 template <typename T>
-at::Tensor device_lattice_filter(const DeviceLattice<T>& lattice, const at::Tensor& values,
-                                 bool transpose, T factor) {
-  const int64_t labels = values.size(1);
-  const bool after = lattice.normalization == kAfter;
-  at::Tensor here = at::empty({lattice.vertices, labels}, values.options());
-  {
-    at::Tensor partial = at::empty({lattice.pieces, labels}, values.options());
-    launch(lattice.pieces * labels,
-           SplatPieces<T>{lattice, values.const_data_ptr<T>(), partial.template data_ptr<T>(),
-                          labels, after && !transpose, factor});
-    launch(lattice.vertices * labels,
-           SplatVertices<T>{lattice, partial.template const_data_ptr<T>(),
-                            here.template data_ptr<T>(), labels});
+Filtered<T> make_filtered(const DeviceLattice<T>& lattice, const DevicePlan<T>& plan,
+                          int64_t labels, bool bilateral, bool spatial,
+                          const at::TensorOptions& options) {
+  Filtered<T> values;
+  if (bilateral) {
+    values.a = at::empty({lattice.rows, row_width(labels)}, options);
+    values.b = at::empty_like(values.a);
   }
-  at::Tensor other = at::empty_like(here);
+  if (spatial) {
+    values.grid = at::empty({plan.cells(), row_width(labels)}, options);
+    values.other = at::empty_like(values.grid);
+  }
+  return values;
+}
+
+// values [pixel][label] -> `filtered`: each kernel applied to the values times its factor, up to
+// slicing. Nine launches with both kernels.
+template <typename T, typename S, int W>
+void filter(const DeviceLattice<T>& lattice, const DevicePlan<T>& plan, const S* values,
+            int64_t labels, bool transpose, Scalar<T> bilateral, Scalar<T> spatial,
+            Filtered<T>& filtered) {
+  const uint32_t width = static_cast<uint32_t>(row_width(labels));
+  const int parts = static_cast<int>(width / W);
+  const bool with_lattice = filtered.a.defined(), with_grid = filtered.grid.defined();
+  auto data = [](at::Tensor& t) { return t.defined() ? t.data_ptr<T>() : nullptr; };
+  launch_blocks(lattice.tiles(), block_shape(parts),
+                SplatTile<T, S, W>{lattice, plan, values, data(filtered.a), data(filtered.grid),
+                                   width, parts, lattice.normalization == kAfter && !transpose,
+                                   bilateral, spatial});
+  // Each step of one kernel beside a step of the other.
+  const FirAxis<T, W, true> along_x{plan, data(filtered.grid), data(filtered.other), width};
+  const FirAxis<T, W, false> along_y{plan, data(filtered.other), data(filtered.grid), width};
+  const int64_t cells = with_grid ? plan.cells() : 0, rows = with_lattice ? lattice.rows : 0;
+  launch_both(rows, SumRows<T, W>{lattice, data(filtered.a), data(filtered.b), width}, cells,
+              along_x, parts);
   for (int i = 0; i < kVertices; ++i) {
     const int axis = transpose ? kVertices - 1 - i : i;
-    launch(lattice.vertices * labels,
-           BlurAxis<T>{lattice.neighbours + axis * lattice.vertices * 2,
-                       here.template const_data_ptr<T>(), other.template data_ptr<T>(), labels});
-    std::swap(here, other);
+    const auto* neighbours = reinterpret_cast<const Pack<int32_t, 2>*>(lattice.neighbours);
+    const BlurAxis<T, W> blur{lattice.count, neighbours + axis * lattice.rows, data(filtered.b),
+                              data(filtered.a), width};
+    if (i == 0) {
+      launch_both(rows, blur, cells, along_y, parts);
+    } else {
+      launch_rows(rows, parts, blur);
+    }
+    std::swap(filtered.a, filtered.b);
   }
-  at::Tensor result = at::empty_like(values);
-  launch(lattice.pixels * labels,
-         Slice<T>{lattice, here.template const_data_ptr<T>(), result.template data_ptr<T>(),
-                  labels, after && transpose});
-  return result;
+  std::swap(filtered.a, filtered.b);
 }
 
 template <typename T>
@@ -206,120 +239,23 @@ DeviceLattice<T> view_device_lattice(const at::Tensor& header, const at::Tensor&
                         index.size(0) == slot[kSlotIndexSize],
                     "index: it does not belong to this header.");
   const int32_t* base = index.const_data_ptr<int32_t>();
-  return {slot[kSlotHeight],
-          slot[kSlotWidth],
-          pixels,
-          slot[kDeviceVertices],
-          slot[kDevicePieces],
+  const int height = static_cast<int>(slot[kSlotHeight]);
+  const int width = static_cast<int>(slot[kSlotWidth]);
+  return {height,
+          width,
+          (width + kDeviceTile - 1) / kDeviceTile,
+          (height + kDeviceTile - 1) / kDeviceTile,
+          slot[kDeviceRows],
           static_cast<int>(slot[kSlotNormalization]),
           reinterpret_cast<const Record<T>*>(records.const_data_ptr<T>()),
+          base + slot[kDeviceCount],
           base + slot[kDeviceCorners],
-          base + slot[kDevicePairs],
-          base + slot[kDevicePieceBegin],
-          base + slot[kDeviceVertexPiece],
+          base + slot[kDeviceTileRows],
+          base + slot[kDevicePairBegin],
+          reinterpret_cast<const uint16_t*>(base + slot[kDevicePairs]),
+          base + slot[kDeviceVertexBegin],
+          base + slot[kDeviceOrder],
           base + slot[kDeviceNeighbours]};
-}
-
-template <typename T>
-LatticeTensors build_device_lattice(const at::Tensor& image_in, double sigma_xy, double sigma_rgb,
-                                    int64_t normalization) {
-  const at::Tensor image = image_in.contiguous();
-  const int64_t height = image.size(1), width = image.size(2), pixels = height * width;
-  check_pixel_count(height, width);
-  // One transfer: the colours' ranges; NaN and infinity show in them.
-  const at::Tensor flat = image.reshape({3, -1});
-  const at::Tensor range =
-      at::cat({flat.amin(1), flat.amax(1)}).to(at::kCPU, at::kDouble).contiguous();
-  const double* ends = range.const_data_ptr<double>();
-  for (int i = 0; i < 6; ++i) {
-    TORCH_CHECK_VALUE(std::isfinite(ends[i]),
-                      "image: it holds NaN or infinity; all values must be finite.");
-  }
-  FindSimplex<T> find;
-  find.layout = checked_layout(height, width, ends, ends + 3, sigma_xy, sigma_rgb);
-  double scale[kFeatures];
-  embedding_scales(scale);
-  for (int i = 0; i < kFeatures; ++i) find.scale[i] = static_cast<T>(scale[i]);
-  const auto longs = image.options().dtype(at::kLong);
-  at::Tensor records = at::empty({pixels, 8}, image.options());
-  at::Tensor keys = at::empty({pixels * kVertices}, longs);
-  find.image = image.template const_data_ptr<T>();
-  find.records = reinterpret_cast<Record<T>*>(records.template data_ptr<T>());
-  find.keys = keys.template data_ptr<int64_t>();
-  find.width = width;
-  find.pixels = pixels;
-  find.inverse_xy = static_cast<T>(1.0 / sigma_xy);
-  find.inverse_rgb = static_cast<T>(1.0 / sigma_rgb);
-  launch(pixels, find);
-
-  // Equal keys become neighbours; a stable sort keeps their pixels in order.
-  auto [sorted, pairs] = keys.sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const at::Tensor fresh = at::ones({pixels * kVertices}, longs);
-  if (pixels > 0) {
-    fresh.slice(0, 1).copy_(sorted.slice(0, 1).ne(sorted.slice(0, 0, -1)));
-  }
-  const at::Tensor id = fresh.cumsum(0) - 1;  // vertex of each sorted pair
-  const at::Tensor begin = fresh.nonzero().squeeze(1);  // first pair of each vertex
-  const int64_t vertices = begin.size(0);
-  const at::Tensor unique = sorted.index_select(0, begin);
-  const at::Tensor corners = at::empty({pixels * kVertices}, longs);
-  corners.scatter_(0, pairs, id);
-  // Rows of pairs, cut into pieces.
-  const at::Tensor end =
-      at::cat({begin.slice(0, 1), at::full({1}, pixels * kVertices, longs)});
-  const at::Tensor pieces_of = (end - begin + (kPiece - 1)).floor_divide(kPiece);
-  const at::Tensor vertex_piece = at::cat({at::zeros({1}, longs), pieces_of.cumsum(0)});
-  const at::Tensor owner = at::repeat_interleave(pieces_of);
-  const int64_t pieces = owner.size(0);
-  const at::Tensor piece_begin =
-      begin.index_select(0, owner) +
-      (at::arange(pieces, longs) - vertex_piece.index_select(0, owner)) * kPiece;
-  std::vector<at::Tensor> neighbours;
-  for (int axis = 0; axis < kVertices; ++axis) {
-    const int64_t step = static_cast<int64_t>(find.layout.step[axis]);
-    std::vector<at::Tensor> sides;
-    for (const int64_t sign : {-1, 1}) {
-      const at::Tensor wanted =
-          unique + static_cast<int64_t>(static_cast<uint64_t>(step) * static_cast<uint64_t>(sign));
-      const at::Tensor place = at::searchsorted(unique, wanted).clamp_max(vertices - 1);
-      sides.push_back(at::where(unique.index_select(0, place).eq(wanted), place,
-                                at::full({1}, -1, longs)));
-    }
-    neighbours.push_back(at::stack(sides, 1).reshape(-1));
-  }
-
-  at::Tensor header = at::zeros({kHeaderSize}, at::TensorOptions().dtype(at::kLong));
-  int64_t* slot = header.data_ptr<int64_t>();
-  slot[kSlotMagic] = kDeviceMagic;
-  slot[kSlotHeight] = height;
-  slot[kSlotWidth] = width;
-  slot[kSlotBytes] = sizeof(T);
-  slot[kSlotNormalization] = normalization;
-  slot[kDeviceVertices] = vertices;
-  slot[kDevicePieces] = pieces;
-  std::vector<at::Tensor> parts;
-  int64_t size = 0;
-  auto take = [&](int name, const at::Tensor& part) {
-    slot[name] = size;
-    size += part.size(0);
-    parts.push_back(part.to(at::kInt));
-  };
-  take(kDeviceCorners, corners);
-  take(kDevicePairs, pairs);
-  take(kDevicePieceBegin, at::cat({piece_begin, at::full({1}, pixels * kVertices, longs)}));
-  take(kDeviceVertexPiece, vertex_piece);
-  take(kDeviceNeighbours, at::cat(neighbours));
-  slot[kSlotIndexSize] = size;
-  at::Tensor index = at::cat(parts);
-  if (normalization != kNone) {
-    DeviceLattice<T> plain = view_device_lattice<T>(header, records, index);
-    plain.normalization = kNone;
-    const at::Tensor sums =
-        device_lattice_filter<T>(plain, at::ones({pixels, 1}, image.options()), false, T(1));
-    launch(pixels, FoldNorm<T>{find.records, sums.template const_data_ptr<T>(),
-                               static_cast<int>(normalization)});
-  }
-  return {header, records, index};
 }
 
 }  // namespace crf

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "dense_crf/checks.h"
+#include "dense_crf/device/build.h"
 #include "dense_crf/device/mean_field.h"
 
 namespace wsis_d2 {
@@ -24,13 +25,40 @@ void check_same_device(const at::Tensor& t, const at::Tensor& other, const char*
                     ", the other tensors are on ", other.device(), ".");
 }
 
+// Calls body(T(), std::integral_constant<int, W>) for the dtype and the label count of `t`.
+template <typename F>
+auto with_types(const at::Tensor& t, F&& body) {
+  const bool one = lanes_of(t.size(0)) == 1;
+  using One = std::integral_constant<int, 1>;
+  using Many = std::integral_constant<int, kLanes>;
+  if (t.scalar_type() == at::kDouble) {
+    return one ? body(double(), One()) : body(double(), Many());
+  }
+  return one ? body(float(), One()) : body(float(), Many());
+}
+
+// A number on the CPU is read and checked here; one on the device by the kernels, unchecked.
+template <typename T>
+Scalar<T> scalar(const at::Tensor& weight, const at::Tensor& like, const char* name) {
+  if (weight.is_cpu()) return {nullptr, static_cast<T>(checked_weight(weight, name))};
+  check_same_device(weight, like, name);
+  TORCH_CHECK_VALUE(weight.numel() == 1 && weight.scalar_type() == like.scalar_type(), name,
+                    ": expected one number of dtype ", like.scalar_type(), ", found shape ",
+                    weight.sizes(), ", dtype ", weight.scalar_type(), ".");
+  return {weight.const_data_ptr<T>(), T(0)};
+}
+
 LatticeTensors build_lattice_op(const at::Tensor& image, double sigma_xy, double sigma_rgb,
-                                int64_t normalization) {
+                                int64_t normalization, at::TensorList finite,
+                                std::vector<std::string> names) {
   check_lattice_arguments(image, sigma_xy, sigma_rgb, normalization);
+  for (const at::Tensor& t : finite) check_same_device(t, image, "finite");
   const DeviceScope scope(image.device());
   return image.scalar_type() == at::kDouble
-             ? build_device_lattice<double>(image, sigma_xy, sigma_rgb, normalization)
-             : build_device_lattice<float>(image, sigma_xy, sigma_rgb, normalization);
+             ? build_device_lattice<double>(image, sigma_xy, sigma_rgb, normalization, finite,
+                                            names)
+             : build_device_lattice<float>(image, sigma_xy, sigma_rgb, normalization, finite,
+                                           names);
 }
 
 std::tuple<at::Tensor, at::Tensor> mean_field_op(
@@ -41,17 +69,16 @@ std::tuple<at::Tensor, at::Tensor> mean_field_op(
   check_belongs(scores, header, "scores");
   check_same_device(records, scores, "records");
   check_same_device(index, scores, "index");
-  const double bilateral = checked_weight(weight_bilateral, "bilateral_weight");
-  const double spatial = checked_weight(weight_spatial, "gaussian_weight");
   const MeanFieldOptions options =
       make_options(gaussian_xy, exact_spatial, iterations, save_every);
   const DeviceScope scope(scores.device());
-  if (scores.scalar_type() == at::kDouble) {
-    return device_forward<double>(scores, view_device_lattice<double>(header, records, index),
-                                  bilateral, spatial, options);
-  }
-  return device_forward<float>(scores, view_device_lattice<float>(header, records, index),
-                               bilateral, spatial, options);
+  return with_types(scores, [&](auto type, auto lanes) {
+    using T = decltype(type);
+    return device_forward<T, lanes.value>(
+        scores, view_device_lattice<T>(header, records, index),
+        scalar<T>(weight_bilateral, scores, "bilateral_weight"),
+        scalar<T>(weight_spatial, scores, "gaussian_weight"), options);
+  });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
@@ -62,38 +89,33 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
   check_volume(grad, "grad");
   check_belongs(grad, header, "grad");
   check_same_device(saved, grad, "saved");
+  check_same_device(scores, grad, "scores");
   check_same_device(records, grad, "records");
   check_same_device(index, grad, "index");
   const MeanFieldOptions options =
       make_options(gaussian_xy, exact_spatial, iterations, save_every);
-  check_saved(saved, grad, options);
-  if (iterations == 0) {
-    return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
-  }
-  const double bilateral = checked_weight(weight_bilateral, "bilateral_weight");
-  const double spatial = checked_weight(weight_spatial, "gaussian_weight");
+  check_backward(grad, saved, scores, options, row_width(grad.size(0)),
+                 grad.scalar_type() == at::kFloat ? Kept<float>::kType : Kept<double>::kType);
   const DeviceScope scope(grad.device());
-  auto [result, grad_bilateral, grad_spatial] =
-      grad.scalar_type() == at::kDouble
-          ? device_backward<double>(grad, saved, scores,
-                                    view_device_lattice<double>(header, records, index), bilateral,
-                                    spatial, options)
-          : device_backward<float>(grad, saved, scores,
-                                   view_device_lattice<float>(header, records, index), bilateral,
-                                   spatial, options);
-  return {result, at::full_like(weight_bilateral, grad_bilateral),
-          at::full_like(weight_spatial, grad_spatial)};
+  // On the device, also for weights that are not.
+  const auto like = [&](const at::Tensor& weight) {
+    return at::zeros(weight.sizes(), grad.options().dtype(weight.scalar_type()));
+  };
+  at::Tensor grad_bilateral = like(weight_bilateral), grad_spatial = like(weight_spatial);
+  if (iterations == 0) return {grad.clone(), grad_bilateral, grad_spatial};
+  auto [result, sums] = with_types(grad, [&](auto type, auto lanes) {
+    using T = decltype(type);
+    return device_backward<T, lanes.value>(
+        grad, saved, scores, view_device_lattice<T>(header, records, index),
+        scalar<T>(weight_bilateral, grad, "bilateral_weight"),
+        scalar<T>(weight_spatial, grad, "gaussian_weight"), options);
+  });
+  grad_bilateral.copy_(sums.select(0, 0).expand_as(grad_bilateral));
+  grad_spatial.copy_(sums.select(0, 1).expand_as(grad_spatial));
+  return {result, grad_bilateral, grad_spatial};
 }
 
-template <typename T>
-at::Tensor lattice_filter(const at::Tensor& values, const DeviceLattice<T>& lattice,
-                          bool transpose) {
-  // Without normalisation the kernel's height is restored: 1 / (1 + 2^-5).
-  const T factor = lattice.normalization == kNone ? T(32.0 / 33.0) : T(1);
-  return to_volume(device_lattice_filter<T>(lattice, to_pixels(values), transpose, factor),
-                   lattice.height, lattice.width);
-}
-
+// `values` are checked by build_lattice.
 at::Tensor lattice_filter_op(const at::Tensor& values, const at::Tensor& header,
                              const at::Tensor& records, const at::Tensor& index, bool transpose) {
   check_volume(values, "values");
@@ -101,19 +123,11 @@ at::Tensor lattice_filter_op(const at::Tensor& values, const at::Tensor& header,
   check_same_device(records, values, "records");
   check_same_device(index, values, "index");
   const DeviceScope scope(values.device());
-  check_finite(values, "values: they hold");
-  return values.scalar_type() == at::kDouble
-             ? lattice_filter(values, view_device_lattice<double>(header, records, index), transpose)
-             : lattice_filter(values, view_device_lattice<float>(header, records, index), transpose);
-}
-
-template <typename T>
-at::Tensor spatial_filter(const at::Tensor& values, double sigma, bool exact, int normalization,
-                          bool transpose) {
-  const int64_t height = values.size(1), width = values.size(2);
-  const DevicePlan<T> plan =
-      make_device_plan<T>(height, width, sigma, exact, normalization, transpose, values);
-  return to_volume(device_spatial_filter<T>(plan, to_pixels(values), T(1)), height, width);
+  return with_types(values, [&](auto type, auto lanes) {
+    using T = decltype(type);
+    return device_lattice_filter<T, lanes.value>(
+        values, view_device_lattice<T>(header, records, index), transpose);
+  });
 }
 
 at::Tensor spatial_filter_op(const at::Tensor& values, double sigma, bool exact,
@@ -121,12 +135,12 @@ at::Tensor spatial_filter_op(const at::Tensor& values, double sigma, bool exact,
   check_volume(values, "values");
   check_positive(sigma, "sigma");
   check_normalization(normalization);
+  check_pixel_count(values.size(1), values.size(2));
   const DeviceScope scope(values.device());
-  check_finite(values, "values: they hold");
-  const int mode = static_cast<int>(normalization);
-  return values.scalar_type() == at::kDouble
-             ? spatial_filter<double>(values, sigma, exact, mode, transpose)
-             : spatial_filter<float>(values, sigma, exact, mode, transpose);
+  return with_types(values, [&](auto type, auto lanes) {
+    return device_spatial_filter<decltype(type), lanes.value>(
+        values, sigma, exact, static_cast<int>(normalization), transpose);
+  });
 }
 
 }  // namespace
