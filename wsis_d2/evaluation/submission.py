@@ -117,7 +117,7 @@ def write_submission(
     if source not in ("semantic", "panoptic"):
         raise InputError(f"source {source!r}, expected semantic or panoptic")
     if score_mode not in SCORE_MODES or score_mode == "oracle":
-        raise InputError(f"score mode {score_mode!r} is none a server's file can hold")
+        raise InputError(f"score mode {score_mode!r} cannot be written to a server's file")
     predictions, output = Path(predictions), Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output}: not empty; name a new folder, old files would be submitted")

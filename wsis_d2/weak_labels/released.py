@@ -44,7 +44,7 @@ def read_label_png(path: str | os.PathLike) -> np.ndarray:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a picture for people, not the labels"
+                    "PNG of class ids; this may be a coloured picture, not the labels"
                 )
             return np.array(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
