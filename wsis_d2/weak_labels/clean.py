@@ -15,7 +15,8 @@ import numpy as np
 
 from wsis_d2.structures.annotation import CropTags
 from wsis_d2.structures.boxes import Box
-from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table, member_table
+from wsis_d2.utils.errors import check_choice
 
 KEPT_IN_BOXES = ("stuff", "nothing", "things")
 
@@ -63,11 +64,7 @@ class CleanOptions:
     instances: bool = True
 
     def __post_init__(self) -> None:
-        if self.keep_in_boxes not in KEPT_IN_BOXES:
-            raise ValueError(
-                f"CleanOptions.keep_in_boxes is {self.keep_in_boxes!r}, expected one of "
-                f"{KEPT_IN_BOXES}"
-            )
+        check_choice("CleanOptions.keep_in_boxes", self.keep_in_boxes, KEPT_IN_BOXES)
         if not 0 <= self.outside_label <= IGNORE:
             raise ValueError(f"CleanOptions.outside_label is {self.outside_label}, expected 0-255")
         for name in ("score_threshold", "fill_threshold"):
@@ -268,10 +265,8 @@ def merge_masks(
     Returns:
         (H, W) uint8, a new array.
     """
-    keep = np.arange(256, dtype=np.uint8)
-    keep[list(thing_ids)] = IGNORE
-    is_mask = np.zeros(256, bool)
-    is_mask[list(thing_ids if mask_ids is None else mask_ids)] = True
+    keep = keep_table(set(range(IGNORE)) - set(thing_ids))
+    is_mask = member_table(thing_ids if mask_ids is None else mask_ids)
     return np.where(is_mask[box_mask_map], box_mask_map, keep[labels])
 
 
@@ -347,8 +342,7 @@ def fill_boxes(
     Returns:
         (H, W) uint8, a new array.
     """
-    is_thing = np.zeros(256, bool)
-    is_thing[list(thing_ids)] = True
+    is_thing = member_table(thing_ids)
     filled = labels.copy()
     candidates = [box for box in boxes if not box.is_group and box.x1 > box.x0 and box.y1 > box.y0]
     candidates.sort(key=lambda box: -(box.x1 - box.x0 + 1) * (box.y1 - box.y0 + 1))

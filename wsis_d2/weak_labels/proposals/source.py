@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from fvcore.common.registry import Registry
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.proposals.contours import make_contours, texture_energies, to_lab
 from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
 from wsis_d2.weak_labels.proposals.hierarchy import (
@@ -70,9 +70,7 @@ class ProposalSource(abc.ABC):
 def build_proposal_source(cfg) -> ProposalSource:
     """Build the source that ``cfg.WEAK_LABELS.PROPOSALS.NAME`` names."""
     name = cfg.WEAK_LABELS.PROPOSALS.NAME
-    if name not in PROPOSAL_SOURCE_REGISTRY:
-        known = ", ".join(sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
-        raise InputError(f"WEAK_LABELS.PROPOSALS.NAME: {name!r}, expected one of {known}")
+    check_choice("WEAK_LABELS.PROPOSALS.NAME", name, sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
     return PROPOSAL_SOURCE_REGISTRY.get(name).from_config(cfg)
 
 

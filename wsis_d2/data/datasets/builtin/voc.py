@@ -26,14 +26,8 @@ from scipy import sparse
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from wsis_d2.data.datasets.builtin.preparation import (
-    Converted,
-    Job,
-    expect_count,
-    image_size,
-    read_labels,
-    segment_sizes,
-)
+from wsis_d2.data.datasets.builtin.preparation import Converted, Job, expect_count
+from wsis_d2.data.datasets.builtin.segments import image_size, read_labels, segment_sizes
 from wsis_d2.utils.errors import InputError
 
 FOLDER = "wsis_voc_2012"
