@@ -28,7 +28,7 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
     defaults = cfg.clone()
     late = next((str(key) for key in (opts or [])[::2] if str(key).startswith("--")), None)
     if late is not None:
-        raise InputError(f"{late} stands among the KEY VALUE pairs; options come before them")
+        raise InputError(f"{late} is among the KEY VALUE pairs; options come before them")
     where = str(config_file or "")
     try:
         if config_file:

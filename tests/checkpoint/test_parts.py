@@ -306,7 +306,7 @@ def test_a_plain_detectron2_model_fills_the_detector(network, trained, tmp_path,
 def test_a_detector_is_no_semantic_network(network, trained):
     for name in ("plain", "detector"):
         cfg, model = network(*SEMANTIC, "MODEL.WEIGHTS", trained[name])
-        with pytest.raises(InputError, match="holds detector, which the stage 'semantic' has not"):
+        with pytest.raises(InputError, match="detector, which the stage 'semantic' does not have"):
             load_for_training(cfg, model)
         cfg, model = network(*SEMANTIC, "MODEL.SEMANTIC.BACKBONE_WEIGHTS", trained[name])
         load_for_training(cfg, model)

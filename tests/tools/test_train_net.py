@@ -47,7 +47,7 @@ def test_help_shows_examples(capsys):
         (("--config-file", "{cfg}", "DATASETS.TRAIN", "('nobody',)"), "'nobody'"),
         (("--config-file", "{cfg}", "SOLVER.OPTIMIZER", "Adagrad"), "SOLVER.OPTIMIZER"),
         (("--config-file", "{cfg}", "MODEL.WEIGHTS", "gone.pth"), "gone.pth"),
-        (("--config-file", "{cfg}", "SOLVER.MAX_ITER", "3", "--resume"), "--resume stands among"),
+        (("--config-file", "{cfg}", "SOLVER.MAX_ITER", "3", "--resume"), "--resume is among"),
         (("--config-file", "{cfg}", "SOLVER.MAX_ITER"), "SOLVER.MAX_ITER"),
         (("--config-file", "{cfg}", "--num-gpus", "-1"), "--num-gpus -1"),
         (("--config-file", "{cfg}", "--num-machines", "2", "--dist-url", "auto"), "--dist-url"),

@@ -374,9 +374,8 @@ class _Start:
         if not parts:
             raise InputError(
                 f"{weights.source}: holds {' and '.join(sorted(held))}, which the stage "
-                f"{self.model.stage!r} has not; its ResNet can be taken with {BACKBONE_KEY}, a "
-                "part for the instance stages with "
-                f"{' or '.join(PART_KEYS.values())}"
+                f"{self.model.stage!r} does not have; its ResNet can be taken with {BACKBONE_KEY}, "
+                f"a part for the instance stages with {' or '.join(PART_KEYS.values())}"
             )
         for part in parts:
             self.note(part, load_part(

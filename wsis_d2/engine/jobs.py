@@ -117,10 +117,10 @@ def _check(jobs: Sequence[Job]) -> None:
     for job in jobs:
         unknown = [need for need in job.needs if need not in names]
         if unknown or names.count(job.name) > 1:
-            raise ValueError(f"job {job.name}: needs unknown {unknown} or stands there twice")
+            raise ValueError(f"job {job.name}: needs unknown {unknown} or is listed twice")
         late = [need for need in job.needs if names.index(need) > names.index(job.name)]
         if late:
-            raise ValueError(f"job {job.name} stands before what it needs: {late}")
+            raise ValueError(f"job {job.name} is listed before what it needs: {late}")
 
 
 def _seconds_if_done(job: Job, folder: Path) -> float | None:

@@ -142,9 +142,7 @@ class Matcher:
         if (pred_area == 0).any():
             if not drop_empty:
                 empty = pred_segments[int(np.argmin(pred_area))]["id"]
-                raise InputError(
-                    f"{pred_name}: segment id {empty} stands in the JSON but has no pixel"
-                )
+                raise InputError(f"{pred_name}: segment id {empty} is in the JSON but has no pixel")
             keep = pred_area > 0
         kept = [segment for segment, keeps in zip(pred_segments, keep, strict=True) if keeps]
         index = self.classes.contiguous
@@ -237,7 +235,7 @@ def _refuse_unknown(counts: np.ndarray, labels: np.ndarray, ids: np.ndarray, nam
     if counts.any():
         number = ids[labels == _UNKNOWN][0]
         raise InputError(
-            f"{name}: segment id {number} stands in the picture ({counts.sum()} pixels)"
+            f"{name}: segment id {number} is in the picture ({counts.sum()} pixels)"
             " but not in the JSON's segments_info"
         )
 

@@ -114,7 +114,7 @@ class ObjectTally:
             if match.gt_crowd[row] or not self._isthing[class_id] or not area:
                 continue
             shared = match.intersection[row] * (match.pred_class == class_id)
-            # Void pixels of the truth are nobody's: they do not count against a label.
+            # Void pixels of the truth belong to no object and do not count against a label.
             own = match.pred_area - match.pred_void
             iou = shared / np.maximum(own + area - shared, 1)
             best = int(np.argmax(iou)) if iou.size else -1

@@ -115,7 +115,7 @@ def write_submission(
     spec = SERVERS[server]
     check_choice("source", source, ("semantic", "panoptic"))
     if score_mode not in SCORE_MODES or score_mode == "oracle":
-        raise InputError(f"score mode {score_mode!r} is none a server's file can hold")
+        raise InputError(f"score mode {score_mode!r} cannot be written to a server's file")
     predictions, output = Path(predictions), Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output}: not empty; name a new folder, old files would be submitted")

@@ -56,7 +56,7 @@ def open_model(name: str, device: str | None = None) -> tuple[CfgNode, str, dict
 
     Raises:
         InputError: neither a run's folder nor a released model; a file of it is missing, or its
-            config and its metadata tell of different classes.
+            config and its metadata have different classes.
     """
     from wsis_d2.engine.run_classes import fill_classes
     from wsis_d2.model_zoo import get_config, get_metadata

@@ -26,7 +26,7 @@ def atomic_write(
         replace: off, a file that is there stays.
 
     Raises:
-        FileExistsError: ``replace`` is off and ``path`` is there, whoever came first.
+        FileExistsError: ``replace`` is off and ``path`` is there, from another process perhaps.
     """
     path = Path(path)
     folder = Path(temporary_folder) if temporary_folder is not None else path.parent

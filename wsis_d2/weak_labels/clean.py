@@ -5,7 +5,7 @@ Six steps in a fixed order, each of which can be switched off: score threshold, 
 with the masks of the boxes, box prior, filling of nearly empty boxes, and instance labels. The
 paper names the merge and the box prior (3.2 to 3.4); the score threshold, the tag check, the fill
 and the order are those of the label-cleaning code that its authors released. Everything here is a
-pure function of arrays: somebody who holds only maps and boxes can call it.
+pure function of arrays: it needs maps and boxes alone.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 UNKNOWN = -1.0
-"""The target of a class of which nobody knows whether it is there."""
+"""The target of a class that may or may not be there."""
 
 
 def annotation_regions(

@@ -18,7 +18,7 @@ class TagClassifier(nn.Module):
     """Backbone, global average pooling, one linear layer; sigmoid cross entropy.
 
     A sample holds ``image`` (3, H, W) uint8 and, for training, ``tags`` (classes,) float: 1 the
-    class is there, 0 it is not, anything below 0 nobody knows (no loss). A test sample may hold
+    class is there, 0 it is not, anything below 0 unknown (no loss). A test sample may hold
     ``crops``, a list of ``(x0, y0, x1, y1)`` with exclusive ends, which are classified too.
     """
 

@@ -4,7 +4,7 @@
 Addition, not in the paper.
 
 They have what photographs' statistics are made of (occlusion, all sizes, texture, shading, blur,
-noise, compression), and belong to nobody: the contour network is trained on them.
+noise, compression), and are free of rights: the contour network is trained on them.
 """
 
 import cv2

@@ -230,7 +230,7 @@ def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, li
                 semantic[ids == segment["id"]] = to_stuff[segment["category_id"]]
         things = [s for s in segments if s["category_id"] in thing_index]
         unknown = semantic == IGNORE
-        if record["supervision"] == "weak":  # a thing whose instance nobody knows
+        if record["supervision"] == "weak":  # a thing of unknown instance
             unknown |= (semantic == 0) & (ids <= 0)
         annotations = [
             {**entry, "category_id": thing_index[entry["category_id"]]}
