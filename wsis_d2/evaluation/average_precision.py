@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.image_match import RANKING_SCORES, ImageMatch
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError, check_choice
@@ -53,7 +53,7 @@ class AveragePrecision:
         matching: ``"unique"``: by descending score, each prediction takes the best free segment
             above t. ``"paper"``: the authors' code, a prediction is right if any segment overlaps
             it above t; below 0.5 two may count for one and AP may pass 100.
-        score_mode: one of ``SCORE_MODES``. ``"oracle"`` is the best AP any ranking can reach:
+        score_mode: one of ``RANKING_SCORES``. ``"oracle"`` is the best AP any ranking can reach:
             the largest number of right predictions, all ranked first.
     """
 
@@ -65,7 +65,7 @@ class AveragePrecision:
         score_mode: str = "score",
     ) -> None:
         check_choice("matching", matching, MATCHINGS)
-        check_choice("score mode", score_mode, SCORE_MODES)
+        check_choice("score mode", score_mode, RANKING_SCORES)
         self.classes = classes
         self.thresholds = tuple(thresholds)
         self.matching = matching
