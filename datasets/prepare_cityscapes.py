@@ -38,14 +38,14 @@ def main(argv=None):
         command = f"{cityscapes.PREPARE_COMMAND} --splits {split}"
         if args.check:
             manifest = prepare.check_split(output, split, command)
-            found, mend = manifest["images"], f"make it again: {command}"
+            found, hint = manifest["images"], f"make it again: {command}"
             prepare.print_manifest(split, manifest)
         else:
             jobs[split] = cityscapes.make_jobs(args.root / "cityscapes", split)
-            found, mend = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
+            found, hint = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
         prepare.expect_count(
             f"Cityscapes {split}", found, cityscapes.SPLITS[split][2],
-            partial=args.allow_partial, mend=mend,
+            partial=args.allow_partial, hint=hint,
         )  # fmt: skip
     for split, split_jobs in jobs.items():
         recipe = {"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop}

@@ -40,7 +40,7 @@ def main(argv=None):
         )
         prepare.expect_count(
             f"COCO {args.year} {part}", total, coco.SIZES[args.year, part],
-            partial=args.allow_partial, mend=f"take the official instances_{part}{args.year}.json",
+            partial=args.allow_partial, hint=f"take the official instances_{part}{args.year}.json",
         )  # fmt: skip
     preparation = prepare.Preparation(
         output,

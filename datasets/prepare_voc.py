@@ -37,7 +37,7 @@ def main(argv=None):
             manifest = prepare.check_split(output, split, voc.PREPARE_COMMAND)
             prepare.expect_count(
                 f"VOC 2012 {split}", manifest["images"], voc.LIST_LENGTHS[split],
-                partial=args.allow_partial, mend=f"make it again: {voc.PREPARE_COMMAND}",
+                partial=args.allow_partial, hint=f"make it again: {voc.PREPARE_COMMAND}",
             )  # fmt: skip
             prepare.print_manifest(split, manifest)
         return 0

@@ -18,6 +18,7 @@ from wsis_d2.structures.classes import (
     parse_categories,
     place_table,
 )
+from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json, write_json
@@ -70,6 +71,7 @@ class PanopticFile:
         self.classes = _classes(data.get("categories"), str(self.json_file), default_classes)
         self._new_ids: dict[int, int] | None = None  # category ids that segments() replaces
         self.images: list[dict[str, Any]] = data.get("images") or []
+        self.pictures = PictureNames(self.images, str(self.json_file))
         # Without segments_info, which :meth:`segments` unpacks.
         self.annotations: dict[str, dict[str, Any]] = {}
         self._packed: dict[str, bytes] = {}

@@ -217,6 +217,9 @@ def _check_images(truth: PanopticFile, prediction: PanopticFile, allow_missing: 
             f"{prediction.json_file}: image_id {unknown[0]} ({len(unknown)} in all) is not in"
             f" {truth.json_file}"
         )
+    for image in prediction.images:
+        if isinstance(image, dict) and str(image.get("id")) in truth.annotations:
+            truth.pictures.check(image["id"], image.get("file_name"), str(prediction.json_file))
     missing = [key for key in truth if key not in prediction.annotations]
     if missing and not allow_missing:
         raise InputError(

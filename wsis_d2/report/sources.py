@@ -98,6 +98,8 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     truth = None
     if gt_json is not None and (args.gt_json is not None or os.path.isfile(gt_json)):
         truth = PanopticFile(gt_json, gt_dir).in_classes(table)
+        for record in records:
+            truth.pictures.check(record["image_id"], record["file_name"], f"the images of {name}")
     return DataSource(name, records, class_list(table.categories), table, truth, store)
 
 

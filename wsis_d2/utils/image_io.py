@@ -38,6 +38,10 @@ _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
 _SAVE_8_BITS = "save it with 8 bits a channel"
+_DARK = (
+    "uses less than a sixteenth of the levels of its 16 bits, which is black; stretch its levels "
+    f"and {_SAVE_8_BITS}"
+)
 # What lies under a picture's name instead of one, by how it begins.
 _NO_PICTURES = (
     (b"version https://git-lfs", "is a Git LFS pointer: run git lfs pull"),
@@ -160,7 +164,10 @@ def _read(path: str | Path) -> Image.Image:
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
         turn = _TURNS.get(_orientation(image))
+        deep = not image.mode.startswith("I") and _bits(path, image) == 16
         image = _to_rgb(image)
+        if deep and 0 < max(high for _, high in image.getextrema()) < _LEAST_OF_16_BITS >> 8:
+            raise ValueError(_DARK)
         return image if turn is None else image.transpose(turn)
 
 
@@ -202,6 +209,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _bits(path: str | Path, image: Image.Image) -> int:
+    """Return the bits of a channel as a PNG or TIFF stores them: Pillow keeps 8 of colours."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # of the header chunk, which is the first
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    return 8
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return a decoded picture in 8-bit RGB."""
     mode = image.mode
@@ -209,10 +226,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         most = int(values.max())
         if 0 < most < _LEAST_OF_16_BITS:
-            raise ValueError(
-                f"uses 0 to {most} of the 65535 levels of its 16 bits, which is black; stretch its "
-                f"levels and {_SAVE_8_BITS}"
-            )
+            raise ValueError(_DARK)
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif mode in ("F", "I"):
         kind = "floating-point" if mode == "F" else "32-bit"

@@ -270,6 +270,7 @@ def _fallback(
     options: BoxLabelOptions,
     parts: BoxParts,
 ) -> np.ndarray | None:
+    """Return the mask of a box that failed. Addition, not in the paper, which leaves it ignored."""
     if options.fallback == "mcg":
         if parts.proposal is not None:
             return parts.proposal

@@ -214,6 +214,8 @@ def possible_classes(
 ) -> np.ndarray:
     """Tell which classes the annotation leaves each pixel: what steps 2 and 4 would not delete.
 
+    Addition, not in the paper, which applies its rules after the CRF alone.
+
     Args:
         shape: height and width of the image.
         num_classes: classes are 0 to ``num_classes - 1``.
@@ -271,7 +273,10 @@ def merge_masks(
 def ignore_stuff_in_boxes(
     labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int]
 ) -> None:
-    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups."""
+    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups.
+
+    Addition, not in the paper for rounds after the first: there it is the rule of 3.2.
+    """
     lookup = keep_table(thing_ids)
     for box in boxes:
         if not box.is_group and not _is_empty(box):
@@ -281,6 +286,8 @@ def ignore_stuff_in_boxes(
 
 def keep_things_in_boxes(labels: np.ndarray, predicted: np.ndarray, boxes: Sequence[Box]) -> None:
     """Part of step 3: bring back the ``predicted`` things that lie in a box of theirs, in place.
+
+    Addition, not in the paper.
 
     Only ignored pixels of ``labels`` are written; groups do not count.
     """

@@ -106,7 +106,7 @@ def grabcut_mask(
 
 
 def ellipse_mask(height: int, width: int, radius: float) -> np.ndarray:
-    """Return the central ellipse of a box, (height, width) bool.
+    """Return the central ellipse of a box, (height, width) bool. Addition, not in the paper.
 
     ``radius`` is relative: 1 is the ellipse inscribed in the box. At least one pixel is set.
     """

@@ -221,6 +221,7 @@ def make_merged_labels(
     limit: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    ray_address: str | None = None,
 ) -> int:
     """The ``merge`` command: a boxes store and a tags store to a store of round-0 labels.
 
@@ -234,7 +235,7 @@ def make_merged_labels(
             names a class outside boxes.
         outside_boxes: "ignore" or that class.
         has_boxes: see :class:`AnnotatedClasses`.
-        workers, limit, force, dry_run: as for all label commands.
+        workers, limit, force, dry_run, ray_address: as for all label commands.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -276,7 +277,10 @@ def make_merged_labels(
         cfg.CLEAN.INSTANCES_FROM,
         classes,
     )
-    result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
+    result = driver.run(
+        make, records, store, workers=workers, limit=limit, desc="merged labels",
+        ray_address=ray_address,
+    )  # fmt: skip
     if tags is not None:
         copy_reliability(tags, store.path)
     return result.exit_status

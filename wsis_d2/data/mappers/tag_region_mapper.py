@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are."""
+"""Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are.
+
+Addition, not in the paper.
+"""
 
 from collections.abc import Mapping
 

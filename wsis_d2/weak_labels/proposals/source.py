@@ -77,7 +77,10 @@ def build_proposal_source(cfg) -> ProposalSource:
 @PROPOSAL_SOURCE_REGISTRY.register_as("mcg")
 @dataclasses.dataclass(frozen=True)
 class MCGSource(ProposalSource):
-    """Multiscale combinatorial grouping, ours.
+    """Multiscale combinatorial grouping (paper 3.2, by its reference [50]), ours.
+
+    Additions, not in the paper: contours without a structured forest, region trees in the place of
+    spectral globalisation, and ``size_damping``.
 
     Attributes:
         preset_name: "default", "scg" or "mcg": scales, trees and caps.

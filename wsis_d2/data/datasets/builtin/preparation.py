@@ -313,41 +313,42 @@ def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
     """Compare the derived files of a split with their checksums; return the manifest.
 
     Raises:
-        InputError: a file is missing or differs; the message names it and the mending command.
+        InputError: a file is missing or differs; the message names it and the command that makes
+            it again.
     """
     output = Path(output)
-    mend = f"; make it again: {command}"
+    hint = f"; make it again: {command}"
     try:
         manifest = json.loads((output / f"manifest_{split}.json").read_bytes())
         sums = (output / f"checksums_{split}.txt").read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: missing{mend}") from None
+        raise InputError(f"{error.filename}: missing{hint}") from None
     if hashlib.sha256(sums).hexdigest() != manifest["checksums_sha256"]:
         raise InputError(
-            f"{output / f'checksums_{split}.txt'}: not the list that was written{mend}"
+            f"{output / f'checksums_{split}.txt'}: not the list that was written{hint}"
         )
     for line in progress(sums.decode().splitlines(), desc=f"check {split}", unit="file"):
         digest, name = line.split("  ", 1)
         path = output / name
         if not path.exists():
-            raise InputError(f"{path}: missing{mend} --force")
+            raise InputError(f"{path}: missing{hint} --force")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise InputError(f"{path}: its SHA-256 is not that of the checksums{mend} --force")
+            raise InputError(f"{path}: its SHA-256 is not that of the checksums{hint} --force")
     return manifest
 
 
-def expect_count(name: str, found: int, expected: int, *, partial: bool, mend: str) -> None:
+def expect_count(name: str, found: int, expected: int, *, partial: bool, hint: str) -> None:
     """Raise unless a list has the length of the official release.
 
     Args:
         name: what was counted.
         found, expected: numbers of images.
         partial: the user said that the tree is incomplete on purpose.
-        mend: what to do about it.
+        hint: what to do about it.
     """
     if found != expected and not partial:
         raise InputError(
-            f"{name}: found {found} images, the official release gives {expected}; {mend}, or add "
+            f"{name}: found {found} images, the official release gives {expected}; {hint}, or add "
             "--allow-partial if the tree is incomplete on purpose"
         )
 

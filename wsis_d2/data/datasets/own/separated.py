@@ -1,11 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A twin of a dataset in the shape that stock Detectron2 panoptic models train from.
 
+Addition, not in the paper.
+
 Detectron2's Panoptic FPN wants things and stuff apart ("separated", as in
 ``coco_2017_train_panoptic_separated``): instance masks with contiguous ids of things, and a
 semantic map in which 0 is "things" and 1... are the stuff classes. This module makes that twin
-from pseudo ground truth (the label store of a weak set) or from truth (a full set). Addition, not
-in the paper.
+from pseudo ground truth (the label store of a weak set) or from truth (a full set).
 
 Objects have their annotated boxes, not those of their masks, which may be small parts of them. What
 stock models cannot be told:
