@@ -73,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\none image of {args.height} x {args.width}")
         print(tabulate(rows, headers, floatfmt=".3f", maxcolwidths=[None, None, None, 60]))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, content, indent=1)
         print(f"wrote {args.output}")
     return 0

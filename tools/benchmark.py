@@ -223,7 +223,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "wsis_d2": __version__,
             },
         }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, content, indent=1)
         print(f"wrote {args.output}")
     return 0

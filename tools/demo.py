@@ -99,12 +99,12 @@ class Results:
     def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
         from wsis_d2.data.panoptic_format import write_panoptic_png
-        from wsis_d2.visualization.layers import Annotation
+        from wsis_d2.visualization.layers import AnnotationLayer
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
         prediction = self.predictor(image)
         layer, classes = prediction.layer(), self.predictor.classes
-        if isinstance(layer, Annotation):
+        if isinstance(layer, AnnotationLayer):
             drawn = draw_annotation(
                 *image.shape[:2], layer.boxes, layer.class_ids, classes=classes,
                 scores=layer.scores, palette=self.palette,

@@ -15,18 +15,18 @@ if __name__ == "__main__":
 
 from wsis_d2.evaluation.average_precision import MATCHINGS
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
-from wsis_d2.evaluation.image_match import SCORE_MODES
+from wsis_d2.evaluation.image_match import RANKING_SCORES
 from wsis_d2.evaluation.instance_ap import PROTOCOLS
 from wsis_d2.evaluation.metrics import DEFAULT_THRESHOLDS, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS
 from wsis_d2.evaluation.results import (
-    SUPERVISIONS,
     copy_paste_rows,
     git_commit,
     make_meta,
     write_results_json,
 )
 from wsis_d2.evaluation.table import format_results
+from wsis_d2.structures.annotation import SUPERVISIONS
 from wsis_d2.utils.cli import main_with_errors
 
 EXAMPLES = """examples:
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"IoU thresholds of AP^r, both ends included (default {DEFAULT_THRESHOLDS})",
     )  # fmt: skip
     what.add_argument(
-        "--score-mode", choices=SCORE_MODES, default="score",
+        "--score-mode", choices=RANKING_SCORES, default="score",
         help="what ranks segments: their score, one of scores{}, detection for things with mean"
         " confidence for stuff (both), nothing (one), or the best possible order (oracle)",
     )  # fmt: skip

@@ -207,13 +207,13 @@ class _Proposal:
         return panels
 
     def _panel(self, image: np.ndarray, masks: list) -> np.ndarray:
-        from wsis_d2.visualization.layers import Labels
+        from wsis_d2.visualization.layers import LabelLayer
 
         semantic = np.full(image.shape[:2], 255, np.uint8)
         instance = np.zeros(image.shape[:2], np.int32)
         for number, (box, mask) in enumerate(masks, start=1):
             semantic[box.window][mask], instance[box.window][mask] = box.class_id, number
-        return _blend(image, Labels(semantic, instance), self.data, self.palette)
+        return _blend(image, LabelLayer(semantic, instance), self.data, self.palette)
 
 
 def _extra_panel(args: argparse.Namespace, data: Any) -> Any:

@@ -20,7 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from wsis_d2.report.html import write_report
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(
@@ -52,11 +52,11 @@ def items(count: int, width: int, height: int):
         semantic[y : y + height // 3, x : x + width // 3] = 0
         instance[semantic == 0] = 1
         picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (width, height))
-        labels = Labels(semantic, instance)
+        labels = LabelLayer(semantic, instance)
         box = [x, y, x + width // 3, y + height // 3]
         yield {
             "name": f"image {index}",
-            "layers": {"image": picture, "annotation": Annotation([box], [0], tags=[1]),
+            "layers": {"image": picture, "annotation": AnnotationLayer([box], [0], tags=[1]),
                        "pseudo label": labels, "truth": labels},
             "scores": {"IoU": float(rng.random())},
         }  # fmt: skip

@@ -31,7 +31,7 @@ def outcome(path, fast):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(panoptic_format, "fast_png", fast)
         try:
-            return panoptic_format.read_picture(path)
+            return panoptic_format.read_id_picture(path)
         except InputError as error:
             assert str(path) in str(error)
             return None
@@ -81,4 +81,4 @@ def test_pictures_of_other_kinds_are_refused(tmp_path, mode):
         image = image.convert(mode)
     image.save(tmp_path / "a.png")
     with pytest.raises(InputError, match=f"a.png: a picture of mode {mode}, expected RGB"):
-        panoptic_format.read_picture(tmp_path / "a.png")
+        panoptic_format.read_id_picture(tmp_path / "a.png")

@@ -5,28 +5,14 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from helpers.tag_networks import tag_classifier_config
 
-from wsis_d2.config import add_wsis_config
 from wsis_d2.modeling.meta_arch import TagClassifier
 
 
 def small_config(**keys):
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "TagClassifier"
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_any_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
-    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res3"
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
-    cfg.merge_from_list([item for pair in keys.items() for item in pair])
-    return cfg
+    return tag_classifier_config(3, *(item for pair in keys.items() for item in pair))
 
 
 @pytest.fixture

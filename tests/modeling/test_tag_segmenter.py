@@ -1,8 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The tag segmenter: its features, its losses by hand, and that it finds what tags name."""
 
-import math
-
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -117,12 +115,9 @@ def test_evidence_is_the_odds_against_those_of_all_cells_and_multiplies_the_dist
     model.cells_possible.copy_(torch.tensor([900.0, 500.0, 100.0]))
     with torch.no_grad():
         found = model.probabilities([noise(48, 48)])[0]
-    prior = [p / (1 - p) for p in (0.9, 0.5, 0.1)]
-    wanted = [
-        math.exp(own) ** 0.25 * (math.exp(odds) / base) ** 0.75
-        for own, odds, base in zip((0.0, 1.0, 2.0), (1.0, 0.0, -1.0), prior, strict=True)
-    ]
-    expected = torch.tensor(wanted) / sum(wanted)
+    # Odds e, 1, 1/e against 9, 1, 1/9 of all cells, to the power 0.75: 0.4074, 1, 2.4545; times
+    # the distribution's 1, e, e^2 to the power 0.25: 0.4074, 1.2840, 4.0468; in shares:
+    expected = torch.tensor([0.0710007, 0.2237676, 0.7052317])
     torch.testing.assert_close(found, expected.view(3, 1, 1).expand(3, 12, 12))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wsis_d2.report.html import write_report
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
 
 pytestmark = pytest.mark.long
@@ -43,7 +43,11 @@ def scene(index):
     semantic[y : y + 25, x : x + 35], instance[y : y + 25, x : x + 35] = 0, 1
     colors = np.array([c["color"] for c in CLASSES])[semantic]
     picture = np.clip(colors + rng.normal(0, 25, colors.shape), 0, 255).astype(np.uint8)
-    return picture, Labels(semantic, instance), Annotation([[x, y, x + 35, y + 25]], [0], tags=[1])
+    return (
+        picture,
+        LabelLayer(semantic, instance),
+        AnnotationLayer([[x, y, x + 35, y + 25]], [0], tags=[1]),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from helpers.tiny_panoptic import renumber
 
 from wsis_d2.report.html import write_report
 from wsis_d2.utils.errors import InputError
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
 
 CLASSES = class_list(
@@ -183,13 +183,13 @@ def test_layers_of_wrong_shape_are_named(tmp_path):
     bad = {
         "float": picture.astype(float),
         "flat": picture[..., 0],
-        "labels": Labels(np.zeros((2, 3, 4), np.uint8)),
+        "labels": LabelLayer(np.zeros((2, 3, 4), np.uint8)),
     }
     for name, layer in bad.items():
         with pytest.raises(InputError, match=f"image 'x', layer '{name}'"):
             write_report(tmp_path / "r.html", "t", [{"name": "x", "layers": {name: layer}}])
     with pytest.raises(InputError, match="photograph"):
-        layer = Annotation([[0, 0, 5, 5]], [0])
+        layer = AnnotationLayer([[0, 0, 5, 5]], [0])
         write_report(
             tmp_path / "r.html", "t", [{"name": "x", "layers": {"a": layer}}], classes=CLASSES
         )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.load_tool import load_tool
-from pictures import is_red, red_square, save
+from helpers.pictures import is_red, red_square, save
 from PIL import Image
 
 from wsis_d2.data.datasets.own.weak import load_weak_json

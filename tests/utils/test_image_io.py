@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers.load_tool import load_tool
-from pictures import save, turned
+from helpers.pictures import save, turned
 from PIL import Image
 
 from wsis_d2.utils.errors import InputError

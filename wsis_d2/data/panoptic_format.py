@@ -146,7 +146,7 @@ class PanopticFile:
 
     def picture(self, key: str) -> np.ndarray:
         """Return the PNG of an image as it is, uint8 (H, W, 3)."""
-        return read_picture(self.png(key))
+        return read_id_picture(self.png(key))
 
     def ids(self, key: str) -> np.ndarray:
         """Return the segment ids of an image, int32 (H, W), 0 = void."""
@@ -182,7 +182,7 @@ def _pack_segments(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_id_picture(path: Path) -> np.ndarray:
     """Read an RGB PNG.
 
     Returns:
@@ -211,12 +211,12 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_panoptic_png(path: Path) -> np.ndarray:
-    """Return segment ids R + 256 G + 65536 B of an RGB PNG (see :func:`read_picture`).
+    """Return segment ids R + 256 G + 65536 B of an RGB PNG (see :func:`read_id_picture`).
 
     Returns:
         int32 (H, W), 0 to 2^24 - 1.
     """
-    return picture_ids(read_picture(path))
+    return picture_ids(read_id_picture(path))
 
 
 def picture_ids(picture: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ _MODULES = {
     "PanopticQualityEvaluator": "evaluators",
     "PanopticTruth": "panoptic_truth",
     "PredictionWriter": "prediction_writer",
-    "SCORE_MODES": "image_match",
+    "RANKING_SCORES": "image_match",
     "SemSegIoUEvaluator": "evaluators",
     "SemanticIoU": "semantic_iou",
     "build_evaluator": "builder",

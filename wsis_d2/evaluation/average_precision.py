@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.chunks import Chunks
+from wsis_d2.evaluation.image_match import RANKING_SCORES, ImageMatch
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError, check_choice
 
 MATCHINGS = ("unique", "paper")
-# Many small arrays would take more than what they hold.
-_MAX_CHUNKS = 64
 
 
 def parse_thresholds(text: str) -> tuple[float, ...]:
@@ -53,7 +52,7 @@ class AveragePrecision:
         matching: ``"unique"``: by descending score, each prediction takes the best free segment
             above t. ``"paper"``: the authors' code, a prediction is right if any segment overlaps
             it above t; below 0.5 two may count for one and AP may pass 100.
-        score_mode: one of ``SCORE_MODES``. ``"oracle"`` is the best AP any ranking can reach:
+        score_mode: one of ``RANKING_SCORES``. ``"oracle"`` is the best AP any ranking can reach:
             the largest number of right predictions, all ranked first.
     """
 
@@ -65,13 +64,19 @@ class AveragePrecision:
         score_mode: str = "score",
     ) -> None:
         check_choice("matching", matching, MATCHINGS)
-        check_choice("score mode", score_mode, SCORE_MODES)
+        check_choice("score mode", score_mode, RANKING_SCORES)
         self.classes = classes
         self.thresholds = tuple(thresholds)
         self.matching = matching
         self.score_mode = score_mode
         self.gt_count = np.zeros(len(classes), np.int64)
-        self._chunks: list[tuple[np.ndarray, ...]] = []
+        # Classes, scores, positions and right (P, T) of all predictions.
+        self._chunks = Chunks(
+            np.zeros(0, np.int32),
+            np.zeros(0),
+            np.zeros(0, np.int64),
+            np.zeros((0, len(self.thresholds)), bool),
+        )
 
     def update(self, match: ImageMatch) -> None:
         """Add one image.
@@ -93,23 +98,12 @@ class AveragePrecision:
         if count:
             position = np.arange(count) + (np.int64(match.key) << 20)
             right = self._right(match, scores)
-            self._append((match.pred_class.astype(np.int32), scores, position, right))
+            self._chunks.append(match.pred_class.astype(np.int32), scores, position, right)
 
     def merge(self, other: "AveragePrecision") -> None:
         """Add what another process collected."""
         self.gt_count += other.gt_count
-        self._append(other._joined())
-
-    def _append(self, chunk: tuple[np.ndarray, ...]) -> None:
-        self._chunks.append(chunk)
-        if len(self._chunks) >= _MAX_CHUNKS:
-            self._chunks = [self._joined()]
-
-    def _joined(self) -> tuple[np.ndarray, ...]:
-        if not self._chunks:
-            right = np.zeros((0, len(self.thresholds)), bool)
-            return np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.int64), right
-        return tuple(np.concatenate(parts) for parts in zip(*self._chunks, strict=True))
+        self._chunks.append(*other._chunks.joined())
 
     def _right(self, match: ImageMatch, scores: np.ndarray) -> np.ndarray:
         """Return bool (P, T): is a prediction right at a threshold."""
@@ -127,7 +121,7 @@ class AveragePrecision:
 
     def per_class(self) -> np.ndarray:
         """Return AP, float64 (C, T), 0 to 1; NaN for classes without ground truth."""
-        pred_class, scores, position, right = self._joined()
+        pred_class, scores, position, right = self._chunks.joined()
         order = np.lexsort((position, -scores))
         pred_class, right = pred_class[order], right[order]
         result = np.full((len(self.classes), len(self.thresholds)), np.nan)

@@ -18,7 +18,7 @@ from wsis_d2.data.panoptic_format import (
     semantic_table,
 )
 from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
-from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
+from wsis_d2.evaluation.image_match import RANKING_SCORES, Matcher
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
@@ -63,7 +63,7 @@ class FileOptions:
         for name, value, choices in (
             ("PQ", self.pq, PQ_VARIANTS),
             ("matching", self.apr.matching, MATCHINGS),
-            ("score mode", self.apr.score_mode, SCORE_MODES),
+            ("score mode", self.apr.score_mode, RANKING_SCORES),
             ("instance AP", self.instance_ap, (*PROTOCOLS, "none")),
         ):
             check_choice(name, value, choices)

@@ -17,7 +17,7 @@ from wsis_d2.data.panoptic_format import MAX_ID, VOID_ID, picture_ids
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 
-SCORE_MODES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
+RANKING_SCORES = ("score", "detection", "mean_confidence", "both", "one", "oracle")
 _UNKNOWN, _VOID, _FIRST = 0, 1, 2
 
 

@@ -5,10 +5,11 @@ Both are computed from the tables of :mod:`wsis_d2.evaluation.image_match`; pyco
 cityscapesscripts are their oracles in the tests.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 
+from wsis_d2.evaluation.chunks import Chunks
 from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.structures.classes import ClassTable
@@ -20,42 +21,33 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 _MAX_DETECTIONS = 100
 _AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 _MIN_REGION = 100
-_MAX_CHUNKS = 64
 
 
-@dataclass
 class _Ranked:
-    """Scores and verdicts of one class and area range, collected over images.
+    """Scores and verdicts of one class and area range, collected over images."""
 
-    ``chunks`` holds, of some images each, scores (P,), image keys (P,), right (P, thresholds) and
-    ignored (P, thresholds).
-    """
-
-    gt_count: int = 0
-    chunks: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    missed: np.ndarray = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    def __init__(self) -> None:
+        self.gt_count = 0
+        self.missed = np.zeros(len(THRESHOLDS), np.int64)
+        verdicts = np.zeros((0, len(THRESHOLDS)), bool)
+        # Scores, image keys, right and ignored.
+        self._chunks = Chunks(np.zeros(0), np.zeros(0, np.int64), verdicts, verdicts)
 
     def add(self, scores: np.ndarray, key: int, right: np.ndarray, ignored: np.ndarray) -> None:
-        """Add one image; many small arrays would take more than what they hold."""
-        self._append((scores, np.full(len(scores), key), right, ignored))
-
-    def _append(self, chunk: tuple[np.ndarray, ...]) -> None:
-        self.chunks.append(chunk)
-        if len(self.chunks) >= _MAX_CHUNKS:
-            self.chunks = [self.joined()]
+        """Add one image: scores (P,), right and ignored (P, thresholds)."""
+        self._chunks.append(scores, np.full(len(scores), key), right, ignored)
 
     def merge(self, other: "_Ranked") -> None:
         """Add what another process collected."""
         self.gt_count += other.gt_count
         self.missed = self.missed + other.missed
-        self._append(other.joined())
+        self._chunks.append(*other._chunks.joined())
 
-    def joined(self) -> tuple[np.ndarray, ...]:
-        """Return all images' scores, keys, right and ignored."""
-        if not self.chunks:
-            empty = np.zeros((0, len(THRESHOLDS)), bool)
-            return np.zeros(0), np.zeros(0, np.int64), empty, empty
-        return tuple(np.concatenate(parts) for parts in zip(*self.chunks, strict=True))
+    def ranked(self) -> tuple[np.ndarray, ...]:
+        """Return scores, right and ignored by descending score."""
+        scores, keys, right, ignored = self._chunks.joined()
+        order = np.lexsort((keys, -scores))
+        return scores[order], right[order], ignored[order]
 
 
 class InstanceAP:
@@ -104,9 +96,9 @@ class InstanceAP:
         Args:
             area: ``""`` (all), or for COCO ``"s"``, ``"m"``, ``"l"``.
         """
-        integrate = _integrate_coco if self.protocol == "coco" else _integrate_cityscapes
+        integral = _interpolated if self.protocol == "coco" else _step_integral
         parts = [part for (_, name), part in self._parts.items() if name == area]
-        return np.array([integrate(part) for part in parts]).reshape(-1, len(THRESHOLDS))
+        return np.array([_integrate(part, integral) for part in parts]).reshape(-1, len(THRESHOLDS))
 
     def results(self) -> dict[str, float]:
         """Return ``AP``, ``AP50``, ``AP75`` (COCO also ``APs``, ``APm``, ``APl``), ``AP-<class>``.
@@ -174,27 +166,33 @@ def _add_coco(
     part.add(scores, match.key, right, ignored)
 
 
-def _ranked(part: _Ranked) -> tuple[np.ndarray, ...]:
-    """Return scores, right and ignored by descending score."""
-    scores, keys, right, ignored = part.joined()
-    order = np.lexsort((keys, -scores))
-    return scores[order], right[order], ignored[order]
+def _integrate(part: _Ranked, integral: Callable[..., float]) -> np.ndarray:
+    """Return AP at each threshold, NaN without ground truth.
 
-
-def _integrate_coco(part: _Ranked) -> np.ndarray:
+    Args:
+        part: one class and area range.
+        integral: area from scores and right of the predictions that count, by descending score,
+            the number of instances and how many of them were missed.
+    """
     result = np.full(len(THRESHOLDS), np.nan)
     if part.gt_count == 0:
         return result
-    _, right, ignored = _ranked(part)
+    scores, right, ignored = part.ranked()
     for column in range(len(THRESHOLDS)):
-        tp = np.cumsum(right[:, column] & ~ignored[:, column])
-        fp = np.cumsum(~right[:, column] & ~ignored[:, column])
-        precision = tp / np.maximum(tp + fp, np.spacing(1))
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        at = np.searchsorted(tp / part.gt_count, _RECALLS, side="left")
-        reached = at < len(envelope)
-        result[column] = envelope[at[reached]].sum() / len(_RECALLS)
+        keep = ~ignored[:, column]
+        result[column] = integral(
+            scores[keep], right[keep, column], part.gt_count, int(part.missed[column])
+        )
     return result
+
+
+def _interpolated(scores: np.ndarray, right: np.ndarray, count: int, missed: int) -> float:
+    """Mean over 101 recalls of the best precision at that recall or a higher one, as COCO's."""
+    tp = np.cumsum(right)
+    precision = tp / np.arange(1, len(right) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(tp / count, _RECALLS, side="left")
+    return float(envelope[at[at < len(envelope)]].sum() / len(_RECALLS))
 
 
 def _add_cityscapes(
@@ -225,18 +223,7 @@ def _add_cityscapes(
     part.add(scores, match.key, right, ignored)
 
 
-def _integrate_cityscapes(part: _Ranked) -> np.ndarray:
-    result = np.full(len(THRESHOLDS), np.nan)
-    if part.gt_count == 0:
-        return result
-    scores, right, ignored = _ranked(part)
-    for column in range(len(THRESHOLDS)):
-        keep = ~ignored[:, column]
-        result[column] = _step_integral(scores[keep], right[keep, column], int(part.missed[column]))
-    return result
-
-
-def _step_integral(scores: np.ndarray, right: np.ndarray, missed: int) -> float:
+def _step_integral(scores: np.ndarray, right: np.ndarray, count: int, missed: int) -> float:
     """Area under precision and recall at each distinct score, closed by precision 1, recall 0."""
     if not right.any():
         return 0.0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsis_d2.structures.annotation import SUPERVISIONS
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.json_io import read_json, write_json
 
@@ -15,7 +16,6 @@ TASKS = ("panoptic_seg", "apr", "sem_seg", "segm")
 META_FIELDS = (
     "supervision", "dataset", "variant", "seed", "config", "commit", "device", "seconds",
 )  # fmt: skip
-SUPERVISIONS = ("weak", "full", "mixed")
 # The numbers a weak and a full run are compared by (FS%).
 RATIO_METRICS = (
     ("panoptic_seg", ("PQ", "PQ_th", "PQ_st", "SQ", "DQ")),

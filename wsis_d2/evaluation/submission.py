@@ -22,7 +22,7 @@ from wsis_d2.data.panoptic_format import (
     semantic_table,
     write_png,
 )
-from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
+from wsis_d2.evaluation.image_match import RANKING_SCORES, Matcher
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, id_table
 from wsis_d2.utils.errors import InputError, check_choice
@@ -114,7 +114,7 @@ def write_submission(
     check_choice("server", server, SERVERS)
     spec = SERVERS[server]
     check_choice("source", source, ("semantic", "panoptic"))
-    if score_mode not in SCORE_MODES or score_mode == "oracle":
+    if score_mode not in RANKING_SCORES or score_mode == "oracle":
         raise InputError(f"score mode {score_mode!r} cannot be written to a server's file")
     predictions, output = Path(predictions), Path(output)
     if output.exists() and any(output.iterdir()):

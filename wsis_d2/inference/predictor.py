@@ -16,7 +16,7 @@ from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
 from wsis_d2.visualization.sample_pictures import predicted_layer
 
@@ -39,10 +39,10 @@ class Prediction:
     box_classes: list[int]
     box_scores: list[float]
 
-    def layer(self) -> Labels | Annotation:
+    def layer(self) -> LabelLayer | AnnotationLayer:
         """Return the prediction as a layer to draw."""
         if self.ids is None:
-            return Annotation(self.boxes, self.box_classes, scores=self.box_scores)
+            return AnnotationLayer(self.boxes, self.box_classes, scores=self.box_scores)
         return predicted_layer(self.ids, self.segments)
 
 

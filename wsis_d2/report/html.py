@@ -23,7 +23,7 @@ import numpy as np
 from wsis_d2.report.charts import CHART_DEFS, bar_chart, format_number, line_chart
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_picture
-from wsis_d2.visualization.layers import Annotation, Labels, Layer
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer, Layer
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 from wsis_d2.visualization.visualizer import draw_annotation, draw_labels
 
@@ -60,10 +60,10 @@ def write_report(
             number or None}, "caption", "classes": [names]}``; only name and layers are required.
             The first layer should be the photograph (``"image"``). A layer is the path of a
             picture, a uint8 array (H, W, 3) RGB (opaque) or (H, W, 4) RGBA (laid over the
-            photograph), :class:`Labels` or :class:`Annotation`. A generator is used up lazily,
-            one image in memory at a time.
-        classes: from :func:`wsis_d2.visualization.palette.class_list`; needed by Labels and
-            Annotation.
+            photograph), :class:`LabelLayer` or :class:`AnnotationLayer`. A generator is used up
+            lazily, one image in memory at a time.
+        classes: from :func:`wsis_d2.visualization.palette.class_list`; needed by LabelLayer and
+            AnnotationLayer.
         subtitle: one or two sentences under the title.
         tables: ``{"title", "columns": [...], "rows": [[...]], "note"}`` each.
         curves: ``{"title", "x_label", "y_label", "series": [{"name", "x", "y"}], "note"}`` each.
@@ -127,14 +127,14 @@ def _write_item(
             continue
         stem = f"{index:05d}_{number}"
         try:
-            if size is not None and isinstance(layer, Labels) and layer.semantic.shape != size:
+            if size is not None and isinstance(layer, LabelLayer) and layer.semantic.shape != size:
                 raise ValueError(f"is {layer.semantic.shape} pixels, the photograph {size}")
             drawn, safe = _draw(layer, size, classes)
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"image {name!r}, layer {layer_name!r}: {error}") from error
         if size is None:
             size = drawn.shape[:2]
-        kind = {Labels: "labels", Annotation: "lines"}.get(type(layer))
+        kind = {LabelLayer: "labels", AnnotationLayer: "lines"}.get(type(layer))
         opaque = drawn.shape[2] == 3
         entry: dict[str, Any] = {"kind": kind or ("picture" if opaque else "overlay")}
         entry["src"] = f"{folder}/{_save(work, stem, drawn, max_side)}"
@@ -169,13 +169,13 @@ def _draw(
     layer: Layer, size: tuple[int, int] | None, classes: list[dict]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return a layer as RGB or RGBA in the dataset's colours and, for labels, in safe ones."""
-    if isinstance(layer, Labels):
+    if isinstance(layer, LabelLayer):
         both = [
             draw_labels(layer.semantic, layer.instance, classes=classes, palette=palette)
             for palette in ("dataset", "safe")
         ]
         return both[0], both[1]
-    if isinstance(layer, Annotation):
+    if isinstance(layer, AnnotationLayer):
         if size is None:
             raise ValueError("an annotation needs the photograph as the first layer")
         both = [

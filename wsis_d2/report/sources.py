@@ -13,7 +13,7 @@ import numpy as np
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
 
 
@@ -103,12 +103,12 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     return DataSource(name, records, class_list(table.categories), table, truth, store)
 
 
-def annotation_layer(record: Mapping[str, Any]) -> Annotation:
+def annotation_layer(record: Mapping[str, Any]) -> AnnotationLayer:
     """Return boxes, tags and crop tags of a weak or full record."""
     from detectron2.structures import BoxMode
 
     boxes = record.get("annotations") or []
-    return Annotation(
+    return AnnotationLayer(
         boxes=[BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in boxes],
         class_ids=[int(a["category_id"]) for a in boxes],
         tags=sorted(int(t) for t in record.get("image_tags") or []),
@@ -121,14 +121,14 @@ def annotation_layer(record: Mapping[str, Any]) -> Annotation:
     )
 
 
-def store_layer(store: Any, image_id: int | str) -> Labels | None:
+def store_layer(store: Any, image_id: int | str) -> LabelLayer | None:
     """Return one image's pseudo label of a label store, None where it was not made."""
     if not store.done(image_id):
         return None
-    return Labels(store.semantic(image_id), store.instance(image_id)[0])
+    return LabelLayer(store.semantic(image_id), store.instance(image_id)[0])
 
 
-def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> Labels | None:
+def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> LabelLayer | None:
     """Return one image of a COCO panoptic file, None where the file lacks it.
 
     Args:
@@ -145,7 +145,7 @@ def panoptic_layer(file: Any, image_id: int | str, classes: Sequence[dict]) -> L
 
 def segments_layer(
     ids: np.ndarray, segments: Sequence[Mapping[str, Any]], unified: Mapping[int, int]
-) -> Labels:
+) -> LabelLayer:
     """Return panoptic segment ids and their list as a layer.
 
     Args:
@@ -160,15 +160,15 @@ def segments_layer(
         if segment["id"] in position and not segment.get("iscrowd", 0):
             classes[position[segment["id"]]] = unified.get(segment["category_id"], IGNORE)
     semantic = classes[index.reshape(ids.shape)]
-    return Labels(semantic, np.where(semantic == IGNORE, 0, ids).astype(np.int32))
+    return LabelLayer(semantic, np.where(semantic == IGNORE, 0, ids).astype(np.int32))
 
 
-def coverage(labels: Labels) -> float:
+def coverage(labels: LabelLayer) -> float:
     """Return the share of labelled pixels."""
     return float((labels.semantic != IGNORE).mean())
 
 
-def confusion(labels: Labels, truth: Labels, count: int, name: str = "") -> np.ndarray:
+def confusion(labels: LabelLayer, truth: LabelLayer, count: int, name: str = "") -> np.ndarray:
     """Return the pixels of each (truth class, label class), int64 (C, C + 1).
 
     The last column is "no label". Pixels without truth are left out.
@@ -210,7 +210,7 @@ def class_quality(table: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def disagreement(first: Labels, second: Labels) -> float:
+def disagreement(first: LabelLayer, second: LabelLayer) -> float:
     """Return the share of pixels, labelled in both, whose classes differ; NaN if there is none."""
     both = (first.semantic != IGNORE) & (second.semantic != IGNORE)
     if first.semantic.shape != second.semantic.shape or not both.any():
@@ -223,7 +223,9 @@ def image_name(record: Mapping[str, Any]) -> str:
     return Path(str(record.get("file_name") or record["image_id"])).name
 
 
-def class_names(labels: Labels | None, record: Mapping[str, Any], classes: Sequence[dict]) -> list:
+def class_names(
+    labels: LabelLayer | None, record: Mapping[str, Any], classes: Sequence[dict]
+) -> list:
     """Return the names of the classes in an image: annotated ones and labelled ones."""
     found = {int(a["category_id"]) for a in record.get("annotations") or []}
     found |= {int(t) for t in record.get("image_tags") or []}

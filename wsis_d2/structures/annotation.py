@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from wsis_d2.structures.boxes import Box, by_centre, touched
 from wsis_d2.structures.labels import IGNORE
 
+SUPERVISIONS = ("weak", "full", "mixed")
+"""What the images of a dataset have: boxes and tags, panoptic truth, or some this, some that."""
+
 
 class CropTags(NamedTuple):
     """The classes present in one crop of an image; ``x1`` and ``y1`` are exclusive."""

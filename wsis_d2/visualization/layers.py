@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass
-class Labels:
+class LabelLayer:
     """A label map as a layer; drawn in the dataset's and in colour-blind-safe colours.
 
     Attributes:
@@ -22,7 +22,7 @@ class Labels:
 
 
 @dataclass
-class Annotation:
+class AnnotationLayer:
     """Boxes and tags as a layer.
 
     Attributes:
@@ -42,4 +42,4 @@ class Annotation:
     scores: Sequence[float] | None = None
 
 
-Layer = str | Path | np.ndarray | Labels | Annotation
+Layer = str | Path | np.ndarray | LabelLayer | AnnotationLayer

@@ -7,15 +7,18 @@ import numpy as np
 import torch
 
 from wsis_d2.structures.labels import IGNORE
-from wsis_d2.visualization.layers import Annotation, Labels
+from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
 
 def draw_layer(
-    image: np.ndarray, layer: Annotation | Labels, classes: list[dict], palette: str = "dataset"
+    image: np.ndarray,
+    layer: AnnotationLayer | LabelLayer,
+    classes: list[dict],
+    palette: str = "dataset",
 ) -> np.ndarray:
     """Return an RGB image with a layer drawn over it, uint8 (H, W, 3)."""
-    if isinstance(layer, Annotation):
+    if isinstance(layer, AnnotationLayer):
         drawn = draw_annotation(
             *image.shape[:2], layer.boxes, layer.class_ids, classes=classes, tags=layer.tags,
             crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, palette=palette,
@@ -52,19 +55,19 @@ def sample_panels(
     if "instances" in sample:
         boxes = sample["instances"].gt_boxes.tensor.tolist()
         ids = [thing_ids[i] for i in sample["instances"].gt_classes.tolist()]
-        panels["boxes"] = draw_layer(image, Annotation(boxes, ids), classes, palette)
+        panels["boxes"] = draw_layer(image, AnnotationLayer(boxes, ids), classes, palette)
     if "sem_seg" in sample:
         semantic = sample["sem_seg"].numpy().astype(np.uint8)
-        panels["sem_seg"] = draw_layer(image, Labels(semantic), classes, palette)
+        panels["sem_seg"] = draw_layer(image, LabelLayer(semantic), classes, palette)
     if "inst_seg" in sample:
         index, kinds = sample["inst_seg"].numpy(), sample["inst_classes"].numpy()
         table = np.append(kinds, IGNORE).astype(np.uint8)
-        layer = Labels(table[index], (index + 1).astype(np.int32))
+        layer = LabelLayer(table[index], (index + 1).astype(np.int32))
         panels["inst_seg"] = draw_layer(image, layer, classes, palette)
     return panels
 
 
-def predicted_layer(ids: np.ndarray, segments: list[dict[str, Any]]) -> Labels:
+def predicted_layer(ids: np.ndarray, segments: list[dict[str, Any]]) -> LabelLayer:
     """Return a model's segments as a layer.
 
     Args:
@@ -76,19 +79,19 @@ def predicted_layer(ids: np.ndarray, segments: list[dict[str, Any]]) -> Labels:
     for segment in segments:
         table[segment["id"]] = segment["category_id"]
         things[segment["id"]] = segment["isthing"]
-    return Labels(table[ids], np.where(things[ids], ids, 0).astype(np.int32))
+    return LabelLayer(table[ids], np.where(things[ids], ids, 0).astype(np.int32))
 
 
-def output_layer(output: dict[str, Any]) -> Labels | Annotation | None:
+def output_layer(output: dict[str, Any]) -> LabelLayer | AnnotationLayer | None:
     """Return the most that one image's model output holds: segments, classes or boxes."""
     if output.get("panoptic_seg") is not None:
         ids, segments = output["panoptic_seg"]
         return predicted_layer(ids.cpu().numpy().astype(np.int32), segments)
     if isinstance(output.get("sem_seg"), torch.Tensor):
-        return Labels(output["sem_seg"].argmax(0).cpu().numpy().astype(np.uint8))
+        return LabelLayer(output["sem_seg"].argmax(0).cpu().numpy().astype(np.uint8))
     if output.get("instances") is not None:
         found = output["instances"].to("cpu")
-        return Annotation(
+        return AnnotationLayer(
             found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(),
             scores=found.scores.tolist(),
         )  # fmt: skip

@@ -18,6 +18,7 @@ from wsis_d2.weak_labels.proposals.contours import (
 )
 from wsis_d2.weak_labels.proposals.dead_leaves import draw_scene, outlines
 from wsis_d2.weak_labels.proposals.deduplicate import distinct_proposals
+from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
 from wsis_d2.weak_labels.proposals.grouping import group_tree
 from wsis_d2.weak_labels.proposals.hierarchy import build_hierarchies
 
@@ -67,31 +68,22 @@ def test_objects_are_among_the_proposals(proposals):
         assert (shared / (proposals.areas + disc.sum() - shared)).max() > 0.9
 
 
-@pytest.mark.parametrize("mode", ["bbox", "bbox_area", "mask_vs_box"])
-def test_selection_against_the_formula(proposals, mode):
-    box = (10, 14, 41, 47)
-    window = np.zeros(proposals.image_size, bool)
-    window[14:47, 10:41] = True
-    scores = []
-    shares = proposals.intersections(box)
-    for k in range(len(proposals)):
-        x0, y0, x1, y1 = proposals.boxes[k]
-        w = min(x1, box[2]) - max(x0, box[0])
-        h = min(y1, box[3]) - max(y0, box[1])
-        both = max(w, 0) * max(h, 0)
-        boxes = both / ((x1 - x0) * (y1 - y0) + window.sum() - both)
-        scores.append((boxes, shares[k]))
-    chosen = select_proposal(proposals, box, mode)
-    overlap = [s / (proposals.areas[k] + window.sum() - s) for k, (_, s) in enumerate(scores[:50])]
-    boxes = np.array([b for b, _ in scores])
-    if mode == "bbox":
-        assert chosen == int(np.argmax(boxes))
-    else:
-        weight = 0.5 if mode == "bbox_area" else 1.0
-        base = boxes if mode == "bbox_area" else np.zeros(len(boxes))
-        all_overlap = shares / (proposals.areas + window.sum() - shares)
-        np.testing.assert_allclose(all_overlap[:50], overlap)
-        assert chosen == int(np.argmax(base + weight * all_overlap))
+def test_each_measure_selects_its_own_proposal():
+    # The box has 100 pixels. Its two outer sides fill its tight box and 19 of its pixels; all but
+    # one column 90 of both; the whole with a pixel far off 100 of 101, in a tight box of 400.
+    masks = np.zeros((3, 20, 20), bool)
+    masks[0, 0, :10] = masks[0, :10, 0] = True
+    masks[1, :10, 1:10] = True
+    masks[2, :10, :10] = masks[2, 19, 19] = True
+    _, superpixels = np.unique(masks.T @ [1, 2, 4], return_inverse=True)
+    superpixels = superpixels.reshape(20, 20).T
+    found = SuperpixelProposals(superpixels, [np.unique(superpixels[mask]) for mask in masks])
+    box = (0, 0, 10, 10)
+    assert select_proposal(found, box, "bbox") == 0  # 1, 0.9 and 0.25
+    assert select_proposal(found, box, "bbox_area") == 1  # 1.095, 1.35 and 0.745
+    assert select_proposal(found, box, "mask_vs_box") == 2  # 0.19, 0.9 and 0.99
+    assert select_proposal(found, (12, 0, 15, 3), "bbox") == 2  # 9 of its 400
+    assert select_proposal(found, (12, 0, 15, 3), "mask_vs_box") is None
 
 
 def test_selected_proposal_is_the_object(proposals):

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
-from wsis_d2.data.datasets.builtin.preparation import Converted, Job
+from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
 from wsis_d2.data.datasets.builtin.segments import (
     crop_starts,
     image_size,
@@ -86,7 +86,7 @@ def other_place(cityscapes: Path) -> str:
     )
 
 
-def make_jobs(cityscapes: Path, split: str) -> list[Job]:
+def make_jobs(cityscapes: Path, split: str) -> list[ImageJob]:
     """Return one job for each image of a split."""
     folder, kind, _ = SPLITS[split]
     jobs = []
@@ -96,7 +96,7 @@ def make_jobs(cityscapes: Path, split: str) -> list[Job]:
         if kind:
             truth = cityscapes / kind / folder / image.parent.name
             sources += (str(truth / f"{stem}_{kind}_instanceIds.png"),)
-        jobs.append(Job(stem, sources, f"{image.parent.name}/{image.name}"))
+        jobs.append(ImageJob(stem, sources, f"{image.parent.name}/{image.name}"))
     return jobs
 
 
@@ -114,7 +114,7 @@ def converter(
     return partial(_convert, coarse=kind == "gtCoarse", tags=tags, crop=crop)
 
 
-def _convert(job: Job, *, coarse: bool, tags: str, crop: tuple[int, int]) -> Converted:
+def _convert(job: ImageJob, *, coarse: bool, tags: str, crop: tuple[int, int]) -> Converted:
     height, width = image_size(job.sources[0])
     image = {"id": job.image_id, "file_name": job.data, "height": height, "width": width}
     if len(job.sources) == 1:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from wsis_d2.data.datasets.builtin.metadata import COCO_NAMES, VOC_CATEGORIES
-from wsis_d2.data.datasets.builtin.preparation import Converted, Job
+from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
 from wsis_d2.utils.errors import InputError
 
 PREPARE_COMMAND = "python datasets/prepare_coco.py"
@@ -64,7 +64,9 @@ def voc_category_ids(categories: list[dict[str, Any]], path: str) -> dict[int, i
     return {by_name[name]: i for i, name in wanted.items()}
 
 
-def make_jobs(coco: Path, year: str, part: str, *, min_area: float = 0.0) -> tuple[list[Job], int]:
+def make_jobs(
+    coco: Path, year: str, part: str, *, min_area: float = 0.0
+) -> tuple[list[ImageJob], int]:
     """Return the jobs of the images with VOC classes, by image id, and the number of all images.
 
     Args:
@@ -97,7 +99,9 @@ def make_jobs(coco: Path, year: str, part: str, *, min_area: float = 0.0) -> tup
         if image["id"] in chosen:
             name = f"{part}{year}/{image['file_name']}"
             size = (image["height"], image["width"])
-            jobs.append(Job(image["id"], (str(coco / name),), (name, *size, by_image[image["id"]])))
+            jobs.append(
+                ImageJob(image["id"], (str(coco / name),), (name, *size, by_image[image["id"]]))
+            )
     return jobs, len(content["images"])
 
 
@@ -106,7 +110,7 @@ def converter():
     return partial(_convert)
 
 
-def _convert(job: Job) -> Converted:
+def _convert(job: ImageJob) -> Converted:
     name, height, width, objects = job.data
     counts = Counter()
     annotations = []

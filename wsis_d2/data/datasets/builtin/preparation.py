@@ -31,7 +31,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """One image to convert.
 
     Attributes:
@@ -68,7 +68,7 @@ class Converted:
     counts: Counter = field(default_factory=Counter)
 
 
-def _fingerprint(job: Job) -> list[list[int]]:
+def _fingerprint(job: ImageJob) -> list[list[int]]:
     stats = []
     for path in job.sources:
         try:
@@ -79,7 +79,7 @@ def _fingerprint(job: Job) -> list[list[int]]:
     return stats
 
 
-def _run_job(arguments: tuple[Callable[[Job], Converted], Job, Path]) -> dict[str, Any]:
+def _run_job(arguments: tuple[Callable[[ImageJob], Converted], ImageJob, Path]) -> dict[str, Any]:
     convert, job, panoptic = arguments
     result = convert(job)
     image = {**result.image, "image_tags": result.tags}
@@ -136,7 +136,12 @@ class Preparation:
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
 
     def convert(
-        self, jobs: Sequence[Job], convert: Callable[[Job], Converted], *, folder: str, desc: str
+        self,
+        jobs: Sequence[ImageJob],
+        convert: Callable[[ImageJob], Converted],
+        *,
+        folder: str,
+        desc: str,
     ) -> dict[str | int, dict[str, Any]]:
         """Convert every image that is not done yet; return the journal's line of each image.
 
@@ -184,7 +189,7 @@ class Preparation:
         return {line["id"]: line for line in lines[1:]}
 
     @staticmethod
-    def _is_done(line: dict[str, Any] | None, job: Job, panoptic: Path) -> bool:
+    def _is_done(line: dict[str, Any] | None, job: ImageJob, panoptic: Path) -> bool:
         if line is None or line["sources"] != _fingerprint(job):
             return False
         if "png" not in line:

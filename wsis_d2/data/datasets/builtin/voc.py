@@ -26,7 +26,7 @@ from scipy import sparse
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from wsis_d2.data.datasets.builtin.preparation import Converted, Job, expect_count
+from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob, expect_count
 from wsis_d2.data.datasets.builtin.segments import image_size, read_labels, segment_sizes
 from wsis_d2.utils.errors import InputError
 
@@ -96,7 +96,7 @@ def split_lists(voc: Path, sbd: Path | None, *, partial_tree: bool) -> dict[str,
     return lists
 
 
-def make_jobs(voc: Path, sbd: Path | None, lists: dict[str, list[str]]) -> list[Job]:
+def make_jobs(voc: Path, sbd: Path | None, lists: dict[str, list[str]]) -> list[ImageJob]:
     """Return one job for each image of any list; VOC's truth where it has one, none for test."""
     own, bare = {*lists["train"], *lists["val"]}, set(lists.get("test", ()))
     jobs = []
@@ -108,7 +108,7 @@ def make_jobs(voc: Path, sbd: Path | None, lists: dict[str, list[str]]) -> list[
             truth = ()
         else:
             truth = tuple(str(sbd / part / f"{name}.mat") for part in ("cls", "inst"))
-        jobs.append(Job(name, (str(voc / "JPEGImages" / f"{name}.jpg"), *truth)))
+        jobs.append(ImageJob(name, (str(voc / "JPEGImages" / f"{name}.jpg"), *truth)))
     return jobs
 
 
@@ -122,7 +122,7 @@ def converter(*, tags: str = "stuff", sbd_void: int = 0):
     return partial(_convert, tags=tags, sbd_void=sbd_void)
 
 
-def _convert(job: Job, *, tags: str, sbd_void: int) -> Converted:
+def _convert(job: ImageJob, *, tags: str, sbd_void: int) -> Converted:
     height, width = image_size(job.sources[0])
     entry = {
         "id": job.image_id,

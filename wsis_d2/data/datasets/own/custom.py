@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from wsis_d2.data.datasets.own.truth import add_truth
 from wsis_d2.data.datasets.own.weak import read_weak_file
+from wsis_d2.structures.annotation import SUPERVISIONS
 from wsis_d2.structures.classes import (
     ClassTable,
     in_order,
@@ -22,7 +23,6 @@ from wsis_d2.utils.json_io import read_json
 
 logger = logging.getLogger(__name__)
 
-SUPERVISIONS = ("weak", "full", "mixed")
 # What register_own_datasets has registered: name -> keyword arguments.
 _registered: dict[str, dict] = {}
 
