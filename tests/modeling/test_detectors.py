@@ -2,6 +2,7 @@
 """Detectors of other classes and kinds, boxes of files, batches, and mixed precision."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -99,15 +100,17 @@ def test_a_detector_of_80_classes_maps_and_runs(data, tmp_path):
 
 def test_it_is_trained_on_with_other_classes(data, tmp_path, caplog):
     _, path = coco_like(tmp_path)
-    cfg = tiny_cfg(tmp_path, STAGE, "detector", "MODEL.WEIGHTS", path, train="tiny_full")
+    opts = ["MODEL.WEIGHTS", path, "MODEL.WSIS.PARTIAL_WEIGHTS", True]
+    cfg = tiny_cfg(tmp_path, STAGE, "detector", *opts, train="tiny_full")
     model = build_model(cfg)
     new = model.detector.rcnn.roi_heads.box_predictor.cls_score.weight.clone()
-    load_for_training(cfg, model)
+    with caplog.at_level(logging.INFO, "wsis_d2"):
+        load_for_training(cfg, model)
     state, given = model.detector.rcnn.state_dict(), torch.load(path)["model"]
     same = {n for n in state if torch.equal(state[n], given[n])}
     assert {n for n in state if n not in same} == {n for n in state if "box_predictor" in n}
     assert torch.equal(model.detector.rcnn.roi_heads.box_predictor.cls_score.weight, new)
-    assert "is of other classes; new, to be trained: rcnn.roi_heads.box_predictor." in caplog.text
+    assert "new, without weights of a file: detector.rcnn.roi_heads (4 arrays)" in caplog.text
     with EventStorage():
         sum(model.train()(samples(cfg, 2, train=True)).values()).backward()
     with pytest.raises(InputError, match="DETECTOR_CLASSES names another detector's classes"):
