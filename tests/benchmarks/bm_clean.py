@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 
+from wsis_d2.structures.boxes import Box
 from wsis_d2.weak_labels.cam_labels import fixed_crops
-from wsis_d2.weak_labels.clean import Box, CleanOptions, clean_labels
+from wsis_d2.weak_labels.clean import CleanOptions, clean_labels
 
 HEIGHT, WIDTH = 1024, 2048
 THINGS = frozenset(range(11, 19))

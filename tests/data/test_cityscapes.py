@@ -15,6 +15,7 @@ from helpers.official_trees import (
 )
 from PIL import Image
 
+from wsis_d2.data.datasets.builtin import cityscapes
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
 from wsis_d2.data.datasets.builtin.preparation import crop_starts
 from wsis_d2.utils.errors import InputError
@@ -154,3 +155,13 @@ def test_check_and_errors(tmp_path):
         prepare(tmp_path, "--splits", "val", "--check")
     with pytest.raises(InputError, match="manifest_train.json: missing.*--splits train"):
         prepare(tmp_path, "--splits", "train", "--check")
+
+
+def test_the_official_variable_is_named_where_it_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(tmp_path / "official"))
+    with pytest.raises(InputError, match=r"CITYSCAPES_DATASET=.*official is not read here: ln -s"):
+        cityscapes.list_images(tmp_path / "cityscapes", "train")
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(tmp_path / "cityscapes"))
+    with pytest.raises(InputError) as error:
+        cityscapes.list_images(tmp_path / "cityscapes", "train")
+    assert "CITYSCAPES_DATASET" not in str(error.value)

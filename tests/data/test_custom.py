@@ -110,6 +110,7 @@ def test_mixture_within_one_file(sample, tmp_path):
         ({"panoptic_json": "x.json"}, "both"),
         ({"outside_boxes": 7}, "outside_boxes"),
         ({"outside_boxes": "background"}, "outside_boxes"),
+        ({"outside_boxes": 0}, "expected a stuff class"),
         ({"json": "nowhere.json"}, r"nowhere\.json: no such file"),
     ],
 )

@@ -191,6 +191,16 @@ def test_bad_records_are_named(root, case):
     assert len(message) < 500
 
 
+def test_boxes_of_0_to_1_are_no_pixels(root):
+    content = copy.deepcopy(GOOD)
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.25, 0.5, 0.25, 0.5]
+    with pytest.raises(InputError, match=r"weak\.json: all 3 boxes lie within 0 to 1"):
+        load(root, content)
+    content["annotations"][0]["bbox"] = [0.25, 0.5, 9, 9]  # a small box among others is one
+    assert load(root, content)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", '{"images": [{"id": 1,', "[" * 100000, "\x00\x01", "null", "[]", "3"]
 )

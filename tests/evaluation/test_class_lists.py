@@ -136,6 +136,23 @@ def things_and_stuff_apart(content: dict) -> None:
         segment.update(category_id=numbers[name], isthing=bool(ISTHING[name]))
 
 
+def test_raw_segments_are_refused_where_every_number_is_a_class(tmp_path):
+    """A truth that counts from 0: things 0 and 1, and raw grass has the number of dogs, 1."""
+    names = ["cow", "dog", "grass"]
+
+    def from_zero(content: dict) -> None:
+        for entry in content["categories"]:
+            entry["id"] -= 1
+        for segment in content["annotations"][0]["segments_info"]:
+            segment["category_id"] -= 1
+
+    truth = write(tmp_path, "truth", names, from_zero)
+    prediction = write(tmp_path, "pred", names, things_and_stuff_apart)
+    files = (prediction["json"], prediction["dir"], truth["json"], truth["dir"])
+    with pytest.raises(InputError, match=r"pred\.json: .*segment 1: isthing is 0"):
+        evaluate_files(*files, FileOptions(workers=1))
+
+
 def without_cows(content: dict) -> None:
     """A file of a model that does not know the class."""
     content["categories"] = content["categories"][1:]

@@ -70,3 +70,42 @@ def write_labelme(folder, truth):
                    "imageHeight": height, "imageWidth": width}  # fmt: skip
         path.write_text(json.dumps(content))
     return folder / "labelme"
+
+
+def write_cvat(folder, truth):
+    """The export "CVAT for images 1.1"; every image has the tag grass."""
+    classes = sorted({b[0] for _, _, boxes in truth.values() for b in boxes})
+    labels = "".join(f"<label><name>{n}</name><color>#{k:02x}ff00</color></label>"
+                     for k, n in enumerate([*classes, "grass"]))  # fmt: skip
+    body = ""
+    for k, (name, (width, height, boxes)) in enumerate(truth.items()):
+        body += f'<image id="{k}" name="{name}" width="{width}" height="{height}">'
+        for label, x, y, w, h in boxes:
+            ends = f'xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"'
+            body += f'<box label="{label}" source="manual" occluded="0" {ends} z_order="0"></box>'
+        body += '<tag label="grass" source="manual"></tag></image>'
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    (folder / "cvat.xml").write_text(
+        f"<annotations><version>1.1</version>{meta}{body}</annotations>"
+    )
+    return folder / "cvat.xml"
+
+
+def write_label_studio(folder, truth):
+    """Label Studio's export "JSON" of uploaded images; every image has the choice grass."""
+    tasks = []
+    for k, (name, (width, height, boxes)) in enumerate(truth.items()):
+        result = [
+            {"id": f"r{n}", "type": "rectanglelabels", "from_name": "label", "to_name": "image",
+             "original_width": width, "original_height": height, "image_rotation": 0,
+             "value": {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width,
+                       "height": 100 * h / height, "rotation": 0, "rectanglelabels": [label]}}
+            for n, (label, x, y, w, h) in enumerate(boxes)
+        ]  # fmt: skip
+        result.append({"id": "c", "type": "choices", "from_name": "stuff", "to_name": "image",
+                       "value": {"choices": ["grass"]}})  # fmt: skip
+        upload = f"/data/upload/1/{k:08x}-{name.rsplit('/', 1)[-1]}"
+        annotation = {"id": k, "was_cancelled": False, "result": result}
+        tasks.append({"id": 7 + k, "data": {"image": upload}, "annotations": [annotation]})
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return folder / "tasks.json"

@@ -7,7 +7,7 @@ import numpy as np
 
 from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.data.datasets.sample.dataset import CATEGORIES, prepare_sample
-from wsis_d2.weak_labels.merge import Annotation, record_boxes
+from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.weak_labels.store import LabelStore
 
 CONFIG = """
@@ -63,7 +63,7 @@ def make_run(root: Path, name: str, images: int = 4) -> Path:
     """Write scenes, labels of round 0 and a config below ``root``; return the config's path."""
     prepare_sample(root / "data", images, 1)
     records = load_weak_json(root / "data/weak_train.json", root / "data/images/train")
-    things = Annotation.of(CATEGORIES).thing_ids
+    things = AnnotatedClasses.of(CATEGORIES).thing_ids
     store = LabelStore.create(root / "labels", {"kind": "test"}, CATEGORIES)
     for record in records:
         size = (record["height"], record["width"])
@@ -72,7 +72,7 @@ def make_run(root: Path, name: str, images: int = 4) -> Path:
         for k, class_id in enumerate(stuff):  # bands of the tagged stuff
             semantic[k * size[0] // len(stuff) : (k + 1) * size[0] // len(stuff)] = class_id
         instance, segments = np.full(size, -1, np.int32), []
-        for number, box in enumerate(record_boxes(record), 1):
+        for number, box in enumerate(touched_boxes(record), 1):
             window = (slice(box.y0, box.y1 + 1), slice(box.x0, box.x1 + 1))
             semantic[window], instance[window] = box.class_id, number
             segments.append({"id": number, "category_id": box.class_id})

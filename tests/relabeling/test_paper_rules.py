@@ -21,8 +21,9 @@ from wsis_d2.config import read_config
 from wsis_d2.data.mappers import TagMapper
 from wsis_d2.data.records import load_records
 from wsis_d2.relabeling.round_labels import relabel
+from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.merge import Annotation, clean_options
+from wsis_d2.weak_labels.merge import clean_options
 from wsis_d2.weak_labels.store import LabelStore
 
 IGNORE = 255
@@ -166,7 +167,7 @@ def test_the_documented_commands_fill_nearly_empty_boxes_in_round_0():
     }  # fmt: skip
     for name, rest in commands:
         cfg = recipe(re.search(r"--config-file configs/(\S+).yaml", rest)[1])
-        options = clean_options(cfg, Annotation.of_dataset(MetadataCatalog.get(name)))
+        options = clean_options(cfg, AnnotatedClasses.of_dataset(MetadataCatalog.get(name)))
         assert options.fill and options.merge and options.score_threshold is None
         assert (options.prior, options.tags, options.instances) == (("fine" in name),) * 3
 

@@ -10,10 +10,11 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.relabeling.earlier_labels import label_prior
 from wsis_d2.relabeling.relabeller import Relabeller
+from wsis_d2.structures.annotation import AnnotatedClasses
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
+from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.label_prior import LabelPrior
-from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -48,7 +49,7 @@ def record(tmp_path):
 def label(record, **refine):
     clean = CleanOptions(score_threshold=None, fill=False)
     relabeller = Relabeller(
-        Fixed(), dict, Annotation(frozenset({2})), clean, RefineOptions(**refine), None
+        Fixed(), dict, AnnotatedClasses(frozenset({2})), clean, RefineOptions(**refine), None
     )
     return relabeller(record).semantic
 
@@ -86,7 +87,7 @@ def test_rare_classes_and_votes_weigh_what_the_network_says(record):
     def labels(balance, vote):
         prior = LabelPrior(balance, vote, last, first, 3)
         options = RefineOptions(enabled=False, class_balance=balance, first_labels_vote=vote)
-        annotation = Annotation(frozenset({2}))
+        annotation = AnnotatedClasses(frozenset({2}))
         return Relabeller(
             Fixed(), dict, annotation, clean, options, None, prior=prior
         )(record).semantic  # fmt: skip
@@ -115,7 +116,7 @@ def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
             label_prior(cfg, first.classes, first.path, first.path),
         )
         clean = CleanOptions(score_threshold=None, fill=False)
-        annotation = Annotation(frozenset({2}))
+        annotation = AnnotatedClasses(frozenset({2}))
         return Relabeller(
             Fixed(), dict, annotation, clean, options, None, prior=prior
         )(record).semantic  # fmt: skip
@@ -140,7 +141,7 @@ def test_sizes_and_mirror_image_reach_the_network(record):
     clean = CleanOptions(score_threshold=None, fill=False)
     options = RefineOptions(enabled=False, scales=(1.0, 1.5), flip=True)
     Relabeller(
-        Seen(), lambda r: {"image": torch.zeros(3, 8, 12)}, Annotation(frozenset({2})), clean,
+        Seen(), lambda r: {"image": torch.zeros(3, 8, 12)}, AnnotatedClasses(frozenset({2})), clean,
         options, None,
     )(record)  # fmt: skip
     assert Seen.shapes == [(3, 8, 12)] * 2 + [(3, 12, 18)] * 2

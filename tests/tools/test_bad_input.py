@@ -12,7 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.annotation_writers import (
+    write_coco,
+    write_cvat,
+    write_label_studio,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 from helpers.damages import (
     bomb,
     changed,
@@ -102,6 +109,8 @@ class World:
         self.classes = self.yolo.parent / "classes.txt"
         self.classes.write_text("\n".join(classes))
         self.labelme = write_labelme(root, truth) / "0001.json"
+        self.cvat = write_cvat(root, truth)
+        self.tasks = write_label_studio(root, truth)
         self.tags = root / "tags.csv"
         self.tags.write_text("image,tags\n0001.png,sky;grass\n")
 
@@ -149,6 +158,9 @@ class World:
                             *brought],
             "import labelme": ["import_annotations", "labelme", "--annotations",
                                self.labelme.parent, *brought],
+            "import cvat": ["import_annotations", "cvat", "--annotations", self.cvat, *brought],
+            "import labelstudio": ["import_annotations", "labelstudio", "--annotations",
+                                   self.tasks, *brought],
             "import tags": ["import_annotations", "coco", "--annotations", self.coco, "--tags",
                             self.tags, "--categories", self.weak, *brought],
             "budget": ["annotation_budget", *own, "--results", self.results,
@@ -226,6 +238,9 @@ TABLE = [
     ("import yolo", "classes", (missing, empty, folder), "classes"),
     ("import labelme", "labelme", (empty, truncated, text, json_list, deep_json,
                                    replaced('"points": [[', '"points": [[NaN, 1], [')), None),
+    ("import cvat", "cvat", (*FILE, entity_bomb, replaced('xtl="', 'xtl="nan'),
+                             replaced('name="0001', 'name="../../etc/gone')), None),
+    ("import labelstudio", "tasks", (*JSON, replaced('"x": ', '"x": NaN, "y": ')), None),
     ("import tags", "tags", (missing, empty, text, folder,
                              rewritten("wide", "image,tags\n0001.png,a,b,c\n"),
                              rewritten("leaves_root", "image,tags\n../../etc/passwd,sky\n")),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import annotation_writers
 from PIL import Image
 
 from wsis_d2.data.datasets.own.weak import load_weak_json
@@ -65,7 +66,8 @@ def test_coco_with_stuff_and_report(tool, place, capsys):
     assert "dropped 1 x box: no area" in said and "things: cow; stuff: sky" in said
     assert "1 images of" in said  # b.png has no annotation
     reasons = {d["why"] for d in json.loads(report.read_text())["dropped"]}
-    assert reasons == {"no area", "no such file under --images", "its image was left out"}
+    missing = f"no image of this name under --images {place / 'photos'}"
+    assert reasons == {"no area", missing, "its image was left out"}
 
 
 def test_second_file_takes_the_ids_of_the_first(tool, place):
@@ -121,6 +123,116 @@ def test_existing_files_are_safe(tool, place):
     assert (place / "weak.json").read_bytes() == before
     assert sorted(os.listdir(place)) == ["coco.json", "photos", "weak.json"]
     assert tool.main([*arguments(place), "--force", "--keep-going"]) == 0
+
+
+def test_closing_lines_count_what_is_taken_otherwise(tool, place, capsys):
+    """Groups, spellings, copies and classes that nothing has, each with its number."""
+    content = json.loads(json.dumps(COCO))
+    content["categories"] += [{"id": 9, "name": "Cow"}, {"id": 10, "name": "yak"}]
+    content["annotations"] = [
+        {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 20]},
+        {"image_id": 1, "category_id": 9, "bbox": [1, 2, 30, 20]},
+        {"image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "iscrowd": "1"},
+    ]
+    (place / "coco.json").write_text(json.dumps(content))
+    assert tool.main(arguments(place)) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "1 of the boxes are groups (iscrowd), which teach nothing and get no label; 1 are objects; "
+        "objects they become with --crowds-as-objects",
+        "2 classes have neither box nor tag: sky, yak",
+        'dropped 1 x box: a copy of another box of "cow" (a.png)',
+        'changed 1 x class: "Cow" is taken as the class "cow" (id 3)',
+        "1 images, 2 boxes, 0 image tags, 2 records dropped, 1 changed",
+    ):
+        assert line in said
+    assert tool.main([*arguments(place, output="objects.json"), "--crowds-as-objects"]) == 0
+    said = capsys.readouterr().out
+    assert "teach nothing" not in said and "2 changed" in said
+    (record,) = load_weak_json(place / "objects.json", place / "photos")
+    assert [a["iscrowd"] for a in record["annotations"]] == [0, 0]
+
+
+def test_boxes_alone_of_groups_say_that_no_object_is_there(tool, place, capsys):
+    content = json.loads(json.dumps(COCO))
+    content["annotations"] = [{**COCO["annotations"][0], "iscrowd": 1}]
+    (place / "coco.json").write_text(json.dumps(content))
+    assert tool.main(arguments(place)) == 0
+    assert "1 of the boxes are groups (iscrowd)" in (said := capsys.readouterr().out)
+    assert "; 0 are objects" in said
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme", "cvat", "labelstudio"])
+def test_a_wrong_folder_of_images_is_what_one_reads(tool, place, kind):
+    (place / "other").mkdir()
+    Image.new("RGB", (60, 40)).save(place / "other" / "x.png")
+    truth = {f"{n}.png": (60, 40, [("cow", 1, 2, 30, 20)]) for n in "ab"}
+    path = {
+        "coco": lambda: annotation_writers.write_coco(place, truth, ["cow"]),
+        "voc": lambda: annotation_writers.write_voc(place, truth, True),
+        "yolo": lambda: annotation_writers.write_yolo(place, truth, ["cow"]),
+        "labelme": lambda: annotation_writers.write_labelme(place, truth),
+        "cvat": lambda: annotation_writers.write_cvat(place, truth),
+        "labelstudio": lambda: annotation_writers.write_label_studio(place, truth),
+    }[kind]()
+    if kind == "yolo":
+        (path / "classes.txt").write_text("cow\n")
+    call = [kind, "--annotations", path, "--images", place / "other", "--keep-going",
+            "--output", place / "weak.json", "--report", place / "report.json"]  # fmt: skip
+    with pytest.raises(InputError) as error:
+        tool.main([str(part) for part in call])
+    message = str(error.value)
+    assert message.startswith("no image is left to import: dropped 2 x image: no image of ")
+    assert str(place / "other") in message and "\n" not in message
+    dropped = json.loads((place / "report.json").read_text())["dropped"]
+    assert sum(d["what"] == "image" for d in dropped) == 2
+    assert not (place / "weak.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["cvat", "labelstudio"])
+def test_the_tools_own_exports(tool, place, kind, capsys):
+    truth = {"a.png": (60, 40, [("yak", 1, 2, 30, 20), ("cow", 10, 5, 9, 30)])}
+    write = {"cvat": annotation_writers.write_cvat,
+             "labelstudio": annotation_writers.write_label_studio}[kind]  # fmt: skip
+    assert tool.main(arguments(place, kind, write(place, truth))) == 0
+    assert "things: cow, yak; stuff: grass" in capsys.readouterr().out
+    (record,) = load_weak_json(place / "weak.json", place / "photos")
+    assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 31, 22], [10, 5, 19, 35]]
+    assert [a["category_id"] for a in record["annotations"]] == [1, 0]
+    assert record["image_tags"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("coco", ["--classes", "c.txt"]), ("coco", ["--corners", "edges"]),
+     ("labelme", ["--difficult", "drop"]), ("voc", ["--crowds-as-objects"]),
+     ("voc", ["--bbox", "xyxy"]), ("cvat", ["--lines", "pose"])],
+)  # fmt: skip
+def test_an_option_of_another_format_is_refused(tool, place, kind, option):
+    with pytest.raises(InputError, match=f"{option[0]}: is for .*, not for {kind}"):
+        tool.main([*arguments(place, kind), *option])
+
+
+def test_yolo_finds_the_pose_shape_beside_other_class_names(tool, place):
+    (place / "labels").mkdir()
+    (place / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.3 0.45 0.45 0.55 0.55 0.5 0.5\n")
+    (place / "labels" / "classes.txt").write_text("cow\n")
+    with pytest.raises(InputError, match="kpt_shape"):
+        tool.main(arguments(place, "yolo", "labels"))
+    (place / "labels" / "data.yaml").write_text("names: {0: cow}\nkpt_shape: [3, 2]\n")
+    assert tool.main(arguments(place, "yolo", "labels")) == 0
+    (record,) = load_weak_json(place / "weak.json", place / "photos")
+    assert record["annotations"][0]["bbox"] == [24, 14, 36, 26]
+
+
+def test_yolo_classes_yes_and_no_from_1(tool, place):
+    (place / "labels").mkdir()
+    (place / "labels" / "a.txt").write_text("2 0.5 0.5 0.2 0.3\n1 0.3 0.5 0.2 0.3\n")
+    (place / "labels" / "data.yaml").write_text("names: {1: yes, 2: no}\n")
+    assert tool.main(arguments(place, "yolo", "labels")) == 0
+    content = json.loads((place / "weak.json").read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    assert [names[a["category_id"]] for a in content["annotations"]] == ["no", "yes"]
 
 
 BAD = {

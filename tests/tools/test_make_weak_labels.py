@@ -60,6 +60,33 @@ def test_boxes_of_own_data(own):
     assert (LabelStore.open(own / "store").semantic(0) == 0).sum() == 625
 
 
+def test_one_stuff_class_outside_all_boxes(own, capsys):
+    """Own data with one stuff class: what no box holds is that class, where one says so."""
+    outside = np.ones((48, 64), bool)
+    outside[12:37, 18:43] = False  # the box of image 0
+    assert call(own, "--masks", "box", output="ignored") == 0
+    said = capsys.readouterr().err
+    assert "pixels outside all boxes stay ignore" in said
+    assert "--outside-boxes NAME labels them (of ground)" in said
+    assert (LabelStore.open(own / "ignored").semantic(0)[outside] == 255).all()
+    assert call(own, "--masks", "box", "--outside-boxes", "ground") == 0
+    said = capsys.readouterr().err
+    assert 'pixels outside all boxes become "ground"' in said and "outside_boxes: 1" in said
+    semantic = LabelStore.open(own / "store").semantic(0)
+    assert (semantic[outside] == 1).all() and (semantic[~outside] == 0).all()
+    with pytest.raises(InputError, match="--force"):  # other labels, so another store
+        call(own, "--masks", "box")
+    for name, expected in (("disc", "no stuff class"), ("sky", "expected one of ground")):
+        with pytest.raises(InputError, match=expected):
+            call(own, "--outside-boxes", name, output="other")
+    with pytest.raises(InputError, match="is for --annotations; .* in DATASETS.OWN"):
+        load_tool("make_weak_labels").main(
+            ["boxes", "--dataset", "sample_train_weak", "--output", str(own / "other"),
+             "--outside-boxes", "ground"]
+        )  # fmt: skip
+    assert not (own / "other").exists()
+
+
 @pytest.mark.long
 def test_same_bytes_whatever_the_number_of_workers(own):
     for workers in ("1", "2", "3"):

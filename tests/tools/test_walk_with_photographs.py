@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.annotation_writers import (
+    write_coco,
+    write_cvat,
+    write_label_studio,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 from helpers.load_tool import ROOT
 from helpers.shared_data import shared_data
 from PIL import Image
@@ -94,6 +101,8 @@ def test_the_walk(walk, monkeypatch):
         "voc": write_voc(folder, truth, edges=True),
         "yolo": write_yolo(folder, truth, classes),
         "labelme": write_labelme(folder, truth),
+        "cvat": write_cvat(folder, truth),
+        "labelstudio": write_label_studio(folder, truth),
     }
     (exported["yolo"] / "classes.txt").write_text("\n".join(classes))
     for kind, path in exported.items():

@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 from test_grabcut import disc_image, iou
 
+from wsis_d2.structures.annotation import centre_boxes
+from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.box_masks import (
-    BoxLabelOptions,
-    ThingBox,
-    make_box_labels,
-    thing_boxes,
-)
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
 from wsis_d2.weak_labels.proposals import MCGSource
 from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
 
@@ -32,7 +29,7 @@ def image_of(height=30, width=40):
 def test_class_only_where_both_agree():
     image, disc = disc_image()
     half = disc & (np.arange(160) < 80)[None, :]
-    box = ThingBox(2, 50, 30, 111, 91)
+    box = Box(2, 50, 30, 110, 90)
     labels = {}
     for masks in ("agreement", "grabcut", "mcg"):
         options = BoxLabelOptions(masks=masks)
@@ -45,7 +42,7 @@ def test_class_only_where_both_agree():
 
 
 def test_box_baseline_and_class_outside():
-    labels = make_box_labels(image_of(), [ThingBox(3, 5, 6, 15, 16)], None, BOX, outside=0)
+    labels = make_box_labels(image_of(), [Box(3, 5, 6, 14, 15)], None, BOX, outside=0)
     expected = np.zeros((30, 40))
     expected[6:16, 5:15] = 3
     np.testing.assert_array_equal(labels.semantic, expected)
@@ -57,7 +54,7 @@ def test_rest_of_a_box_is_ignore_not_background():
     half = np.zeros((30, 40), bool)
     half[6:16, 5:10] = True
     options = BoxLabelOptions(masks="mcg")
-    box = ThingBox(3, 5, 6, 15, 16)
+    box = Box(3, 5, 6, 14, 15)
     labels = make_box_labels(image_of(), [box], one_proposal(half), options, outside=0)
     assert (labels.semantic[6:16, 10:15] == 255).all()
     assert (labels.instance[6:16, 10:15] == -1).all()
@@ -65,7 +62,7 @@ def test_rest_of_a_box_is_ignore_not_background():
 
 
 def test_same_class_overlap_is_ignore_in_the_instance_map_alone():
-    boxes = [ThingBox(1, 0, 0, 20, 10), ThingBox(1, 10, 0, 30, 10)]
+    boxes = [Box(1, 0, 0, 19, 9), Box(1, 10, 0, 29, 9)]
     labels = make_box_labels(image_of(), boxes, None, BOX)
     assert (labels.semantic[:10, :30] == 1).all()
     np.testing.assert_array_equal(labels.instance[0, :31], [1] * 10 + [-1] * 10 + [2] * 10 + [-1])
@@ -73,7 +70,7 @@ def test_same_class_overlap_is_ignore_in_the_instance_map_alone():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_smaller_box_wins_between_classes(order):
-    large, small = ThingBox(1, 0, 0, 20, 20), ThingBox(2, 5, 5, 10, 10)
+    large, small = Box(1, 0, 0, 19, 19), Box(2, 5, 5, 9, 9)
     labels = make_box_labels(image_of(), [large, small][::order], None, BOX)
     assert (labels.semantic[5:10, 5:10] == 2).all() and (labels.semantic == 1).sum() == 375
     ignore = BoxLabelOptions(masks="box", overlap="ignore")
@@ -84,21 +81,21 @@ def test_smaller_box_wins_between_classes(order):
 
 def test_same_class_claims_meet_under_another_class():
     # Both class-1 boxes claim the middle; a class-2 box between them in size claims it too.
-    boxes = [ThingBox(1, 0, 0, 20, 20), ThingBox(2, 4, 4, 14, 14), ThingBox(1, 8, 8, 12, 12)]
+    boxes = [Box(1, 0, 0, 19, 19), Box(2, 4, 4, 13, 13), Box(1, 8, 8, 11, 11)]
     labels = make_box_labels(image_of(), boxes, None, BOX)
     assert (labels.semantic[8:12, 8:12] == 1).all() and (labels.instance[8:12, 8:12] == -1).all()
     assert (labels.instance[4:8, 4:14] == 2).all()
 
 
 def test_groups_stay_ignore_and_take_no_id():
-    boxes = [ThingBox(1, 0, 0, 9, 9, is_group=True), ThingBox(1, 20, 0, 29, 9)]
+    boxes = [Box(1, 0, 0, 8, 8, is_group=True), Box(1, 20, 0, 28, 8)]
     labels = make_box_labels(image_of(), boxes, None, BOX, outside=0)
     assert (labels.semantic[:9, :9] == 255).all() and (labels.instance[:9, 20:29] == 1).all()
     assert labels.counters["boxes_group"] == 1 and labels.counters["boxes"] == 1
 
 
 def test_a_box_given_twice_counts_once_and_spends_an_id():
-    boxes = [ThingBox(1, 0, 0, 9, 9), ThingBox(1, 0, 0, 9, 9), ThingBox(1, 20, 0, 29, 9)]
+    boxes = [Box(1, 0, 0, 8, 8), Box(1, 0, 0, 8, 8), Box(1, 20, 0, 28, 8)]
     labels = make_box_labels(image_of(), boxes, None, BOX)
     assert set(np.unique(labels.instance)) == {-1, 1, 3}
     assert labels.counters["boxes_duplicate"] == 1
@@ -112,24 +109,24 @@ def failing_case(name):
     corner = np.zeros_like(disc)
     corner[30:34, 50:54] = True
     return {
-        "tiny": (image, ThingBox(1, 70, 50, 73, 90), one_proposal(disc), "boxes_tiny"),
-        "whole": (image, ThingBox(1, 0, 0, 160, 120), one_proposal(disc), "boxes_whole_image"),
+        "tiny": (image, Box(1, 70, 50, 72, 89), one_proposal(disc), "boxes_tiny"),
+        "whole": (image, Box(1, 0, 0, 159, 119), one_proposal(disc), "boxes_whole_image"),
         "uniform": (
-            np.full_like(image, 7), ThingBox(1, 50, 30, 111, 91), one_proposal(disc),
+            np.full_like(image, 7), Box(1, 50, 30, 110, 90), one_proposal(disc),
             "boxes_uniform",
         ),
         "grabcut": (
-            np.full_like(image, 7), ThingBox(1, 50, 30, 111, 91), one_proposal(disc),
+            np.full_like(image, 7), Box(1, 50, 30, 110, 90), one_proposal(disc),
             "boxes_grabcut_empty",
         ),
         "proposal": (
-            image, ThingBox(1, 50, 30, 111, 91), one_proposal(nothing), "boxes_proposal_empty",
+            image, Box(1, 50, 30, 110, 90), one_proposal(nothing), "boxes_proposal_empty",
         ),
         "agreement": (
-            image, ThingBox(1, 50, 30, 111, 91), one_proposal(corner), "boxes_no_agreement",
+            image, Box(1, 50, 30, 110, 90), one_proposal(corner), "boxes_no_agreement",
         ),
         "pixel": (
-            image[:1, :1], ThingBox(1, 0, 0, 1, 1), one_proposal(np.ones((1, 1), bool)),
+            image[:1, :1], Box(1, 0, 0, 0, 0), one_proposal(np.ones((1, 1), bool)),
             "boxes_whole_image",
         ),
     }[name]  # fmt: skip
@@ -156,7 +153,7 @@ def test_failed_boxes_are_ignored_counted_or_fall_back(name):
 def test_too_little_agreement_counts_as_failed():
     image, disc = disc_image()
     speck = disc & (np.arange(160) < 54)[None, :]
-    box = ThingBox(1, 50, 30, 111, 91)
+    box = Box(1, 50, 30, 110, 90)
     some = make_box_labels(image, [box], one_proposal(speck), BoxLabelOptions())
     assert 0 < (some.semantic == 1).sum() < 0.1 * box.area
     options = BoxLabelOptions(min_agreement=0.2)
@@ -165,10 +162,10 @@ def test_too_little_agreement_counts_as_failed():
 
 
 def test_tiny_and_giant_images_are_counted():
-    tiny = make_box_labels(image_of(7, 40), [ThingBox(1, 0, 0, 5, 5)], None, BOX)
+    tiny = make_box_labels(image_of(7, 40), [Box(1, 0, 0, 4, 4)], None, BOX)
     assert tiny.counters["images_tiny"] == 1 and tiny.counters["images_scaled_down"] == 0
     image, disc = disc_image()
-    box, options = ThingBox(1, 50, 30, 111, 91), BoxLabelOptions(masks="mcg")
+    box, options = Box(1, 50, 30, 110, 90), BoxLabelOptions(masks="mcg")
     for side, scaled_down in ((80, 1), (0, 0)):
         source = functools.partial(MCGSource(max_side=side), image, {})
         labels = make_box_labels(image, [box], source, options)
@@ -178,7 +175,7 @@ def test_tiny_and_giant_images_are_counted():
 
 
 def test_border_boxes_are_counted():
-    labels = make_box_labels(image_of(), [ThingBox(1, 0, 5, 9, 15)], None, BOX)
+    labels = make_box_labels(image_of(), [Box(1, 0, 5, 8, 14)], None, BOX)
     assert labels.counters["boxes_border"] == 1
 
 
@@ -187,7 +184,7 @@ def test_proposals_are_made_only_when_asked():
         raise AssertionError("asked")
 
     image, _ = disc_image()
-    box = ThingBox(1, 50, 30, 111, 91)
+    box = Box(1, 50, 30, 110, 90)
     make_box_labels(image, [box], refuse, BoxLabelOptions(masks="grabcut"))
     make_box_labels(image, [], refuse, BoxLabelOptions())
     with pytest.raises(AssertionError, match="asked"):
@@ -196,7 +193,7 @@ def test_proposals_are_made_only_when_asked():
 
 def test_without_a_source_grabcut_decides_and_mcg_is_refused():
     image, _ = disc_image()
-    box = ThingBox(1, 50, 30, 111, 91)
+    box = Box(1, 50, 30, 110, 90)
     alone = make_box_labels(image, [box], None, BoxLabelOptions(masks="grabcut")).semantic
     none = make_box_labels(image, [box], None, BoxLabelOptions()).semantic
     np.testing.assert_array_equal(alone, none)
@@ -214,7 +211,7 @@ def test_boxes_of_a_record_in_pixels():
             {"bbox": [29.6, 19.7, 30, 20], "bbox_mode": 0, "category_id": 1},
         ],
     }  # fmt: skip
-    boxes = thing_boxes(record)
+    boxes = centre_boxes(record)
     assert [b.corners for b in boxes] == [
         (1, 3, 6, 10), (1, 2, 5, 7), (10, 10, 11, 11), (29, 19, 30, 20),
     ]  # fmt: skip

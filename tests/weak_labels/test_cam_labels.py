@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from wsis_d2.weak_labels.cam_labels import cue_labels, fixed_crops, record_crops, stitch_maps
+from wsis_d2.structures.annotation import record_crops
+from wsis_d2.weak_labels.cam_labels import cue_labels, fixed_crops, stitch_maps
 
 
 def test_the_fixed_crops_of_street_scenes():

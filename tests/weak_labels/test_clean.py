@@ -133,7 +133,7 @@ def test_outside_all_boxes_is_background_also_after_the_merge():
     boxes = [Box(3, 1, 0, 2, 0), Box(4, 3, 0, 4, 1, True)]
     masks = grid(".3... .....")
     options = only(merge=True, prior=True, outside_label=0)
-    voc = clean_labels(labels, mandg=masks, boxes=boxes, thing_ids=THINGS, options=options)
+    voc = clean_labels(labels, box_mask_map=masks, boxes=boxes, thing_ids=THINGS, options=options)
     assert voc.semantic.tolist() == grid("03... 0000.").tolist()
 
 

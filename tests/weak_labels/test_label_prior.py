@@ -4,9 +4,10 @@
 import numpy as np
 import pytest
 
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.label_prior import LabelPrior
-from wsis_d2.weak_labels.store import IGNORE, LabelStore
+from wsis_d2.weak_labels.store import LabelStore
 
 CATEGORIES = [{"id": k + 1, "name": f"class {k}", "isthing": 0} for k in range(3)]
 

@@ -6,15 +6,10 @@ import pytest
 from detectron2.config import get_cfg
 
 from wsis_d2.config import add_wsis_config
+from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
+from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.clean import Box
-from wsis_d2.weak_labels.merge import (
-    Annotation,
-    clean_options,
-    make_merged_labels,
-    merge_record,
-    record_boxes,
-)
+from wsis_d2.weak_labels.merge import clean_options, make_merged_labels, merge_record
 from wsis_d2.weak_labels.store import LabelStore
 
 # File ids are not contiguous and a thing comes first: 0 fish (thing), 1 cow (thing), 2 sky, 3 mud.
@@ -54,13 +49,13 @@ MASKS = np.array([[0, 0, 0, N, N, N], [0, 0, 0, 0, N, N]], np.uint8)
 
 
 def test_boxes_cover_every_pixel_they_touch():
-    assert record_boxes(record()) == [Box(0, 0, 0, 2, 1, False), Box(0, 2, 0, 3, 1, False)]
+    assert touched_boxes(record()) == [Box(0, 0, 0, 2, 1, False), Box(0, 2, 0, 3, 1, False)]
     with pytest.raises(InputError, match="bbox_mode 4"):
-        record_boxes(record(annotations=[{"bbox": [0] * 4, "bbox_mode": 4, "category_id": 0}]))
+        touched_boxes(record(annotations=[{"bbox": [0] * 4, "bbox_mode": 4, "category_id": 0}]))
 
 
 def test_masks_win_and_stuff_fills_the_rest():
-    annotation = Annotation.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES)
     labels = merge_record(record(), CUES, MASKS, annotation, clean_options(config(), annotation))
     # Class 0 is a thing here and wins; the cow cue has no box; column 2 is in both boxes.
     assert labels.semantic.tolist() == [[0, 0, 0, 2, 2, N], [0, 0, 0, 0, 3, N]]
@@ -77,7 +72,7 @@ def test_masks_win_and_stuff_fills_the_rest():
 
 
 def test_instances_from_masks_settle_what_boxes_cannot():
-    annotation = Annotation.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES)
     masks = (
         np.array([[1, 1, 1, -1, -1, -1], [1, 1, 2, 2, -1, -1]], np.int32),
         [{"id": 1, "category_id": 0}, {"id": 2, "category_id": 0}],
@@ -89,7 +84,7 @@ def test_instances_from_masks_settle_what_boxes_cannot():
 
 
 def test_tags_filter_by_image_where_there_are_no_crops():
-    annotation = Annotation.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES)
     options = clean_options(config(), annotation)
     labels = merge_record(record(image_tags=[3]), CUES, MASKS, annotation, options)
     assert labels.semantic.tolist() == [[0, 0, 0, N, N, N], [0, 0, 0, 0, 3, N]]
@@ -98,7 +93,7 @@ def test_tags_filter_by_image_where_there_are_no_crops():
 def test_background_outside_boxes_needs_no_cue_and_no_tag():
     # Pascal VOC: class 0 is background, the only stuff; 1 is a thing.
     categories = [{"id": 0, "name": "background", "isthing": 0}, {"id": 1, "name": "cat"}]
-    annotation = Annotation.of(categories, outside_boxes=0)
+    annotation = AnnotatedClasses.of(categories, outside_boxes=0)
     cat = record(
         annotations=[{"bbox": [0, 0, 3, 2], "bbox_mode": 0, "category_id": 1}], image_tags=[1]
     )
@@ -113,7 +108,7 @@ def test_background_outside_boxes_needs_no_cue_and_no_tag():
 def test_unreliable_boxes_switch_tags_prior_and_instances_off():
     cfg = config()
     cfg.CLEAN.TAGS = cfg.CLEAN.PRIOR = cfg.CLEAN.INSTANCES = False
-    annotation = Annotation.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES)
     labels = merge_record(
         record(annotations=[], image_tags=[]),
         CUES,
@@ -128,7 +123,7 @@ def test_unreliable_boxes_switch_tags_prior_and_instances_off():
 def test_steps_by_round():
     cfg = config()
     cfg.CLEAN.SCORE_THRESHOLD, cfg.CLEAN.MERGE_ROUNDS = 0.99, 5
-    annotation = Annotation.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES)
     rounds = {k: clean_options(cfg, annotation, k) for k in (0, 1, 5, 6)}
     assert [o.score_threshold for o in rounds.values()] == [None, 0.99, 0.99, 0.99]
     assert [o.merge for o in rounds.values()] == [True, True, True, False]

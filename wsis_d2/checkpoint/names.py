@@ -4,7 +4,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
@@ -30,6 +30,7 @@ class Weights:
         loose: names are ends of the model's, as in Detectron's first version.
         torchvision: a network of torchvision, which is used to standardised colours and strides
             in the 3x3 convolutions of its bottlenecks.
+        published: the arrays by the file's own names.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -38,13 +39,14 @@ class Weights:
     folded: bool = False
     loose: bool = False
     torchvision: bool = False
+    published: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "") -> Weights:
     """Read a file of this project, Detectron2, Detectron (Caffe2), torchvision or timm.
 
     Args:
-        path: file, URL or ``wsis-d2://ID``.
+        path: file, URL, ``wsis-d2://ID`` or another address of :func:`load_file`.
         key: the config key or option that named it, for messages.
         image_format: channel order that the network will see, INPUT.FORMAT. ImageNet networks are
             turned to it: torchvision's and timm's learned from RGB, Caffe2's from BGR.
@@ -64,6 +66,7 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
     loose, author = bool(checkpoint.get("matching_heuristics")), checkpoint.get("__author__")
     if all(name.startswith("module.") for name in arrays):  # written under DistributedDataParallel
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    published = dict(arrays)
     if author == "Caffe2":
         arrays, _ = convert_c2_detectron_names(arrays)
     folded = author == "Caffe2" and not any("running_" in name for name in arrays)
@@ -85,6 +88,7 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
         folded=folded,
         loose=loose and not backbone,
         torchvision=torchvision,
+        published=published,
     )
 
 

@@ -13,7 +13,8 @@ may begin with new heads and says which (:func:`load_for_training`).
 """
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from torch import nn
 
 from wsis_d2.checkpoint.coverage import TRAINED, check, first_of, is_auxiliary, load_into
 from wsis_d2.checkpoint.names import Weights, match_ends, read_weights
+from wsis_d2.modeling.backbone import TimmBackbone
+from wsis_d2.modeling.backbone.folded import NormInConv
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ WEIGHT_KEYS = ("MODEL.WEIGHTS", *PART_KEYS.values(), BACKBONE_KEY, "ITERATIVE.FI
 # Where a detector of Detectron2 stands in the model, and its heads that have no place there.
 _RCNN = "detector.rcnn."
 _OTHER_HEADS = ("roi_heads.mask_head.", "roi_heads.keypoint_head.", "sem_seg_head.")
+# The layers of Faster R-CNN, Cascade R-CNN and RetinaNet whose shape tells of the classes.
+_CLASS_LAYERS = re.compile(r"rcnn\.(roi_heads\.box_predictor\.(\d+\.)?|head\.cls_score\.)")
 _PARTIAL = (
     "train it with the same keys, or set MODEL.WSIS.PARTIAL_WEIGHTS True to begin with these at "
     "random"
@@ -202,7 +207,7 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.MODEL.WEIGHTS:
         load_trained(model, cfg.MODEL.WEIGHTS, key="MODEL.WEIGHTS")
         return
-    parts = [part for part in _present(model) if part in PART_KEYS]
+    parts = [p for p in _present(model) if p in PART_KEYS and getattr(model, p).state_dict()]
     named = {part: _value(cfg, PART_KEYS[part]) for part in parts}
     unnamed = [PART_KEYS[part] for part, path in named.items() if not path]
     if not parts or unnamed:
@@ -218,7 +223,13 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def load_part(
-    model: nn.Module, part: str, weights: Weights, *, partial: bool = False, hint: str = TRAINED
+    model: nn.Module,
+    part: str,
+    weights: Weights,
+    *,
+    partial: bool = False,
+    hint: str = TRAINED,
+    new_classes: bool = False,
 ) -> list[str]:
     """Fill one part from a checkpoint that holds it, or from a plain Detectron2 model.
 
@@ -227,6 +238,7 @@ def load_part(
         part: one of ``PARTS``.
         weights: arrays named ``PART.…`` are taken; of a file without parts, all of them.
         partial, hint: see :func:`load_into`.
+        new_classes: a detector's last layers may be of other classes; they are left as they are.
 
     Returns:
         The model's names that were left as they were.
@@ -234,10 +246,32 @@ def load_part(
     Raises:
         InputError: as :func:`load_into`.
     """
-    left = load_into(
-        getattr(model, part), partial=partial, hint=hint, **_as_part(model, part, weights)
-    )
+    arguments, module = _as_part(model, part, weights), getattr(model, part)
+    if new_classes:
+        arguments["arrays"], new = _without_classes(arguments["arrays"], module.state_dict())
+        arguments["allow_missing"] = new
+        if new:
+            logger.warning(
+                "%s: is of other classes; new, to be trained: %s", weights.source, ", ".join(new)
+            )
+    left = load_into(module, partial=partial, hint=hint, **arguments)
     return [f"{part}.{name}" for name in left]
+
+
+def _without_classes(
+    arrays: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Drop a detector's last layers where a number of classes differs; return them too."""
+    layers: dict[str, bool] = {}
+    for name in wanted:
+        found = _CLASS_LAYERS.match(name)
+        if found:
+            differs = name in arrays and arrays[name].shape != wanted[name].shape
+            layers[found[0]] = layers.get(found[0], False) or differs
+    new = [layer for layer, differs in layers.items() if differs]
+    return {n: v for n, v in arrays.items() if not n.startswith(tuple(new))} if new else dict(
+        arrays
+    ), new
 
 
 def load_backbone(model: nn.Module, name: str, weights: Weights) -> None:
@@ -258,9 +292,15 @@ def load_backbone(model: nn.Module, name: str, weights: Weights) -> None:
     prefixes = [n.removesuffix(first) for n in weights.arrays if f".{n}".endswith(f".{first}")]
     best = max(prefixes, key=lambda p: sum(p + n in weights.arrays for n in wanted), default="")
     arrays = {n.removeprefix(best): v for n, v in weights.arrays.items() if n.startswith(best)}
-    _check_input(model, name, weights)
+    elsewhere: list[str] = []
+    if isinstance(module, TimmBackbone):
+        if not prefixes:  # not a checkpoint of a network that has this backbone
+            arrays, elsewhere = module.own_names(weights.published)
+    else:
+        _check_input(model, name, weights)
     load_into(
         module, arrays, source=weights.source, what=name, folded=weights.folded,
+        allow_foreign=elsewhere,
         hint="name weights of the same depth, width and norm",
     )  # fmt: skip
 
@@ -293,6 +333,14 @@ def backbones_of(model: nn.Module) -> list[str]:
     """Return the names of a network's backbones; of a feature pyramid, that of its ResNet."""
     found = [n for n, m in model.named_modules() if isinstance(m, Backbone) and m.state_dict()]
     return [n for n in found if not any(other.startswith(f"{n}.") for other in found)]
+
+
+def is_backbone(model: nn.Module, weights: Weights) -> bool:
+    """Whether a file holds a backbone alone: an ImageNet ResNet, or what timm's backbones take."""
+    modules = [model.get_submodule(name) for name in backbones_of(model)]
+    return weights.backbone or any(
+        isinstance(m, TimmBackbone) and m.recognizes(weights.published) for m in modules
+    )
 
 
 class _Start:
@@ -332,7 +380,8 @@ class _Start:
             )
         for part in parts:
             self.note(part, load_part(
-                self.model, part, weights, partial=self.partial, hint=_PARTIAL
+                self.model, part, weights, partial=self.partial, hint=_PARTIAL,
+                new_classes=getattr(self.model, "stage", "") == "detector",
             ))  # fmt: skip
 
     def part(self, part: str, key: str, path: str) -> None:
@@ -401,7 +450,8 @@ class _Start:
             )
         for name in backbones_of(self.model):
             module = self.model.get_submodule(name)
-            norms = any(isinstance(m, FrozenBatchNorm2d) for m in module.modules())
+            frozen_norm = (FrozenBatchNorm2d, NormInConv)
+            norms = any(isinstance(m, frozen_norm) for m in module.modules())
             if norms and any(f"{name}.{n}" in self.left for n, _ in module.named_parameters()):
                 logger.warning(
                     "%s starts at random with batch norms that never learn (FrozenBN); name "
@@ -436,13 +486,14 @@ def load_for_training(cfg: CfgNode, model: nn.Module) -> None:
     """
     start, path = _Start(cfg, model), cfg.MODEL.WEIGHTS
     weights = read_weights(path, "MODEL.WEIGHTS", cfg.INPUT.FORMAT) if path else None
-    if weights is not None and not weights.backbone:
+    alone = weights is not None and is_backbone(model, weights)
+    if weights is not None and not alone:
         start.whole(weights)
     for part, key in PART_KEYS.items():
         if _value(cfg, key):
             start.part(part, key, _value(cfg, key))
     if _value(cfg, BACKBONE_KEY):
         start.backbone(_value(cfg, BACKBONE_KEY))
-    if weights is not None and weights.backbone:
+    if alone:
         start.all_backbones(weights)
     start.finish()

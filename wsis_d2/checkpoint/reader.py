@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 
+from wsis_d2.checkpoint.pretrained import pretrained_file
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.requirements import import_optional
 
 TRUST_VARIABLE = "WSIS_D2_TRUST_CHECKPOINTS"
 
@@ -75,7 +76,7 @@ def _numpy_globals() -> list[Any]:
 
 
 def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> Any:
-    """Return what a ``.pth``, ``.pyth`` or ``.pkl`` file holds, tensors on the CPU.
+    """Return what a ``.pth``, ``.pkl`` or ``.safetensors`` file holds, tensors on the CPU.
 
     Args:
         path: a local file.
@@ -87,7 +88,9 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
     path = Path(path)
     trust = trusts_checkpoints() if trust is None else trust
     if path.is_dir():
-        raise InputError(f"{path}: a folder, expected a checkpoint file (.pth or .pkl)")
+        raise InputError(
+            f"{path}: a folder, expected a checkpoint file (.pth, .pkl or .safetensors)"
+        )
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -100,7 +103,11 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
                 if trust:
                     return pickle.load(file, encoding="latin1")
                 return _PlainUnpickler(file, encoding="latin1").load()
+        if path.suffix == ".safetensors":
+            return _safetensors_load(path)
         return _torch_load(path, trust)
+    except InputError:
+        raise
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
         named = re.search(r"(?:asks for|GLOBAL|[Uu]nsupported class) +([\w.]+)", str(error))
         if named:
@@ -123,6 +130,14 @@ def _broken(path: Path, error: BaseException) -> str:
         f"{path}: cannot be read as a checkpoint, truncated or of another format ({reason}); "
         "copy or download it again"
     )
+
+
+def _safetensors_load(path: Path) -> dict[str, torch.Tensor]:
+    library = import_optional("safetensors.torch", "pretrained")
+    try:
+        return library.load_file(path)
+    except import_optional("safetensors", "pretrained").SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def _torch_load(path: Path, trust: bool) -> Any:
@@ -166,7 +181,8 @@ def load_file(path: str) -> dict[str, Any]:
     """Read a checkpoint wherever Detectron2 finds one; its parameters are the entry ``model``.
 
     Args:
-        path: file, URL, ``detectron2://...`` or ``wsis-d2://ID``.
+        path: file, URL, ``detectron2://...``, ``wsis-d2://ID``, or an address of
+            :mod:`wsis_d2.checkpoint.pretrained`.
 
     Returns:
         What the file holds, as Detectron2's checkpointer gives it: ``matching_heuristics`` marks
@@ -176,14 +192,14 @@ def load_file(path: str) -> dict[str, Any]:
         InputError: it cannot be fetched or read, or is no checkpoint.
     """
     try:
-        local = PathManager.get_local_path(path)
+        local = pretrained_file(path)
     except (OSError, AssertionError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({text})") from None
     data = read_checkpoint(local)
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds {type(data).__name__}, expected a checkpoint")
-    if str(path).endswith(".pkl"):
+    if str(local).endswith(".pkl"):
         if "model" in data and "__author__" in data:
             return data
         data = data.get("blobs", data)

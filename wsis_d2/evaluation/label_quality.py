@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels.store import IGNORE, LabelStore
+from wsis_d2.weak_labels.store import LabelStore
 
 #: Upper ends of object sizes in true pixels, COCO's.
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}

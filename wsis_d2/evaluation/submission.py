@@ -25,11 +25,10 @@ from wsis_d2.data.panoptic_format import (
 from wsis_d2.evaluation.from_files import read_label_png
 from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.structures.classes import ClassTable, parse_categories
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.progress import progress
-
-_IGNORE = 255
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _label_ids(labels: np.ndarray, classes: ClassTable, png: Path) -> np.ndarray
     """Return the server's label ids; no class becomes 0 (background or unlabeled)."""
     table = np.zeros(256, np.uint8)
     table[: len(classes)] = classes.ids
-    bad = (labels >= len(classes)) & (labels != _IGNORE)
+    bad = (labels >= len(classes)) & (labels != IGNORE)
     if bad.any():
         raise InputError(
             f"{png}: class number {labels[bad][0]}, expected 0 to {len(classes) - 1} or 255"

@@ -74,14 +74,13 @@ class PanopticGraph(nn.Module):
         Cutting goes by index here, as padding does: slices would make the program depend on
         whether a size needs padding.
         """
-        semantic, stride = self.semantic, self.semantic.head.stride
+        semantic = self.semantic
         height, width = image.shape[-2:]
-        high = -(-(height - 1) // stride) * stride + 1
-        wide = -(-(width - 1) // stride) * stride + 1
+        high, wide = semantic.padded(height), semantic.padded(width)
         batch = (image - semantic.pixel_mean) / semantic.pixel_std
         batch = pad_by_index(batch, high, wide)
         logits, _ = semantic.head(semantic.backbone(batch[None]))
-        logits = F.interpolate(logits, size=(high, wide), mode="bilinear", align_corners=True)[0]
+        logits = semantic.upsample(logits, (high, wide))[0]
         logits = logits.index_select(1, torch.arange(height, device=image.device))
         logits = logits.index_select(2, torch.arange(width, device=image.device))
         return F.softmax(logits.float(), dim=0)
@@ -165,9 +164,9 @@ def compare_with_eager(
         things = found["boxes"].shape[0] - len(model.stuff_ids)
         name = f"{height} x {width}, {things} detections"
         if detect:
-            wanted = model._unified(model.detector.detect(image))
+            wanted = model._unified(model.detector.detect([image])[0])
             _check_detections(found, wanted, things, tolerance, name)
-        probabilities = model.semantic.probabilities(image)
+        probabilities = model.semantic.probabilities([image])[0]
         boxes, scores, classes = (found[k][:things] for k in ("boxes", "scores", "classes"))
         labels = make_labels(boxes, scores, classes, model.stuff_ids, (height, width))
         wanted = model.instance(probabilities, image, labels)

@@ -69,7 +69,8 @@ class AnnotationLosses:
         possible = self.possible(sample, probabilities.shape[-2:], probabilities.device)
         mass = (probabilities * possible).sum(0)
         some = possible.any(0)
-        own = (probabilities * possible / mass.clamp(min=_TINY))[:, some]
+        cells = some.sum().clamp(min=1)
+        own = probabilities * possible / mass.clamp(min=_TINY)
         tags = [
             self.surest(probabilities[class_id], sample, window, self.tag_share)
             for window, target in zip(sample["crops"], sample["crop_targets"], strict=True)
@@ -83,10 +84,10 @@ class AnnotationLosses:
             if not group and _is_whole(box, sample)
         ]
         losses = {
-            "possible": -mass[some].clamp(min=_TINY).log().mean() if some.any() else zero,
+            "possible": -(mass.clamp(min=_TINY).log() * some).sum() / cells,
             "tags": torch.stack(tags).mean() if tags else zero,
             "boxes": torch.stack(boxes).mean() if boxes else zero,
-            "entropy": -(own * own.clamp(min=_TINY).log()).sum(0).mean() if some.any() else zero,
+            "entropy": -(own * own.clamp(min=_TINY).log() * some).sum() / cells,
         }
         return {name: weight * losses[name] for name, weight in self.weights.items()}
 

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
+from wsis_d2.config_checks import check_device
 from wsis_d2.utils.errors import InputError
 
 
@@ -12,9 +13,10 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, as Detectron2's ``build_model``.
 
     Raises:
-        InputError: a name that is not registered, features that are not there, or another value
-            that the model's parts refuse.
+        InputError: a device that is not here, a name that is not registered, features that are not
+            there, or another value that the model's parts refuse.
     """
+    check_device(cfg)
     try:
         return build_detectron2_model(cfg)
     except InputError:

@@ -2,9 +2,10 @@
 """Label scores to the panoptic result: one segment a label, scores of every ranking mode."""
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 
 from wsis_d2.modeling.instance.labels import InstanceLabels
+from wsis_d2.modeling.instance.matching import count_values
 
 SCORE_MODES = ("detection", "mean_confidence")
 
@@ -66,33 +67,31 @@ def panoptic_result(
         return segmentation, []
     flat = assignment.flatten()
     own_class = probabilities.gather(0, labels.classes[assignment][None])[0].flatten().double()
-    area = torch.bincount(flat, minlength=count)
-    total = torch.bincount(flat, weights=own_class, minlength=count)
-    confidence = (total / area.clamp(min=1)).tolist()
-    area = area.tolist()
-    table = torch.zeros(count, dtype=torch.int32, device=assignment.device)
-    segments = []
-    for index in range(count):
-        if area[index] == 0:
+    area = count_values(flat, count)
+    total = own_class.new_zeros(count).scatter_add_(0, flat, own_class)
+    # One read from the device for all segments.
+    numbers = [total / area.clamp(min=1), area, labels.scores, labels.classes]
+    rows = torch.stack([n.double() for n in numbers], dim=1).tolist()
+    table, segments = [0] * count, []
+    for index, (confidence, pixels, detection, class_id) in enumerate(rows):
+        if pixels == 0:
             continue
         thing = index < labels.num_things
-        scores = {
-            "detection": float(labels.scores[index]) if thing else 1.0,
-            "mean_confidence": confidence[index],
-        }
+        scores = {"detection": detection if thing else 1.0, "mean_confidence": confidence}
         table[index] = len(segments) + 1
         segments.append(
             {
                 "id": len(segments) + 1,
-                "category_id": int(labels.classes[index]),
+                "category_id": int(class_id),
                 "isthing": thing,
                 "score": scores[thing_score if thing else stuff_score],
                 "scores": scores,
-                "area": area[index],
+                "area": int(pixels),
                 "label": index,
             }
         )
-    return table[assignment], segments
+    ids = torch.tensor(table, dtype=torch.int32, device=assignment.device)
+    return ids[assignment], segments
 
 
 def segments_to_instances(segmentation: torch.Tensor, segments: list[dict]) -> Instances:
@@ -112,10 +111,20 @@ def segments_to_instances(segmentation: torch.Tensor, segments: list[dict]) -> I
     masks = segmentation[None] == ids[:, None, None]
     instances = Instances(tuple(segmentation.shape))
     instances.pred_masks = masks
-    instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
-    instances.pred_boxes.tensor = instances.pred_boxes.tensor.to(device)
+    instances.pred_boxes = Boxes(_tight_boxes(masks))
     instances.scores = torch.tensor([s["score"] for s in things], device=device)
     instances.pred_classes = torch.tensor(
         [s["category_id"] for s in things], dtype=torch.int64, device=device
     )
     return instances
+
+
+def _tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Boxes of masks (N, H, W), none empty, (N, 4) float32 XYXY with exclusive right and bottom."""
+    corners = []
+    for axis in (1, 2):  # what is left over columns, then over rows
+        used = masks.any(dim=axis).to(torch.uint8)
+        last = used.shape[1] - used.flip(1).argmax(dim=1)
+        corners.append((used.argmax(dim=1), last))
+    (left, right), (top, bottom) = corners
+    return torch.stack([left, top, right, bottom], dim=1).float()

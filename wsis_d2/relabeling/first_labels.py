@@ -10,14 +10,10 @@ from detectron2.config import CfgNode
 
 from wsis_d2.relabeling.tag_classifier import TRAIN_COMMAND, classifier_config
 from wsis_d2.relabeling.tag_cues import make_tag_labels, tags_recipe
+from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
-from wsis_d2.weak_labels.merge import (
-    Annotation,
-    clean_options,
-    make_merged_labels,
-    merge_recipe,
-)
+from wsis_d2.weak_labels.merge import clean_options, make_merged_labels, merge_recipe
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -48,7 +44,7 @@ def make_all_labels(
         classifier: the tag classifier's checkpoint; not needed where no record tags any stuff but
             the class outside boxes.
         outside_boxes: "ignore" or the class outside all boxes.
-        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
+        has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
         workers, limit, force, dry_run, ray_address: as for each part.
 
     Returns:
@@ -57,7 +53,7 @@ def make_all_labels(
     Raises:
         InputError: stuff is tagged and there is no classifier; or a part's error.
     """
-    annotation = Annotation.of(categories, outside_boxes, has_boxes)
+    annotation = AnnotatedClasses.of(categories, outside_boxes, has_boxes)
     known = annotation.thing_ids | annotation.outside_classes
     tagged = any(
         set(tags) - known

@@ -9,8 +9,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.clean import IGNORE
 from wsis_d2.weak_labels.store import LabelStore
 
 

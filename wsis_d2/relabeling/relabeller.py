@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from wsis_d2.modeling.averaged import averaged_semantics
+from wsis_d2.structures.annotation import AnnotatedClasses
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.clean import IGNORE, CleanOptions
+from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.label_prior import LabelPrior
-from wsis_d2.weak_labels.merge import Annotation, clean_record, record_possible_classes
+from wsis_d2.weak_labels.merge import clean_record, record_possible_classes
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
 
 
@@ -33,7 +35,7 @@ class Relabeller:
         self,
         model: nn.Module,
         mapper: Callable[[dict], dict],
-        annotation: Annotation,
+        annotation: AnnotatedClasses,
         clean: CleanOptions,
         refine: RefineOptions,
         masks: Callable[[Mapping], np.ndarray] | None,

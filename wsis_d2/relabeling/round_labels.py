@@ -20,11 +20,12 @@ from wsis_d2.relabeling.earlier_labels import label_prior, trust
 from wsis_d2.relabeling.mask_source import MaskSource, masks_store
 from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config
 from wsis_d2.relabeling.relabeller import Relabeller
+from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions
-from wsis_d2.weak_labels.merge import Annotation, clean_options
+from wsis_d2.weak_labels.merge import clean_options
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -89,7 +90,7 @@ def relabel(
     """
     metadata = MetadataCatalog.get(name)
     classes = dataset_classes(name)
-    annotation = Annotation.of_dataset(metadata)
+    annotation = AnnotatedClasses.of_dataset(metadata)
     clean = clean_options(cfg, annotation, round_number)
     refine = RefineOptions.from_config(cfg)
     source = masks_store(cfg, name, first_store) if clean.merge else None
@@ -162,7 +163,7 @@ def _make_relabeller(
     cfg_text: str,
     weights: str,
     classes: ClassTable,
-    annotation: Annotation,
+    annotation: AnnotatedClasses,
     clean: CleanOptions,
     masks_store: Path | None,
     last_store: Path,

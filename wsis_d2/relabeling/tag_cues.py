@@ -17,6 +17,7 @@ from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
+from wsis_d2.structures.annotation import record_crops
 from wsis_d2.structures.classes import (
     in_order,
     match_classes,
@@ -24,11 +25,12 @@ from wsis_d2.structures.classes import (
     place_table,
     record_in_classes,
 )
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.cam_labels import IGNORE, cue_labels, record_crops, stitch_maps
+from wsis_d2.weak_labels.cam_labels import cue_labels, stitch_maps
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
-
-IGNORE = 255
 
 
 @dataclass

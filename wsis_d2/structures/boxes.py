@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Boxes in whole pixels, and the rules by which real-valued corners become pixels.
 
-Annotated corners are continuous: pixel k spans [k, k + 1). Which pixels a box has, one rule decides:
+Annotated corners are continuous: pixel k spans [k, k + 1). Which pixels a box has, a rule decides:
 
 - :func:`by_centre`: those whose centre it covers; boxes to masks, where a box is to be as tight as
   its object;

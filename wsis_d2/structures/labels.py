@@ -12,7 +12,7 @@ A class has up to three ids, and an object one:
 - *instance id*: of an object in an instance map, from 1; 0 is no instance.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,21 +22,13 @@ INSTANCE_IGNORE = -1
 """The same in instance maps, int32 (H, W)."""
 
 
-def lookup_table(labels: Mapping[int, int]) -> np.ndarray:
-    """Return a table that maps the given ids and leaves every other one ignore.
-
-    Args:
-        labels: id in 0..255 to contiguous id in 0..255.
+def keep_table(class_ids: Iterable[int]) -> np.ndarray:
+    """Return a table that keeps contiguous ids and makes every other one ignore.
 
     Returns:
-        (256,) uint8, to be indexed with a uint8 map.
+        (256,) uint8, to be indexed with a semantic map.
     """
+    kept = list(class_ids)
     table = np.full(256, IGNORE, np.uint8)
-    for found, wanted in labels.items():
-        table[found] = wanted
+    table[kept] = kept
     return table
-
-
-def keep_table(class_ids: Iterable[int]) -> np.ndarray:
-    """Return a table that keeps the given contiguous ids and makes every other one ignore."""
-    return lookup_table({class_id: class_id for class_id in class_ids})

@@ -1,9 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Detectron2 is not on any package index, so its absence is told with the command that mends it."""
+"""Packages that may be missing are told with the command that installs them."""
 
 import importlib.util
 import re
 from importlib import metadata
+from types import ModuleType
+
+from wsis_d2.utils.errors import InputError
 
 MINIMUM = (0, 6)
 INSTALL = "pip install ./packaging/detectron2"
@@ -36,3 +39,21 @@ def check_detectron2() -> None:
             f"wsis_d2 needs Detectron2 0.6 or newer, found {version}: run `pip uninstall -y "
             f"detectron2 && {INSTALL}` in the checkout of wsis_d2."
         )
+
+
+def import_optional(module: str, extra: str) -> ModuleType:
+    """Import a package of one of the extras.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise
+        raise InputError(
+            f"the package {package} is not installed: pip install '.[{extra}]' in the checkout, or "
+            f"pip install {package}"
+        ) from None

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
-
-IGNORE = 255
 
 
 def draw_layer(

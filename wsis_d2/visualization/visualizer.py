@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 
-IGNORE = 255
 LABEL_ALPHA = 165
 STUFF_SEGMENT = 1 << 20
 _BAND = 64  # rows

@@ -7,15 +7,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from wsis_d2.structures.annotation import centre_boxes
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
-from wsis_d2.weak_labels.box_masks import (
-    BoxLabelOptions,
-    make_box_labels,
-    thing_boxes,
-)
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
 from wsis_d2.weak_labels.driver import Labels, report_plan, run
 from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
-from wsis_d2.weak_labels.store import IGNORE, LabelStore
+from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ class BoxLabeller:
         proposals = None
         if self._source is not None:
             proposals = functools.partial(self._source, image, record)
-        return make_box_labels(image, thing_boxes(record), proposals, self._options, self._outside)
+        return make_box_labels(image, centre_boxes(record), proposals, self._options, self._outside)
 
 
 def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:

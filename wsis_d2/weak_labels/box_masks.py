@@ -7,50 +7,23 @@ have a fallback.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from wsis_d2.structures.boxes import Box
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.driver import Labels
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, ellipse_mask, grabcut_mask
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
 from wsis_d2.weak_labels.proposals.select import MODES, select_proposal
-from wsis_d2.weak_labels.store import IGNORE, INSTANCE_IGNORE
 
 MASKS = ("agreement", "grabcut", "mcg", "box")
 FALLBACKS = ("none", "mcg", "ellipse")
 OVERLAPS = ("smaller", "ignore")
 #: An image with a shorter side, in pixels, is counted: hardly anything can be told apart in it.
 TINY_IMAGE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class ThingBox:
-    """A box of a countable class.
-
-    Attributes:
-        class_id: contiguous class id.
-        x0, y0, x1, y1: pixels, x1 and y1 exclusive, inside the image.
-        is_group: a crowd's box: it holds several objects and stays ignore.
-    """
-
-    class_id: int
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    is_group: bool = False
-
-    @property
-    def corners(self) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1."""
-        return self.x0, self.y0, self.x1, self.y1
-
-    @property
-    def area(self) -> int:
-        """Pixels."""
-        return (self.x1 - self.x0) * (self.y1 - self.y0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +81,7 @@ class BoxLabelOptions:
 
 @dataclasses.dataclass
 class BoxParts:
-    """What the two parts say about one box, each (y1 - y0, x1 - x0) bool or None (not asked).
+    """What the two parts say about one box, each bool of the box's shape or None (not asked).
 
     Attributes:
         grabcut: GrabCut's foreground; None also where there is no background to compare with.
@@ -121,29 +94,9 @@ class BoxParts:
     index: int | None = None
 
 
-def thing_boxes(record: Mapping) -> list[ThingBox]:
-    """Return a weak record's boxes in pixels, in the order of the annotation.
-
-    A pixel belongs to a box if its centre does; a box keeps at least one pixel.
-    """
-    height, width = int(record["height"]), int(record["width"])
-    boxes = []
-    for annotation in record.get("annotations", []):
-        x0, y0, x1, y1 = (float(v) for v in annotation["bbox"])
-        if int(annotation.get("bbox_mode", 0)) == 1:  # Detectron2's BoxMode.XYWH_ABS
-            x1, y1 = x0 + x1, y0 + y1
-        left = min(max(int(np.floor(x0 + 0.5)), 0), width - 1)
-        top = min(max(int(np.floor(y0 + 0.5)), 0), height - 1)
-        right = min(max(int(np.floor(x1 + 0.5)), left + 1), width)
-        bottom = min(max(int(np.floor(y1 + 0.5)), top + 1), height)
-        group = bool(annotation.get("iscrowd", 0))
-        boxes.append(ThingBox(int(annotation["category_id"]), left, top, right, bottom, group))
-    return boxes
-
-
 def make_box_labels(
     image: np.ndarray,
-    boxes: Sequence[ThingBox],
+    boxes: Sequence[Box],
     proposals: ProposalSet | Callable[[], ProposalSet] | None,
     options: BoxLabelOptions,
     outside: int = IGNORE,
@@ -171,7 +124,7 @@ def make_box_labels(
     masks, segments, seen = [], [], set()
     maker = _Lazy(proposals)
     for box in boxes:
-        in_a_box[_window(box)] = True
+        in_a_box[box.window] = True
         if box.is_group:
             counters["boxes_group"] += 1
             continue
@@ -232,18 +185,18 @@ def new_counters() -> dict:
 
 def box_mask(
     image: np.ndarray,
-    box: ThingBox,
+    box: Box,
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
     counters: dict,
 ) -> np.ndarray:
-    """Return the pixels of a box that are its object, (y1 - y0, x1 - x0) bool; count what happens.
+    """Return the pixels of a box that are its object, bool of its shape; count what happens.
 
     All false means: the whole box stays ignore.
     """
     height, width = image.shape[:2]
-    shape = (box.y1 - box.y0, box.x1 - box.x0)
-    if box.x0 == 0 or box.y0 == 0 or box.x1 == width or box.y1 == height:
+    shape = box.shape
+    if box.x0 == 0 or box.y0 == 0 or box.x1 + 1 == width or box.y1 + 1 == height:
         counters["boxes_border"] += 1
     if options.masks == "box":
         return np.ones(shape, bool)
@@ -253,7 +206,7 @@ def box_mask(
     counters["boxes_whole_image"] += whole
     parts = BoxParts(None, None)
     if not tiny and not whole:
-        if _is_uniform(image[_window(box)]):
+        if _is_uniform(image[box.window]):
             counters["boxes_uniform"] += 1
         parts = box_parts(image, box, proposals, options)
         mask = combine(parts, options.masks)
@@ -276,7 +229,7 @@ def box_mask(
 
 def box_parts(
     image: np.ndarray,
-    box: ThingBox,
+    box: Box,
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
 ) -> BoxParts:
@@ -285,22 +238,22 @@ def box_parts(
     if options.masks in ("agreement", "grabcut"):
         parts.grabcut = grabcut_mask(image, box.corners, options.grabcut)
         if parts.grabcut is None:
-            parts.grabcut = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
+            parts.grabcut = np.zeros(box.shape, bool)
     if options.masks in ("agreement", "mcg"):
         parts.index, parts.proposal = best_proposal(proposals(), box, options.selection)
     return parts
 
 
 def best_proposal(
-    proposals: ProposalSet | None, box: ThingBox, selection: str
+    proposals: ProposalSet | None, box: Box, selection: str
 ) -> tuple[int | None, np.ndarray | None]:
     """Return index and pixels (clipped to the box) of its proposal; None, None without a source."""
     if proposals is None:
         return None, None
     index = select_proposal(proposals, box.corners, selection)
     if index is None:
-        return None, np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
-    return index, proposals.mask(index)[_window(box)]
+        return None, np.zeros(box.shape, bool)
+    return index, proposals.mask(index)[box.window]
 
 
 def combine(parts: BoxParts, masks: str) -> np.ndarray:
@@ -315,7 +268,7 @@ def combine(parts: BoxParts, masks: str) -> np.ndarray:
 
 
 def _fallback(
-    box: ThingBox,
+    box: Box,
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
     parts: BoxParts,
@@ -325,38 +278,31 @@ def _fallback(
             return parts.proposal
         return best_proposal(proposals(), box, options.selection)[1]
     if options.fallback == "ellipse":
-        return ellipse_mask(box.y1 - box.y0, box.x1 - box.x0, options.fallback_radius)
+        return ellipse_mask(*box.shape, options.fallback_radius)
     return None
 
 
 def _paint(
-    masks: list[tuple[ThingBox, int, np.ndarray]],
+    masks: list[tuple[Box, int, np.ndarray]],
     semantic: np.ndarray,
     instance: np.ndarray,
     overlap: str,
 ) -> None:
     """Paint masks from the largest box to the smallest; settle what is claimed twice."""
     claimed = {box.class_id: np.zeros(semantic.shape, bool) for box, _, _ in masks}
+    # Pixels that two classes claim stay ignore: a third claim must not get them.
+    contested = np.zeros(semantic.shape, bool)
     for box, number, mask in sorted(masks, key=lambda m: -m[0].area):
-        window = _window(box)
+        window = box.window
         classes, ids, own = semantic[window], instance[window], claimed[box.class_id][window]
-        other = mask & (classes != IGNORE) & (classes != box.class_id)
+        if overlap == "ignore":
+            contested[window] |= mask & (classes != IGNORE) & (classes != box.class_id)
         classes[mask] = box.class_id
         ids[mask] = number
         ids[mask & own] = INSTANCE_IGNORE
-        if overlap == "ignore" and other.any():
-            classes[other] = _CONTESTED
-            ids[other] = INSTANCE_IGNORE
         own |= mask
-    semantic[semantic == _CONTESTED] = IGNORE
-
-
-#: Pixels that two classes claim, while painting goes on: a third claim must not get them.
-_CONTESTED = 254
-
-
-def _window(box: ThingBox) -> tuple[slice, slice]:
-    return np.s_[box.y0 : box.y1, box.x0 : box.x1]
+    semantic[contested] = IGNORE
+    instance[contested] = INSTANCE_IGNORE
 
 
 def _is_uniform(region: np.ndarray) -> bool:

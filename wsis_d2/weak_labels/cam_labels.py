@@ -1,11 +1,11 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Class activation maps to cue labels (paper 3.3), as pure functions of arrays."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-IGNORE = 255
+from wsis_d2.structures.labels import IGNORE
 
 
 def fixed_crops(
@@ -34,37 +34,6 @@ def _starts(length: int, crop: int) -> list[int]:
         return [0]
     overlap = -(-(count * crop - length) // (count - 1))
     return [k * (crop - overlap) for k in range(count)]
-
-
-def record_crops(
-    record: Mapping, extra: Collection[int] = ()
-) -> list[tuple[int, int, int, int, frozenset[int]]]:
-    """Return the crops of a weak record and their tags; without crop tags, the image as one crop.
-
-    Args:
-        record: a weak record; the ``box`` of a crop tag is ``[x, y, width, height]``.
-        extra: classes that every crop may hold beside its tags.
-
-    Returns:
-        ``(x0, y0, x1, y1, tags)`` each, ends exclusive; none where the record has no tags at all.
-    """
-    extra = frozenset(extra)
-    crops = record.get("crop_tags")
-    if crops:
-        return [
-            (
-                int(round(x)),
-                int(round(y)),
-                int(round(x + w)),
-                int(round(y + h)),
-                frozenset(crop["tags"]) | extra,
-            )
-            for crop in crops
-            for x, y, w, h in [crop["box"]]
-        ]
-    if not record.get("image_tags"):
-        return []
-    return [(0, 0, record["width"], record["height"], frozenset(record["image_tags"]) | extra)]
 
 
 def stitch_maps(

@@ -10,42 +10,14 @@ pure function of arrays: somebody who holds only maps and boxes can call it.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
 
 import numpy as np
 
-IGNORE = 255
-"""The semantic label that says "nothing is known here"."""
-INSTANCE_IGNORE = -1
-"""The same in instance maps."""
+from wsis_d2.structures.annotation import CropTags
+from wsis_d2.structures.boxes import Box
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table
+
 KEPT_IN_BOXES = ("stuff", "nothing", "things")
-
-
-class Box(NamedTuple):
-    """One annotated box of a thing, in whole pixels, both ends inclusive.
-
-    Attributes:
-        class_id: the class, 0 to 254.
-        x0, y0, x1, y1: first and last column and row; ``x1 < x0`` or ``y1 < y0`` is an empty box.
-        is_group: the box holds several objects that were not told apart (COCO's ``iscrowd``).
-    """
-
-    class_id: int
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    is_group: bool = False
-
-
-class CropTags(NamedTuple):
-    """The classes present in one crop; ``x1`` and ``y1`` are exclusive."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    tags: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -228,10 +200,9 @@ def check_tags(labels: np.ndarray, crops: Iterable[CropTags]) -> None:
         crops: the crops; what reaches past the image is cut off.
     """
     for crop in crops:
-        lookup = np.full(256, IGNORE, np.uint8)
         kept = [int(tag) for tag in crop.tags]
         _check_classes("crop_tags", kept)
-        lookup[kept] = kept
+        lookup = keep_table(kept)
         window = labels[max(crop.y0, 0) : max(crop.y1, 0), max(crop.x0, 0) : max(crop.x1, 0)]
         window[...] = lookup[window]
 
@@ -306,8 +277,7 @@ def ignore_stuff_in_boxes(
     labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int]
 ) -> None:
     """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups."""
-    lookup = np.full(256, IGNORE, np.uint8)
-    lookup[list(thing_ids)] = list(thing_ids)
+    lookup = keep_table(thing_ids)
     for box in boxes:
         if not box.is_group and not _is_empty(box):
             window = labels[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1]

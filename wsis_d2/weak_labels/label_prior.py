@@ -3,7 +3,8 @@
 
 import numpy as np
 
-from wsis_d2.weak_labels.store import IGNORE, LabelStore
+from wsis_d2.structures.labels import IGNORE
+from wsis_d2.weak_labels.store import LabelStore
 
 
 class LabelPrior:

@@ -8,26 +8,18 @@ are what wins in it. See :mod:`wsis_d2.weak_labels.clean`.
 import dataclasses
 import functools
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from wsis_d2.structures.annotation import AnnotatedClasses, record_crops, touched_boxes
 from wsis_d2.structures.classes import ClassTable, parse_categories
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.cam_labels import record_crops
-from wsis_d2.weak_labels.clean import (
-    IGNORE,
-    INSTANCE_IGNORE,
-    Box,
-    CleanOptions,
-    CleanResult,
-    clean_labels,
-    possible_classes,
-)
+from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -36,83 +28,7 @@ logger = logging.getLogger(__name__)
 INSTANCE_SOURCES = ("boxes", "masks")
 
 
-@dataclasses.dataclass(frozen=True)
-class Annotation:
-    """What a dataset knows of its classes; with a record, all that cleaning needs.
-
-    Attributes:
-        thing_ids: contiguous ids of the things.
-        outside_label: 255, or the class of everything outside all boxes (Pascal VOC: 0).
-        has_boxes: boxes and tags are complete; not so on Cityscapes' train_extra, whose boxes make
-            masks and are filled, but the tag check, the box prior and the instances are left out
-            (as the authors' README says).
-    """
-
-    thing_ids: frozenset[int]
-    outside_label: int = IGNORE
-    has_boxes: bool = True
-
-    @classmethod
-    def of(
-        cls,
-        categories: Sequence[Mapping],
-        outside_boxes: int | str = "ignore",
-        has_boxes: bool = True,
-    ) -> "Annotation":
-        """Read the annotation file's categories; contiguous ids follow ascending category ids."""
-        ordered = sorted(categories, key=lambda c: c["id"])
-        things = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
-        outside = IGNORE if outside_boxes == "ignore" else int(outside_boxes)
-        return cls(things, outside, has_boxes)
-
-    @classmethod
-    def of_dataset(cls, metadata) -> "Annotation":
-        """Read the metadata of a registered dataset."""
-        return cls.of(
-            metadata.categories,
-            metadata.get("outside_boxes", "ignore"),
-            metadata.get("has_boxes", True),
-        )
-
-    @property
-    def outside_classes(self) -> frozenset[int]:
-        """The class outside boxes, which needs no tag."""
-        return frozenset() if self.outside_label == IGNORE else frozenset({self.outside_label})
-
-
-def record_boxes(record: Mapping) -> list[Box]:
-    """Return a record's boxes in whole pixels, ends inclusive, in annotation order.
-
-    A pixel belongs to a box when the box covers any of it: 2.3 to 5.0 is columns 2, 3 and 4.
-    """
-    boxes = []
-    for annotation in record["annotations"]:
-        x0, y0, x1, y1 = _xyxy(annotation)
-        boxes.append(
-            Box(
-                int(annotation["category_id"]),
-                math.floor(x0),
-                math.floor(y0),
-                math.ceil(x1) - 1,
-                math.ceil(y1) - 1,
-                bool(annotation.get("iscrowd", 0)),
-            )
-        )
-    return boxes
-
-
-def _xyxy(annotation: Mapping) -> tuple[float, float, float, float]:
-    """Return the box of an annotation; Detectron2's BoxMode by its numbers, which need no torch."""
-    a, b, c, d = annotation["bbox"]
-    mode = int(annotation["bbox_mode"])
-    if mode == 0:  # XYXY_ABS
-        return a, b, c, d
-    if mode == 1:  # XYWH_ABS
-        return a, b, a + c, b + d
-    raise InputError(f"bbox_mode {mode}: expected XYXY_ABS (0) or XYWH_ABS (1)")
-
-
-def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOptions:
+def clean_options(cfg, annotation: AnnotatedClasses, round_number: int = 0) -> CleanOptions:
     """Read the ``CLEAN`` section for one round; round 0 is the merge of box masks and cues."""
     own = cfg.CLEAN
     score = own.SCORE_THRESHOLD if round_number > 0 and own.SCORE_THRESHOLD > 0 else None
@@ -135,7 +51,7 @@ def clean_options(cfg, annotation: Annotation, round_number: int = 0) -> CleanOp
 def clean_record(
     record: Mapping,
     labels: np.ndarray,
-    annotation: Annotation,
+    annotation: AnnotatedClasses,
     options: CleanOptions,
     scores: np.ndarray | None = None,
     masks: np.ndarray | None = None,
@@ -156,7 +72,7 @@ def clean_record(
         labels,
         scores,
         masks,
-        boxes=record_boxes(record),
+        boxes=touched_boxes(record),
         crop_tags=crops,
         image_tags=tags,
         thing_ids=annotation.thing_ids,
@@ -168,14 +84,14 @@ def record_possible_classes(
     record: Mapping,
     shape: tuple[int, int],
     num_classes: int,
-    annotation: Annotation,
+    annotation: AnnotatedClasses,
     options: CleanOptions,
 ) -> np.ndarray:
     """:func:`possible_classes` of one weak record: (num_classes, H, W) bool."""
     return possible_classes(
         shape,
         num_classes,
-        record_boxes(record),
+        touched_boxes(record),
         record_crops(record, annotation.outside_classes),
         annotation.thing_ids,
         options,
@@ -186,7 +102,7 @@ def merge_record(
     record: Mapping,
     cues: np.ndarray | None,
     masks: np.ndarray,
-    annotation: Annotation,
+    annotation: AnnotatedClasses,
     options: CleanOptions,
     mask_instances: tuple[np.ndarray, list[dict]] | None = None,
 ) -> driver.Labels:
@@ -225,7 +141,10 @@ def merge_record(
 
 
 def _instances_of_masks(
-    result: CleanResult, instance: np.ndarray, segments: Sequence[Mapping], annotation: Annotation
+    result: CleanResult,
+    instance: np.ndarray,
+    segments: Sequence[Mapping],
+    annotation: AnnotatedClasses,
 ) -> tuple[np.ndarray, list[dict]]:
     """Take the things' instances from the box masks and the stuff's from the cleaned map."""
     stuff = [s for s in result.segments if s["category_id"] not in annotation.thing_ids]
@@ -253,7 +172,7 @@ class _MergeWorker:
 
     boxes: Path
     tags: Path | None
-    annotation: Annotation
+    annotation: AnnotatedClasses
     options: CleanOptions
     instances_from: str
     classes: ClassTable
@@ -318,7 +237,7 @@ def make_merged_labels(
         tags: the store that ``tags`` wrote; None: no cues, stuff stays ignored unless the dataset
             names a class outside boxes.
         outside_boxes: "ignore" or that class.
-        has_boxes: see :class:`Annotation`.
+        has_boxes: see :class:`AnnotatedClasses`.
         workers, limit, force, dry_run, ray_address: as for all label commands.
 
     Returns:
@@ -331,7 +250,7 @@ def make_merged_labels(
         raise InputError(
             "--boxes STORE is missing; make one with: tools/make_weak_labels.py boxes ..."
         )
-    annotation = Annotation.of(categories, outside_boxes, has_boxes)
+    annotation = AnnotatedClasses.of(categories, outside_boxes, has_boxes)
     options = clean_options(cfg, annotation)
     stores = {"boxes": LabelStore.open(boxes)}
     if tags is not None:

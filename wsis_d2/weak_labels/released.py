@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.clean import IGNORE, INSTANCE_IGNORE, instance_labels
-from wsis_d2.weak_labels.merge import Annotation, record_boxes
+from wsis_d2.weak_labels.clean import instance_labels
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class ReleasedLabels:
 
     kind: str
     files: dict[str, str]
-    annotation: Annotation
+    annotation: AnnotatedClasses
     num_classes: int
 
     def __call__(self, record: Mapping) -> driver.Labels:
@@ -88,7 +89,7 @@ class ReleasedLabels:
             raise InputError(
                 f"{path}: holds class {max(present)}, expected 0 to {self.num_classes - 1} or 255"
             )
-        boxes = record_boxes(record)
+        boxes = touched_boxes(record)
         things = self.annotation.thing_ids
         if self.kind == "mandg":
             wrong = present - things - {0}
@@ -157,7 +158,7 @@ def import_released(
         records: weak records of the dataset.
         categories: its categories; contiguous ids are Cityscapes' train ids.
         output: the store.
-        has_boxes: see :class:`wsis_d2.weak_labels.merge.Annotation`.
+        has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
         workers, limit, force: as for all label commands.
 
     Returns:
@@ -165,7 +166,7 @@ def import_released(
     """
     if kind not in KINDS:
         raise InputError(f"{kind!r}: expected one of {', '.join(KINDS)}")
-    annotation = Annotation.of(categories, has_boxes=has_boxes)
+    annotation = AnnotatedClasses.of(categories, has_boxes=has_boxes)
     files = find_label_files(folder)
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
     store = LabelStore.create(output, recipe, categories, force)

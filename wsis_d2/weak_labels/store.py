@@ -32,6 +32,7 @@ from wsis_d2.structures.classes import (
     place_table,
     record_in_classes,
 )
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.json_io import read_json
@@ -46,8 +47,6 @@ from wsis_d2.weak_labels.recipe import (
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 
 SCHEMA = 1
-IGNORE = 255
-INSTANCE_IGNORE = -1
 _PARTS = ("panoptic", "semantic", "status")
 _COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
 

@@ -7,20 +7,26 @@ import math
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
+from helpers.annotation_writers import (
+    write_coco,
+    write_cvat,
+    write_label_studio,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 from helpers.shared_data import shared_data
 from PIL import Image
 
 from wsis_d2.data.datasets.own.weak import load_weak_json
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, to_own_data
+from wsis_d2.data.importers.base import ImageIndex, ImportLog
 from wsis_d2.data.importers.coco import read_coco
-from wsis_d2.data.importers.per_image import (
-    read_labelme,
-    read_voc,
-    read_yolo,
-    read_yolo_classes,
-)
+from wsis_d2.data.importers.cvat import read_cvat
+from wsis_d2.data.importers.label_studio import read_label_studio
+from wsis_d2.data.importers.own_data import to_own_data
+from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.tags import read_tags_csv
+from wsis_d2.data.importers.yolo import read_yolo, read_yolo_classes
 from wsis_d2.utils.errors import InputError
 
 # image -> (width, height, [(class, x, y, w, h)])
@@ -52,11 +58,16 @@ def read_any(kind, folder, truth, classes, images, log):
         return read_voc(write_voc(folder, truth, kind == "voc edges"), images, log)
     if kind.startswith("yolo"):
         path = write_yolo(folder, truth, classes, polygons=kind == "yolo polygons")
-        return read_yolo(path, images, log, classes=classes)
+        return read_yolo(path, images, log, classes=dict(enumerate(classes)))
+    if kind == "cvat":
+        return read_cvat(write_cvat(folder, truth), images, log)[0]
+    if kind == "labelstudio":
+        return read_label_studio(write_label_studio(folder, truth), images, log)
     return read_labelme(write_labelme(folder, truth), images, log)
 
 
-KINDS = ["coco", "coco polygons", "voc", "voc edges", "yolo", "yolo polygons", "labelme"]
+KINDS = ["coco", "coco polygons", "voc", "voc edges", "yolo", "yolo polygons", "labelme", "cvat",
+         "labelstudio"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +88,7 @@ def test_round_trip(kind, photos, tmp_path):
         expected = [(label, x, y, x + w, y + h) for label, x, y, w, h in boxes]
         assert [f[0] for f in found] == [e[0] for e in expected]
         np.testing.assert_allclose([f[1:] for f in found], [e[1:] for e in expected], atol=1e-3)
-        if kind == "labelme":
+        if kind in ("labelme", "cvat", "labelstudio"):
             assert [names[t] for t in record["image_tags"]] == ["grass"]
 
 
@@ -279,8 +290,8 @@ HOSTILE_FILES = {
                            "finite"),
     "YOLO NaN": ("txt", "0 nan 0.5 0.1 0.1", "expected class cx cy w h"),
     "YOLO short": ("txt", "0 0.5 0.5", "expected class cx cy w h"),
-    "YOLO class": ("txt", "7 0.5 0.5 0.1 0.1", "class 7 of 2"),
-    "YOLO class NaN": ("txt", "nan 0.5 0.5 0.1 0.1", "unknown"),
+    "YOLO class": ("txt", "7 0.5 0.5 0.1 0.1", "class 7 is none of 2"),
+    "YOLO class NaN": ("txt", "nan 0.5 0.5 0.1 0.1", "class nan is none"),
     "YOLO pixels": ("txt", "0 30 20 10 10", "not relative"),
     "YOLO huge": ("txt", "0 1e308 0.5 1e308 0.1", "not relative"),
     "YOLO binary": ("txt", b"\xff\xfe\x00", "a.txt"),
@@ -306,7 +317,7 @@ def test_hostile_files_are_named(case, photos, tmp_path):
         if suffix == "xml":
             return read_voc(folder, images, log)
         if suffix == "txt":
-            return read_yolo(folder, images, log, classes=CLASSES)
+            return read_yolo(folder, images, log, classes=dict(enumerate(CLASSES)))
         return read_labelme(folder, images, log)
 
     with pytest.raises(InputError, match=expected) as error:
@@ -380,12 +391,21 @@ def _png_header(width, height):
 def test_yolo_classes(tmp_path):
     def read(name, text):
         (tmp_path / name).write_text(text)
-        return read_yolo_classes(tmp_path / name)
+        return read_yolo_classes([tmp_path / name])
 
-    assert read("classes.txt", "dog\ncow\n\n") == ["dog", "cow"]
-    assert read("data.yaml", "names: [dog, cow]") == ["dog", "cow"]
-    assert read("data.yaml", "names:\n  1: cow\n  0: dog\n") == ["dog", "cow"]
+    assert read("classes.txt", "dog\ncow\n\n") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names: [dog, cow]") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names:\n  1: cow\n  0: dog\n") == ({0: "dog", 1: "cow"}, None)
+    assert read("data.yaml", "names: {1: cow}")[0] == {1: "cow"}  # numbers may start anywhere
+    assert read("data.yaml", "names: [yes, no, 1.0, null]")[0] == {
+        0: "yes", 1: "no", 2: "1.0", 3: "null",
+    }  # fmt: skip
+    assert read("data.yaml", "names: [cow]\nkpt_shape: [17, 3]")[1] == (17, 3)
     for text in ("", "names: 3", "a: [", "!!python/object/apply:os.system ['true']",
-                 "names: {0: dog, 2: cow}"):  # fmt: skip
+                 "names: {dog: 0}", "names: [[dog]]", "names: [cow]\nkpt_shape: [3]"):  # fmt: skip
         with pytest.raises(InputError, match=r"data\.yaml"):
             read("data.yaml", text)
+    (tmp_path / "data.yaml").write_text("names: [dog, cow]")
+    (tmp_path / "classes.txt").write_text("cow\ndog\n")
+    with pytest.raises(InputError, match=r"classes\.txt: has other classes than .*data\.yaml"):
+        read_yolo_classes([tmp_path / "data.yaml", tmp_path / "classes.txt"])

@@ -1,27 +1,26 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """From annotation tools' files to the own-data format: what all readers share.
 
-A reader (``format_coco``, ``format_files``, ``format_tags``) turns one tool's files into
-:class:`Picture` objects with class names; :func:`to_own_data` gives names their ids and writes
-nothing but boxes and tags. Masks and polygons end here: only their bounding box goes on.
+A reader (``coco``, ``cvat``, ``label_studio``, ``per_image``, ``tags``, ``yolo``) turns one tool's
+files into :class:`Picture` objects with class names; :func:`.own_data.to_own_data` gives names
+their ids and writes nothing but boxes and tags. Masks and polygons end here: only their bounding
+box goes on.
 """
 
-import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsis_d2.data.datasets.own.weak import MAX_SIDE, is_number, shorten
-from wsis_d2.structures.classes import parse_categories
+from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES
 from wsis_d2.utils.image_io import explain_size, picture_size
-from wsis_d2.utils.json_io import read_json
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
 
@@ -33,7 +32,8 @@ class Picture:
     Attributes:
         file_name: relative to the image root, with forward slashes.
         width, height: pixels as they are shown, that is after EXIF rotation.
-        boxes: (class name, x, y, width, height, is crowd) in pixels.
+        boxes: (class name, x, y, width, height, is crowd) in pixels; class names as they are
+            written, here and below.
         tags: class names seen in the image.
         crop_tags: ((x, y, width, height), class names).
         image_id: the id that the source has for it, so that other files which name it still fit;
@@ -75,19 +75,29 @@ class ImportLog:
     def bad(self, what: str, where: str, why: str) -> None:
         """Raise InputError, or drop where going on was asked for."""
         if not self.keep_going:
-            raise InputError(f"{where}: {why}; mend it, or drop such records with --keep-going")
+            raise InputError(f"{where}: {why}; correct it, or drop such records with --keep-going")
         self.drop(what, where, why)
 
-    def lines(self, examples: int = 3) -> list[str]:
-        """The report as text: each reason once, with its number and some examples."""
-        result = list(self.notes)
-        for label, entries in (("dropped", self.dropped), ("changed", self.changed)):
-            groups: dict[tuple[str, str], list[str]] = {}
-            for entry in entries:
-                groups.setdefault((entry["what"], entry["why"]), []).append(entry["where"])
-            for (what, why), places in sorted(groups.items(), key=lambda g: -len(g[1])):
-                shown = ", ".join(places[:examples]) + (", ..." if len(places) > examples else "")
-                result.append(f"{label} {len(places)} x {what}: {why} ({shown})")
+    def lines(self) -> list[str]:
+        """The report as text: notes, then each reason once, with its number and some examples."""
+        changed = self._grouped("changed", self.changed)
+        return [*self.notes, *self._grouped("dropped", self.dropped), *changed]
+
+    def reasons(self) -> str:
+        """Why records were dropped, in one line: first what happened to files and images."""
+        groups = self._grouped("dropped", self.dropped, examples=2)
+        groups.sort(key=lambda line: not re.match(r"dropped \d+ x (file|image)", line))
+        return "; ".join(groups[:4])
+
+    @staticmethod
+    def _grouped(label: str, entries: list[dict[str, str]], examples: int = 3) -> list[str]:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for entry in entries:
+            groups.setdefault((entry["what"], entry["why"]), []).append(entry["where"])
+        result = []
+        for (what, why), places in sorted(groups.items(), key=lambda g: -len(g[1])):
+            shown = ", ".join(places[:examples]) + (", ..." if len(places) > examples else "")
+            result.append(f"{label} {len(places)} x {what}: {why} ({shown})")
         return result
 
 
@@ -105,63 +115,149 @@ class ImageIndex:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"--images {root}: no such folder")
-        self.paths: dict[str, str] = {}
-        self._names: dict[str, list[str]] = {}
-        self._stems: dict[str, list[str]] = {}
+        paths = []
         for folder, folders, files in os.walk(self.root):
             folders.sort()
             for name in sorted(files):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                path = (Path(folder) / name).relative_to(self.root).as_posix()
-                self.paths[path] = path
-                self._names.setdefault(name, []).append(path)
-                self._stems.setdefault(stem, []).append(path)
-        if not self.paths:
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    paths.append((Path(folder) / name).relative_to(self.root).as_posix())
+        if not paths:
             raise InputError(f"--images {root}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        self.paths = dict.fromkeys(paths)
+        # Each table: key of a path -> the paths that have it, the strictest key first.
+        self._folded = _table(paths, fold)
+        self._names = [_table(paths, _last), _table(paths, lambda p: fold(_last(p)))]
+        self._stems = [_table(paths, _stem), _table(paths, lambda p: fold(_stem(p)))]
+        self._last_stems = [
+            _table(paths, lambda p: _last(_stem(p))),
+            _table(paths, lambda p: fold(_last(_stem(p)))),
+        ]
 
-    def find(self, name: Any, where: str, log: ImportLog) -> str | None:
+    def find(self, name: Any, where: str, log: ImportLog, near: str = "") -> str | None:
         """Return the image that a file means by ``name``, or None, noted in ``log``.
 
-        A path is taken as it is where it leads to an image of the root, else its last part
-        counts, where one image alone has it. Nothing outside the root is ever touched.
+        A path is taken as it is where it leads to an image of the root, else with other letter
+        case or Unicode form, else its last part counts, where one image alone has it. Nothing
+        outside the root is ever touched.
+
+        Args:
+            name: as it is written (:func:`.names.path_variants`).
+            where: who asks, for messages.
+            log: where problems go, and how the image was found if not by the path as written.
+            near: a folder of the root that the name may be relative to.
         """
         if not isinstance(name, str) or not name or "\0" in name:
             log.bad("image", where, f"the image's name is {shorten(name)}, expected text")
             return None
-        plain = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
-        if plain in self.paths:
-            return plain
-        last = plain.rsplit("/", 1)[-1]
-        for candidate in (last, _UPLOAD_PREFIX.sub("", last)):
-            found = self._names.get(candidate, [])
-            if len(found) == 1:
-                log.change("image name", f"{where}: {shorten(name)}", "found by its last part")
-                return found[0]
-            if len(found) > 1:
-                log.bad("image", where, f"{shorten(name)} may be {found[0]} or {found[1]}")
-                return None
-        if plain.startswith(("/", "../")) or plain == "..":
-            log.bad("image", where, f"{shorten(name)} leaves the image root and is no image of it")
-        else:
-            log.drop("image", f"{where}: {shorten(name)}", "no such file under --images")
+        label, variants = f"{where}: {shorten(name)}", path_variants(name)
+        nearby = [os.path.normpath(f"{near}/{v}").replace(os.sep, "/") for v in variants]
+        for path in (nearby if near else []) + variants:
+            if path in self.paths:
+                if path not in (nearby[0], variants[0]):
+                    log.change("image name", label, "read without its URL's parts or escapes")
+                return path
+        last = [part for v in variants for part in (_last(v), _UPLOAD_PREFIX.sub("", _last(v)))]
+        searches = (
+            (self._folded, map(fold, variants), "found in other letter case or Unicode form"),
+            (self._names[0], last, "found by its last part"),
+            (self._names[1], map(fold, last), "found by its last part in other letter case"),
+        )
+        for table, keys, how in searches:
+            for key in keys:
+                found = table.get(key, [])
+                if len(found) > 1:
+                    log.bad("image", where, f"{shorten(name)} may be {found[0]} or {found[1]}")
+                    return None
+                if found:
+                    log.change("image name", label, how)
+                    return found[0]
+        self._explain(name, where, log, variants)
         return None
 
-    def by_stem(self, relative: str, where: str, log: ImportLog) -> str | None:
-        """Return the image of an annotation file that has its name, whatever the suffix."""
-        for suffix in IMAGE_SUFFIXES:
-            for variant in (suffix, suffix.upper()):
-                if relative + variant in self.paths:
-                    return relative + variant
-        found = self._stems.get(relative.rsplit("/", 1)[-1], [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            log.bad("image", where, f"may belong to {found[0]} or {found[1]}")
+    def _explain(self, name: str, where: str, log: ImportLog, variants: list[str]) -> None:
+        """Note why no image has this name."""
+        label = f"{where}: {shorten(name)}"
+        missing = f"no image of this name under --images {self.root}"
+        leaves = [v.startswith(("/", "../")) or v == ".." for v in variants]
+        if all(leaves):
+            log.bad("image", label, f"{missing}, and the path leaves the image root")
+        elif any(
+            (self.root / v).is_file() for v, out in zip(variants, leaves, strict=True) if not out
+        ):
+            suffixes = " ".join(IMAGE_SUFFIXES)
+            log.drop("image", label, f"the file has no suffix of a picture ({suffixes})")
         else:
-            log.drop("image", where, "no image of this name under --images")
+            log.drop("image", label, missing)
+
+    def by_stem(self, relative: str, where: str, log: ImportLog) -> str | None:
+        """Return the image of an annotation file that has its name, whatever the suffix.
+
+        Args:
+            relative: the annotation file's path under its root, without suffix.
+            where: the file, for messages.
+            log: where problems go.
+        """
+        found, how = self._with_stem(relative)
+        if len(found) > 1:
+            log.bad("image", where, f"may belong to {found[0]} or {found[1]}")
+        elif not found:
+            log.drop("image", where, f"no image of its name under --images {self.root}")
+        else:
+            if how:
+                log.change("image name", where, how)
+            return found[0]
         return None
+
+    def of_file(self, relative: str, named: Any, where: str, log: ImportLog) -> str | None:
+        """Return the image of an annotation file that also names one, or None, noted in ``log``.
+
+        Copies and renamed files keep the old name inside. Where that leads to one image and the
+        file's own name to another, nothing tells which one the boxes belong to.
+
+        Args:
+            relative: the annotation file's path under its root, without suffix.
+            named: the image's name in the file, of any type.
+            where: the file, for messages.
+            log: where problems go.
+        """
+        quiet = ImportLog(keep_going=True)
+        by_name = self.find(named, where, quiet, near=relative.rpartition("/")[0])
+        if by_name is None and isinstance(named, str) and named:
+            candidates, _ = self._with_stem(_stem(path_variants(named)[0]))
+            if len(candidates) == 1:
+                by_name = candidates[0]
+                quiet.change("image name", f"{where}: {shorten(named)}", "found by another suffix")
+        candidates, how = self._with_stem(relative)
+        if by_name is None:
+            if len(candidates) == 1 and named:
+                how = "what it names is no image here; taken by the file's own name"
+                log.change("image name", f"{where}: {shorten(named)}", how)
+                return candidates[0]
+            return self.by_stem(relative, where, log)
+        if by_name in candidates or not candidates:
+            if by_name not in candidates or how:
+                log.changed += quiet.changed
+            return by_name
+        log.bad(
+            "file",
+            where,
+            f"names the image {shorten(named)}, which is {by_name}, and has the name of "
+            f"{candidates[0]}; rename it or correct what it names",
+        )
+        return None
+
+    def _with_stem(self, relative: str) -> tuple[list[str], str]:
+        """The images of a stem, and how they were found if not by the path itself."""
+        last = relative.rsplit("/", 1)[-1]
+        for table, key, how in (
+            (self._stems[0], relative, ""),
+            (self._stems[1], fold(relative), "found in other letter case or Unicode form"),
+            (self._last_stems[0], last, "found by its last part"),
+            (self._last_stems[1], fold(last), "found by its last part in other letter case"),
+        ):
+            if key in table:
+                return table[key], how
+        return [], ""
 
     def picture(
         self, path: str, where: str, log: ImportLog, size: tuple[Any, Any] | None = None
@@ -188,11 +284,26 @@ class ImageIndex:
             if not all(is_number(v) for v in size) or (width, height) != tuple(size):
                 wanted = (shorten(size[0]), shorten(size[1]))
                 if all(is_number(v) for v in size):
-                    wanted = tuple(size)
+                    wanted = tuple(int(v) if v % 1 == 0 else v for v in size)
                 why = explain_size(self.root / path, (width, height), wanted)
                 log.bad("image", where, f"the image {path} {why}")
                 return None
         return Picture(path, width, height)
+
+
+def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    table: dict[str, list[str]] = {}
+    for path in paths:
+        table.setdefault(key(path), []).append(path)
+    return table
+
+
+def _last(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
 
 
 def add_box(
@@ -202,10 +313,12 @@ def add_box(
     where: str,
     log: ImportLog,
     crowd: bool = False,
+    relative: bool = False,
 ) -> None:
     """Add a box given by its corners; clip it to the image; drop what has no area there.
 
-    NaN, infinity and what is no number are errors.
+    NaN, infinity and what is no number are errors, and so are corners of 0 to 1: values relative
+    to the image, unless they were (``relative``) and are pixels by now.
     """
     corners = list(xyxy)
     if not isinstance(name, str) or not name.strip():
@@ -215,6 +328,10 @@ def add_box(
         log.bad("box", where, f"its corners are {shorten(corners)}, expected four finite numbers")
         return
     x0, y0, x1, y1 = map(float, corners)
+    if not relative and min(x0, y0) >= 0 and 0 < max(x1, y1) <= 1:
+        shown = shorten([round(v, 4) for v in (x0, y0, x1, y1)])
+        log.bad("box", where, f"its corners {shown} are relative to the image, expected pixels")
+        return
     if x1 <= x0 or y1 <= y0:
         log.drop("box", where, "no area")
         return
@@ -226,128 +343,7 @@ def add_box(
     if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
         log.change("box", where, "more than a pixel outside the image, clipped")
     digits = [round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0)]
-    picture.boxes.append((name.strip(), *digits, bool(crowd)))
-
-
-def to_own_data(
-    pictures: list[Picture],
-    log: ImportLog,
-    *,
-    stuff: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    known: list[dict] | None = None,
-    fixed: bool = False,
-) -> dict:
-    """Make an own-data file's content of what a reader found.
-
-    A class that has a box is a thing; one that has tags alone is stuff. Boxes of classes named in
-    ``stuff`` become tags of their image.
-
-    Args:
-        pictures: with unique file names.
-        log: where drops and changes go.
-        stuff: names that are stuff whatever the file says.
-        ignore: names to leave out.
-        known: categories (``id``, ``name``, optionally ``isthing`` and ``color``) that keep their
-            ids, e.g. those of the training file when the validation file is imported.
-        fixed: whether ``known`` is all there is; other names are then dropped.
-
-    Raises:
-        InputError: nothing is left, or a name in ``stuff`` does not occur.
-    """
-    stuff, ignore = set(stuff), set(ignore)
-    known = list(known or [])
-    boxed = {b[0] for p in pictures for b in p.boxes}
-    tagged = {t for p in pictures for t in p.tags}
-    tagged |= {t for p in pictures for _, tags in p.crop_tags for t in tags}
-    for name in sorted(stuff - boxed - tagged - {c["name"] for c in known}):
-        raise InputError(f"--stuff {name}: no such class; there are {_names(boxed | tagged)}")
-    categories = _categories(known, boxed, tagged, stuff, ignore, fixed)
-    ids = {c["name"]: c["id"] for c in categories}
-    things = {c["name"] for c in categories if c["isthing"]}
-
-    def keep(name: str, where: str, what: str) -> bool:
-        if name in ids:
-            return True
-        why = f'class "{name}" is left out' if name in ignore else f'class "{name}" is not known'
-        log.drop(what, where, why)
-        return False
-
-    images, annotations = [], []
-    taken = {str(p.image_id) for p in pictures if p.image_id is not None}
-    numbers = (n for n in itertools.count(1) if str(n) not in taken)
-    for picture in sorted(pictures, key=lambda p: p.file_name):
-        image_id = next(numbers) if picture.image_id is None else picture.image_id
-        tags = {t for t in picture.tags if keep(t, picture.file_name, "tag")}
-        for name, x, y, w, h, crowd in picture.boxes:
-            if not keep(name, picture.file_name, "box"):
-                continue
-            if name not in things:
-                tags.add(name)
-                log.change("box", picture.file_name, f'"{name}" is stuff, so its box became a tag')
-                continue
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
-                 "bbox": [x, y, w, h], "iscrowd": int(crowd)}
-            )  # fmt: skip
-        entry = {"id": image_id, "file_name": picture.file_name, "height": picture.height,
-                 "width": picture.width}  # fmt: skip
-        crops = []
-        for box, found in picture.crop_tags:
-            kept = sorted(ids[t] for t in found if keep(t, picture.file_name, "tag"))
-            crops.append({"box": list(box), "tags": kept})
-        entry["image_tags"] = sorted({ids[t] for t in tags} | {t for c in crops for t in c["tags"]})
-        if crops:
-            entry["crop_tags"] = crops
-        images.append(entry)
-    if not images:
-        reasons = "; ".join(log.lines()[:3])
-        raise InputError(f"no image is left to import{': ' + reasons if reasons else ''}")
-    return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _categories(known, boxed, tagged, stuff, ignore, fixed) -> list[dict]:
-    categories = []
-    for category in known:
-        name = category["name"]
-        if name in ignore:
-            continue
-        isthing = category.get("isthing")
-        if name in stuff:
-            isthing = 0
-        elif isthing is None:
-            isthing = int(name in boxed or name not in tagged)
-        kept = {k: category[k] for k in ("id", "name", "supercategory", "color") if k in category}
-        categories.append({**kept, "isthing": int(isthing)})
-    if not fixed:
-        have = {c["name"] for c in categories}
-        things = sorted(boxed - have - stuff - ignore)
-        others = sorted((tagged | boxed) - have - set(things) - ignore)
-        following = max((c["id"] for c in categories), default=0) + 1
-        for number, name in enumerate(things + others, start=following):
-            categories.append({"id": number, "name": name, "isthing": int(name in things)})
-    return parse_categories(categories, "the imported classes").categories
-
-
-def read_categories(path: str | os.PathLike) -> list[dict]:
-    """Read the ``categories`` of an own-data or COCO file for ``known`` of :func:`to_own_data`."""
-    content = read_json(path)
-    categories = content.get("categories") if isinstance(content, dict) else content
-    if not isinstance(categories, list) or not all(isinstance(c, dict) for c in categories):
-        raise InputError(f'{path}: has no "categories" list')
-    return check_known(categories, os.fspath(path))
-
-
-def check_known(categories: list, source: str) -> list[dict]:
-    """Check ids and names of categories whose ``isthing`` may be missing."""
-    filled = [
-        {**c, "isthing": 1 if c.get("isthing") is None else c["isthing"]}
-        if isinstance(c, dict)
-        else c
-        for c in categories
-    ]
-    parse_categories(filled, source)
-    return categories
+    picture.boxes.append((name, *digits, bool(crowd)))
 
 
 def write_json(content: Any, path: str | os.PathLike) -> None:
@@ -360,8 +356,3 @@ def write_json(content: Any, path: str | os.PathLike) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _names(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "none"

@@ -1,31 +1,51 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Reader of COCO instances JSON, as CVAT, Label Studio, Roboflow and FiftyOne write it."""
 
-import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from wsis_d2.data.datasets.own.weak import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box, check_known
-from wsis_d2.data.importers.files import hull, is_finite
+from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
+from wsis_d2.data.importers.files import box_order, hull, is_finite, to_number, upright
+from wsis_d2.data.importers.foreign import what_it_is
+from wsis_d2.data.importers.names import fold, to_flag
+from wsis_d2.data.importers.own_data import file_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
 
 def read_coco(
-    path: str | os.PathLike, images: ImageIndex, log: ImportLog
+    path: str | os.PathLike,
+    images: ImageIndex,
+    log: ImportLog,
+    *,
+    bbox: str = "auto",
+    crowds_as_objects: bool = False,
+    known: Iterable[str] = (),
 ) -> tuple[list[Picture], list[dict]]:
     """Read COCO instances JSON (CVAT, Label Studio, Roboflow, FiftyOne, ...).
 
     Boxes without ``bbox`` are made of the polygon or run lengths; CVAT's ``rotation`` attribute
-    gives the upright box of the turned one. ``image_tags`` or ``tags`` of an image entry are
-    names or category ids; own-data ``crop_tags`` are kept.
+    gives the upright box of the turned one. ``image_tags`` of an image entry are names or category
+    ids; its ``tags``, where tools put names of splits too, count where they are known classes;
+    own-data ``crop_tags`` are kept.
+
+    Args:
+        path, images, log: as for all readers.
+        bbox: what the four numbers are: "xywh", "xyxy", or "auto": x, y, width, height, and an
+            error where boxes leave their images so but all of them fit as corners.
+        crowds_as_objects: take ``iscrowd`` boxes as objects, which CVAT's brush masks are.
+        known: class names beside the file's that ``tags`` may name.
 
     Returns:
         The pictures, whose ids are kept, and the file's categories, whose ids are kept too.
     """
     source = os.fspath(path)
     content = read_json(source)
+    what = what_it_is(content)
+    if what and "is COCO JSON" not in what:
+        raise InputError(f"{source}: no COCO instances JSON: {what}")
     if not isinstance(content, dict):
         raise InputError(f"{source}: is a JSON {type(content).__name__}; expected a COCO object")
     for key in ("images", "categories"):
@@ -34,8 +54,12 @@ def read_coco(
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
         raise InputError(f'{source}: "annotations" is no list; expected COCO JSON')
-    categories = check_known(content["categories"], source)
-    names = {c["id"]: c["name"] for c in categories}
+    used_ids = {a.get("category_id") for a in annotations
+                if isinstance(a, dict) and isinstance(a.get("category_id"), int)}  # fmt: skip
+    categories, names = file_categories(
+        _without_dummy(content["categories"], used_ids, source, log), source, log
+    )
+    tag_names = {fold(name) for name in (*names.values(), *known)}
     pictures: dict[Any, Picture | None] = {}
     used: set[str] = set()
     for k, entry in enumerate(content["images"]):
@@ -53,20 +77,30 @@ def read_coco(
         if found in used:
             log.bad("image", where, f"the image {found} has two entries")
             continue
-        size = (entry.get("width"), entry.get("height"))
+        size = tuple(
+            to_number(v) if isinstance(v, str) else v
+            for v in (entry.get("width"), entry.get("height"))
+        )
         picture = images.picture(found, where, log, size)
         if picture is None:
             continue
         used.add(found)
         pictures[entry["id"]] = picture
         picture.image_id = entry["id"]
-        picture.tags |= _names(entry.get("image_tags", entry.get("tags")), names, where, log)
+        picture.tags |= _names(entry.get("image_tags"), names, where, log)
+        for name in sorted(_names(entry.get("tags"), names, where, log)):
+            if fold(name) in tag_names:
+                picture.tags.add(name)
+            else:
+                why = f'"tags" has {shorten(name)}, no class of the file; --stuff makes it one'
+                log.drop("tag", where, why)
         for crop in entry.get("crop_tags") or []:
             box = crop.get("box") if isinstance(crop, dict) else None
             if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
             picture.crop_tags.append((tuple(box), _names(crop.get("tags"), names, where, log)))
+    taken = []
     for k, annotation in enumerate(annotations):
         where = f"{source}: annotations[{k}]"
         if not isinstance(annotation, dict):
@@ -76,18 +110,57 @@ def read_coco(
         if not isinstance(image_id, int | str) or image_id not in pictures:
             log.bad("box", where, f"image_id {shorten(image_id)} is no image of the file")
             continue
-        if not isinstance(category, int) or category not in names:
+        if type(category) is not int or category not in names:
             log.bad("box", where, f"category_id {shorten(category)} is no category of the file")
             continue
-        picture = pictures[image_id]
-        if picture is None:
+        if pictures[image_id] is None:
             log.drop("box", where, "its image was left out")
             continue
-        corners = _coco_corners(annotation, picture, where, log)
-        if corners is not None:
-            crowd = annotation.get("iscrowd") in (1, True)
-            add_box(picture, names[category], corners, where, log, crowd)
+        crowd = to_flag(annotation.get("iscrowd"))
+        if crowd is None:
+            log.bad("box", where, f"iscrowd is {shorten(annotation['iscrowd'])}, expected 0 or 1")
+            continue
+        taken.append((annotation, pictures[image_id], where, crowd))
+    if bbox == "auto":
+        bbox = box_order(
+            ((b, (b[0], b[1], b[0] + b[2], b[1] + b[3]), p, _polygon_corners(a))
+             for a, p, _, _ in taken if _is_box(b := a.get("bbox"))),
+            f'{source}: "bbox"',
+        )  # fmt: skip
+    for annotation, picture, where, crowd in taken:
+        corners = _coco_corners(annotation, picture, where, log, bbox)
+        if corners is None:
+            continue
+        if crowd and crowds_as_objects:
+            log.change("box", where, "a group (iscrowd), taken as an object")
+        add_box(
+            picture,
+            names[annotation["category_id"]],
+            corners,
+            where,
+            log,
+            crowd and not crowds_as_objects,
+        )
     return [p for p in pictures.values() if p is not None], categories
+
+
+def _without_dummy(categories: list, used: set[int], source: str, log: ImportLog) -> list:
+    """Leave out the class that Roboflow writes as the parent of all others and boxes never have."""
+    if len(categories) < 2 or not all(isinstance(c, dict) for c in categories):
+        return categories
+    for k, category in enumerate(categories):
+        others = categories[:k] + categories[k + 1 :]
+        name = category.get("name")
+        if (
+            isinstance(name, str)
+            and category.get("supercategory") == "none"
+            and category.get("id") not in used
+            and all(c.get("supercategory") == name for c in others)
+        ):
+            why = f"{shorten(name)} has no box and is the parent of all others (Roboflow)"
+            log.drop("class", f"{source}: categories[{k}]", why)
+            return others
+    return categories
 
 
 def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[str]:
@@ -104,33 +177,44 @@ def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[
     return result
 
 
-def _coco_corners(annotation: dict, picture: Picture, where: str, log: ImportLog):
+def _coco_corners(annotation: dict, picture: Picture, where: str, log: ImportLog, order: str):
     box = annotation.get("bbox")
-    if box:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
-            log.bad("box", where, f"bbox is {shorten(box)}, expected four finite numbers")
-            return None
+    if box and not _is_box(box):
+        log.bad("box", where, f"bbox is {shorten(box)}, expected four finite numbers")
+        return None
+    if box and order == "xyxy":
+        return list(box)
+    if box and box[2] > 0 and box[3] > 0:
         x, y, w, h = box
         attributes = annotation.get("attributes")
         angle = attributes.get("rotation") if isinstance(attributes, dict) else None
-        if is_finite(angle) and angle % 180 and w > 0 and h > 0:
-            c, s = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-            half_w, half_h = (w * c + h * s) / 2, (w * s + h * c) / 2
-            x, y, w, h = x + w / 2 - half_w, y + h / 2 - half_h, 2 * half_w, 2 * half_h
+        if is_finite(angle) and angle % 180:
             log.change("box", where, "rotated, taken by its upright box")
+            return upright(x, y, x + w, y + h, angle)
         return [x, y, x + w, y + h]
+    outline, how = _polygon_corners(annotation), "polygon"
+    if outline is None and isinstance(annotation.get("segmentation"), dict):
+        outline, how = _rle_corners(annotation["segmentation"], picture), "run lengths"
+    if outline is not None:
+        log.change("box", where, f"no bbox with an area, taken from the {how}")
+        return outline
+    log.drop("box", where, "no area" if box else "neither bbox nor a usable segmentation")
+    return None
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
+
+
+def _polygon_corners(annotation: dict) -> list[float] | None:
     mask = annotation.get("segmentation")
-    if isinstance(mask, list) and mask:
-        flat = [v for part in mask if isinstance(part, list) for v in part]
-        if flat and len(flat) % 2 == 0 and all(map(is_finite, flat)):
-            log.change("box", where, "no bbox, taken from the polygon")
-            return hull(list(zip(flat[::2], flat[1::2], strict=True)))
-    if isinstance(mask, dict):
-        corners = _rle_corners(mask, picture)
-        if corners is not None:
-            log.change("box", where, "no bbox, taken from the run lengths")
-            return corners
-    log.drop("box", where, "neither bbox nor a usable segmentation")
+    flat = (
+        [v for part in mask if isinstance(part, list) for v in part]
+        if isinstance(mask, list)
+        else []
+    )
+    if flat and len(flat) % 2 == 0 and all(map(is_finite, flat)):
+        return hull(list(zip(flat[::2], flat[1::2], strict=True)))
     return None
 
 

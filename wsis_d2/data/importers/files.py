@@ -1,14 +1,17 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Small helpers of the format readers: files, numbers, boxes of points."""
+"""What the format readers share beside images: files, XML, numbers, boxes of points."""
 
 import math
 import os
-from collections.abc import Iterator
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 from wsis_d2.data.datasets.own.weak import is_number
-from wsis_d2.data.importers.base import ImportLog
+from wsis_d2.data.importers.base import ImportLog, Picture
 from wsis_d2.utils.errors import InputError
 
 MAX_FILE_BYTES = 64 << 20  # of one XML, text or labelme file: with an image inside, not more
@@ -24,7 +27,11 @@ def annotation_files(path: str | os.PathLike, suffix: str) -> Iterator[tuple[Pat
     else:
         raise InputError(f"--annotations {path}: no such file or folder")
     if not files:
-        raise InputError(f"--annotations {path}: no {suffix} file in it")
+        others = Counter(f.suffix.lower() for f in path.rglob("*") if f.is_file() and f.suffix)
+        have = ", ".join(f"{n} {s}" for s, n in others.most_common(3))
+        raise InputError(
+            f"--annotations {path}: no {suffix} file in it" + (f", but {have}" if have else "")
+        )
     for file in files:
         yield file, str(file)
 
@@ -67,3 +74,82 @@ def is_finite(value: Any) -> bool:
 def hull(points: list) -> list[float]:
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def upright(x0: float, y0: float, x1: float, y1: float, angle: float) -> list[float]:
+    """The corners around a box that is turned by ``angle`` degrees about its centre."""
+    c, s = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    w, h = x1 - x0, y1 - y0
+    half_w, half_h = (w * c + h * s) / 2, (w * s + h * c) / 2
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return [x - half_w, y - half_h, x + half_w, y + half_h]
+
+
+def box_order(boxes: Iterable[tuple], what: str) -> str:
+    """Refuse boxes whose numbers look like corners where the format has sides.
+
+    They do if every one fits its image as corners, and a tenth of them leaves the image, or
+    contradicts its own polygon, as the format has them.
+
+    Args:
+        boxes: (corners if the numbers are corners, corners as the format has them, picture, the
+            polygon's corners or None), in pixels.
+        what: the numbers, for the message.
+
+    Returns:
+        "xywh".
+    """
+    wrong = total = 0
+    for corners, sides, picture, outline in boxes:
+        ends = (0, 0, picture.width, picture.height)
+        x0, y0, x1, y1 = corners
+        if x1 <= x0 or y1 <= y0 or _beyond(corners, ends) > 1:
+            return "xywh"
+        total += 1
+        off = outline and _apart(sides, outline) > 2 and _apart(corners, outline) <= 2
+        wrong += bool(off or _beyond(sides, ends) > 1)
+    if wrong and wrong * 10 >= total:
+        raise InputError(
+            f"{what}: {wrong} of {total} boxes leave their image or polygon as position and size, "
+            "and all fit as x0, y0, x1, y1; say which they are with --bbox xyxy or --bbox xywh"
+        )
+    return "xywh"
+
+
+def _beyond(box: Sequence[float], ends: Sequence[float]) -> float:
+    """By how many pixels a box leaves another."""
+    return max(ends[0] - box[0], ends[1] - box[1], box[2] - ends[2], box[3] - ends[3])
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(u - v) for u, v in zip(a, b, strict=True))
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Parse XML that declares nothing: entities could be bombs or read other files."""
+    data = read_bytes(path)
+
+    def refuse(*_):
+        raise InputError(f"{path}: declares a document type or entities; refused, remove them")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: no valid XML, or cut off ({error})") from None
+
+
+def unique(pictures: list[Picture], log: ImportLog) -> list[Picture]:
+    """Refuse a second annotation file of one image."""
+    kept: dict[str, Picture] = {}
+    for picture in pictures:
+        if picture.file_name in kept:
+            log.bad("file", picture.file_name, "two annotation files belong to this image")
+        else:
+            kept[picture.file_name] = picture
+    return list(kept.values())

@@ -1,26 +1,44 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Reader of image tags and crop tags from CSV files."""
 
+import ast
 import csv
 import io
+import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from wsis_d2.data.datasets.own.weak import shorten
 from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture
 from wsis_d2.data.importers.files import is_finite, read_bytes, to_number
+from wsis_d2.data.importers.names import fold
 from wsis_d2.utils.errors import InputError
+
+_IMAGE_COLUMNS = ("image", "file_name", "filename")
+_TAG_COLUMNS = ("tags", "tag", "choices", "choice")
 
 
 def read_tags_csv(
-    path: str | os.PathLike, pictures: list[Picture], images: ImageIndex, log: ImportLog
+    path: str | os.PathLike,
+    pictures: list[Picture],
+    images: ImageIndex,
+    log: ImportLog,
+    known: Iterable[str] = (),
 ) -> list[Picture]:
     """Add tags from a CSV file; images that had no annotation become pictures.
 
-    The header names the columns. ``image`` (or ``file_name``) is the image; ``tags`` (or ``tag``)
-    holds names separated by ``;`` or ``|``; an image may have many rows. With ``x, y, width,
-    height`` a row tags that crop. Without a tags column every other column is a class and holds
-    0 or 1.
+    The header names the columns. ``image`` (or ``file_name``, ``filename``) is the image; ``tags``
+    (or ``tag``, ``choices``, ``choice``) holds names separated by ``;``, ``|`` or ``,``, or a list
+    as JSON or Python writes it; an image may have many rows. With ``x, y, width, height`` a row
+    tags that crop. Without a tags column every other column is a class and holds 0 or 1.
+
+    Args:
+        path, images, log: as for all readers.
+        pictures: what another reader found.
+        known: class names that may hold a separator themselves.
     """
     path = Path(path)
     try:
@@ -30,14 +48,22 @@ def read_tags_csv(
         raise InputError(f"{path}: no readable CSV ({error})") from None
     header = [h.strip() for h in rows[0]] if rows else []
     lower = [h.lower() for h in header]
-    image_column = next((lower.index(n) for n in ("image", "file_name") if n in lower), None)
+    if "region_shape_attributes" in lower:
+        raise InputError(
+            f"{path}: is VIA (VGG Image Annotator) CSV, boxes and no tags; choose "
+            '"Export Annotations (COCO format)" in its menu and read that'
+        )
+    image_column = next((lower.index(n) for n in _IMAGE_COLUMNS if n in lower), None)
     if image_column is None:
         raise InputError(f'{path}: header is {shorten(header)}; expected a column "image"')
-    tag_column = next((lower.index(n) for n in ("tags", "tag") if n in lower), None)
+    tag_column = next((lower.index(n) for n in _TAG_COLUMNS if n in lower), None)
+    if tag_column is None and not all(header):
+        raise InputError(f"{path}: column {header.index('') + 1} has no name; each names a class")
     crop_columns = [lower.index(n) for n in ("x", "y", "width", "height") if n in lower]
     if len(crop_columns) not in (0, 4) or (crop_columns and tag_column is None):
         raise InputError(f"{path}: crops need the columns x, y, width, height and tags")
     by_name = {p.file_name: p for p in pictures}
+    whole = {fold(name) for name in known} | {fold(b[0]) for p in pictures for b in p.boxes}
     for number, row in enumerate(rows[1:], start=2):
         where = f"{path}:{number}"
         if not any(cell.strip() for cell in row):
@@ -55,7 +81,10 @@ def read_tags_csv(
             by_name[found] = picture
         picture = by_name[found]
         if tag_column is not None:
-            tags = {t.strip() for t in row[tag_column].replace("|", ";").split(";") if t.strip()}
+            tags = _names(row[tag_column], whole)
+            if tags is None:
+                log.bad("tag", where, f"{shorten(row[tag_column])} is no list of names")
+                continue
         else:
             tags = _one_hot(row, header, image_column, where, log)
         if not crop_columns:
@@ -69,6 +98,31 @@ def read_tags_csv(
         else:
             picture.crop_tags.append(((x, y, w, h), tags))
     return list(by_name.values())
+
+
+def _names(cell: str, whole: set[str]) -> set[str] | None:
+    """The names in a cell; None where it is a broken list or holds something else than names."""
+    cell = cell.strip()
+    if cell.startswith(("[", "{")):
+        try:
+            content: Any = json.loads(cell)
+        except (ValueError, RecursionError):
+            try:
+                content = ast.literal_eval(cell)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                return None
+        if isinstance(content, dict):  # Label Studio, several choices
+            content = content.get("choices")
+        content = [content] if isinstance(content, str) else content
+        if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+            return None
+        return {name.strip() for name in content if name.strip()}
+    if fold(cell) in whole:
+        return {cell}
+    names = set()
+    for part in re.split(r"[;|]", cell):
+        names |= {part} if fold(part) in whole else set(part.split(","))
+    return {name.strip() for name in names if name.strip()}
 
 
 def _one_hot(row, header, image_column, where, log) -> set[str]:

@@ -17,13 +17,12 @@ from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.data.panoptic_format import picture_ids
 from wsis_d2.data.records import supervision_of
+from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
-from wsis_d2.weak_labels.cam_labels import record_crops
-from wsis_d2.weak_labels.merge import Annotation
 from wsis_d2.weak_labels.store import LabelStore
 
-IGNORE = 255
 _MASK_FIELDS = ("pan_seg_file_name", "sem_seg_file_name", "segments_info")
 
 
@@ -222,7 +221,7 @@ class PanopticMapper:
 
     def _regions(self, record: dict, transforms: T.TransformList) -> dict:
         """What tags and boxes say, for the losses that read them; see ``annotation_regions``."""
-        annotation = Annotation.of_dataset(MetadataCatalog.get(record["dataset_name"]))
+        annotation = AnnotatedClasses.of_dataset(MetadataCatalog.get(record["dataset_name"]))
         windows = []
         for x0, y0, x1, y1, tags in record_crops(record):
             target = torch.zeros(self.num_classes)

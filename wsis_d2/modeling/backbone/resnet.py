@@ -5,6 +5,8 @@ Detectron2's own builders fix the width of ResNet-18 and 34 and dilate only res5
 ones. Parameter names are Detectron2's, so its checkpoints (MSRA R-50, R-101, ...) load.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -214,12 +216,12 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
 def build_semantic_backbone(cfg: CfgNode) -> Backbone:
     """Build the semantic subnetwork's own backbone from MODEL.SEMANTIC.
 
-    Any registered builder works: it sees MODEL.SEMANTIC.BACKBONE and .RESNETS in the places of
-    MODEL.BACKBONE and MODEL.RESNETS.
+    Any registered builder works: it sees the BACKBONE, RESNETS, TIMM, FPN, PIXEL_MEAN and PIXEL_STD
+    of MODEL.SEMANTIC in the places of MODEL's.
     """
     own = cfg.clone()
     own.defrost()
-    own.MODEL.BACKBONE = cfg.MODEL.SEMANTIC.BACKBONE.clone()
-    own.MODEL.RESNETS = cfg.MODEL.SEMANTIC.RESNETS.clone()
+    for key in ("BACKBONE", "RESNETS", "TIMM", "FPN", "PIXEL_MEAN", "PIXEL_STD"):
+        own.MODEL[key] = copy.deepcopy(cfg.MODEL.SEMANTIC[key])
     shape = ShapeSpec(channels=len(cfg.MODEL.SEMANTIC.PIXEL_MEAN))
     return BACKBONE_REGISTRY.get(own.MODEL.BACKBONE.NAME)(own, shape)

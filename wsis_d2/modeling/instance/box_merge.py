@@ -48,8 +48,9 @@ class BoxMergeHead(nn.Module):
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         best = torch.full_like(probabilities, len(labels), dtype=torch.int64)
-        for index in order.flip(0).tolist():
-            plane = best[labels.classes[index]]
-            plane[covered[index]] = rank[index]
+        classes = labels.classes.tolist()
+        # From the worst to the best, which has rank 0.
+        for place, index in reversed(list(enumerate(order.tolist()))):
+            best[classes[index]].masked_fill_(covered[index], place)
         wins = best[labels.classes] == rank[:, None, None]
         return torch.where(wins, probabilities[labels.classes].float(), -1.0)

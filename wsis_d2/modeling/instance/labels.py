@@ -36,7 +36,7 @@ def make_labels(
     boxes: torch.Tensor,
     scores: torch.Tensor,
     classes: torch.Tensor,
-    stuff_ids: list[int],
+    stuff_ids: list[int] | torch.Tensor,
     image_size: tuple[int, int],
 ) -> InstanceLabels:
     """Append a whole-image dummy detection with score 1 for every stuff class.
@@ -45,12 +45,12 @@ def make_labels(
         boxes: (D, 4) XYXY, D may be 0.
         scores: (D,) in [0, 1].
         classes: (D,) unified ids.
-        stuff_ids: unified ids of the stuff classes.
+        stuff_ids: unified ids of the stuff classes; on the boxes' device nothing is copied.
         image_size: (H, W).
     """
     height, width = image_size
     device = boxes.device
-    stuff = torch.tensor(stuff_ids, dtype=torch.int64, device=device)
+    stuff = torch.as_tensor(stuff_ids, dtype=torch.int64, device=device)
     ones = torch.ones(len(stuff), device=device)
     whole = torch.stack([0 * ones, 0 * ones, width * ones, height * ones], dim=1)
     return InstanceLabels(

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from wsis_d2.modeling.instance.labels import InstanceLabels
-from wsis_d2.modeling.instance.matching import IGNORE, match_instances, relabel
+from wsis_d2.modeling.instance.matching import match_instances, relabel
+from wsis_d2.structures.labels import INSTANCE_IGNORE
 
 
 def instance_loss(
@@ -32,8 +33,7 @@ def instance_loss(
     prediction = scores.detach().argmax(dim=0)
     assignment = match_instances(inst_seg, inst_classes, prediction, labels, box_weight)
     target = relabel(inst_seg, assignment)
-    count = int((target != IGNORE).sum())
-    if count == 0:
-        return scores.sum() * 0.0
-    total = F.cross_entropy(scores[None], target[None], reduction="sum", ignore_index=IGNORE)
-    return total / count
+    total = F.cross_entropy(
+        scores[None], target[None], reduction="sum", ignore_index=INSTANCE_IGNORE
+    )
+    return total / (target != INSTANCE_IGNORE).sum().clamp(min=1)

@@ -1,12 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Matching ground-truth instances to labels, so that their order does not matter (paper 3.5)."""
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from wsis_d2.modeling.instance.labels import InstanceLabels
-
-IGNORE = -1
+from wsis_d2.structures.labels import INSTANCE_IGNORE
 
 
 def match_instances(
@@ -32,27 +32,28 @@ def match_instances(
     Returns:
         (G,) int64, the label of each instance, -1 where unmatched. Detached.
     """
-    assignment = torch.full_like(inst_classes, IGNORE)
+    assignment = torch.full_like(inst_classes, INSTANCE_IGNORE)
     num_instances, num_labels = len(inst_classes), len(labels)
     if num_instances == 0 or num_labels == 0:
         return assignment
+    # Device values are read once, as the costs of the matching.
     with torch.no_grad():
         same = inst_classes[:, None] == labels.classes[None, :]
         stuff = ~labels.is_thing
         has_stuff = same & stuff
-        found = has_stuff.any(dim=1)
-        assignment[found] = has_stuff[found].to(torch.uint8).argmax(dim=1)
+        first = has_stuff.to(torch.uint8).argmax(dim=1)
+        assignment = torch.where(has_stuff.any(dim=1), first, assignment)
 
         weight = mask_iou(inst_seg, num_instances, prediction, num_labels)
         weight = weight + box_weight * _pairwise_box_iou(
             tight_boxes(inst_seg, num_instances), _pixel_boxes(labels.boxes, inst_seg.shape)
         )
-        weight[~same | stuff[None, :]] = 0
-        rows, columns = linear_sum_assignment(weight.cpu().numpy(), maximize=True)
-        for row, column in zip(rows, columns, strict=True):
-            if weight[row, column] > 0:
-                assignment[row] = int(column)
-    return assignment
+        weight = weight.masked_fill(~same | stuff[None, :], 0).cpu().numpy()
+        rows, columns = linear_sum_assignment(weight, maximize=True)
+        matched = weight[rows, columns] > 0
+        pairs = np.stack([rows[matched], columns[matched]])
+        rows, columns = torch.from_numpy(pairs).to(assignment.device)
+        return assignment.index_put((rows,), columns)
 
 
 def relabel(inst_seg: torch.Tensor, assignment: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def relabel(inst_seg: torch.Tensor, assignment: torch.Tensor) -> torch.Tensor:
         inst_seg: (H, W) int64, index into ``assignment``, -1 ignore.
         assignment: (G,) int64 from :func:`match_instances`.
     """
-    table = torch.cat([assignment, assignment.new_tensor([IGNORE])])
+    table = torch.cat([assignment, assignment.new_tensor([INSTANCE_IGNORE])])
     return table[inst_seg]
 
 
@@ -78,9 +79,9 @@ def mask_iou(
     Returns:
         (num_first, num_second) float64; 0 where both regions are empty.
     """
-    valid = first >= 0
-    a, b = first[valid], second[valid]
-    overlap = torch.bincount(a * num_second + b, minlength=num_first * num_second)
+    pairs = num_first * num_second
+    index = torch.where(first >= 0, first * num_second + second, pairs).flatten()
+    overlap = count_values(index, pairs + 1)[:pairs]
     overlap = overlap.view(num_first, num_second).double()
     union = overlap.sum(1, keepdim=True) + overlap.sum(0, keepdim=True) - overlap
     return overlap / union.clamp(min=1)
@@ -89,16 +90,22 @@ def mask_iou(
 def tight_boxes(inst_seg: torch.Tensor, count: int) -> torch.Tensor:
     """Tight boxes of regions, (count, 4) XYXY with exclusive right and bottom; 0 if empty."""
     height, width = inst_seg.shape
-    valid = inst_seg >= 0
-    ys, xs = torch.nonzero(valid, as_tuple=True)
-    index = inst_seg[valid]
-    boxes = inst_seg.new_zeros((count, 4))
-    boxes[:, 0].fill_(width).scatter_reduce_(0, index, xs, "amin")
-    boxes[:, 1].fill_(height).scatter_reduce_(0, index, ys, "amin")
-    boxes[:, 2].scatter_reduce_(0, index, xs + 1, "amax")
-    boxes[:, 3].scatter_reduce_(0, index, ys + 1, "amax")
-    boxes[boxes[:, 2] == 0] = 0
-    return boxes.double()
+    index = torch.where(inst_seg >= 0, inst_seg, count).flatten()
+    ys = torch.arange(height, device=inst_seg.device)[:, None].expand_as(inst_seg).flatten()
+    xs = torch.arange(width, device=inst_seg.device).expand_as(inst_seg).flatten()
+    sides = [
+        xs.new_full((count + 1,), start).scatter_reduce(0, index, values, how)[:count]
+        for start, values, how in (
+            (width, xs, "amin"), (height, ys, "amin"), (0, xs + 1, "amax"), (0, ys + 1, "amax"),
+        )
+    ]  # fmt: skip
+    boxes = torch.stack(sides, dim=1)
+    return torch.where(boxes[:, 2:3] == 0, 0, boxes).double()
+
+
+def count_values(index: torch.Tensor, count: int) -> torch.Tensor:
+    """How often each of 0 to count - 1 occurs, (count,) int64; reads nothing from the device."""
+    return index.new_zeros(count).scatter_add_(0, index, torch.ones_like(index))
 
 
 def _pixel_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

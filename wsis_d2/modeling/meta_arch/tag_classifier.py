@@ -8,7 +8,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
+from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
+from wsis_d2.modeling.precision import amp_dtype, autocast
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,6 +32,8 @@ class TagClassifier(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         new_layer_prefix_lr_factor: float = 1.0,
+        channels_last: bool = True,
+        amp: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -38,6 +42,8 @@ class TagClassifier(nn.Module):
             num_classes: number of classes, stuff and things.
             pixel_mean, pixel_std: of each channel, in the image's channel order.
             new_layer_prefix_lr_factor: learning-rate factor of the linear layer.
+            channels_last: run convolutions in channels-last memory order.
+            amp: 16-bit type that the backbone runs in; None: float32.
         """
         super().__init__()
         shapes = backbone.output_shape()
@@ -49,8 +55,12 @@ class TagClassifier(nn.Module):
         if num_classes < 1:
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         self.backbone = backbone
+        fold_frozen_norms(self)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self.in_feature = in_feature
         self.num_classes = num_classes
+        self.amp = amp
         self.lr_factor = new_layer_prefix_lr_factor
         self.stride = shapes[in_feature].stride
         self.classifier = nn.Linear(shapes[in_feature].channels, num_classes)
@@ -76,6 +86,8 @@ class TagClassifier(nn.Module):
             "pixel_mean": tuple(source.PIXEL_MEAN),
             "pixel_std": tuple(source.PIXEL_STD),
             "new_layer_prefix_lr_factor": own.HEAD_LR_FACTOR,
+            "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+            "amp": amp_dtype(cfg),
         }
 
     @property
@@ -103,7 +115,9 @@ class TagClassifier(nn.Module):
         Returns:
             (N, classes) logits.
         """
-        features = self.backbone(images)[self.in_feature]
+        with autocast(images.device, self.amp):
+            features = self.backbone(images)[self.in_feature]
+        features = features.float()
         if sizes is None or all(tuple(size) == tuple(images.shape[-2:]) for size in sizes):
             pooled = features.mean(dim=(2, 3))
         else:

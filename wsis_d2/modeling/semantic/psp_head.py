@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from detectron2.utils import comm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from wsis_d2.modeling.semantic.head import SemanticHead
 from wsis_d2.utils.errors import InputError
 
 
@@ -54,12 +54,11 @@ class PyramidPooling(nn.Module):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class PSPHead(nn.Module):
+class PSPHead(SemanticHead):
     """Pyramid pooling, a 3x3 convolution and a classifier (PSPNet, after paper 4.1).
 
-    Trained with the mean cross entropy over labelled pixels (paper eq. 1), and the same of an
-    auxiliary classifier on an earlier stage. The mean is over the pixels of all processes, so
-    that several processes give the loss of one with the same images.
+    Trained with the loss of :class:`SemanticHead`, and the same of an auxiliary classifier on an
+    earlier stage.
     """
 
     @configurable
@@ -107,6 +106,11 @@ class PSPHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = _classifier(conv_dim, num_classes)
         if aux_loss_weight > 0:
+            if aux_feature not in input_shape:
+                raise InputError(
+                    f"MODEL.SEM_SEG_HEAD.AUX_FEATURE is {aux_feature!r}, the backbone gives "
+                    f"{', '.join(input_shape)}"
+                )
             self.aux_conv = _conv3(input_shape[aux_feature].channels, aux_dim, norm)
             self.aux_predictor = _classifier(aux_dim, num_classes)
 
@@ -146,50 +150,9 @@ class PSPHead(nn.Module):
             return logits, None
         return logits, self.aux_predictor(self.dropout(self.aux_conv(features[self.aux_feature])))
 
-    def losses(
-        self,
-        logits: torch.Tensor,
-        aux_logits: torch.Tensor | None,
-        targets: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Mean cross entropy over labelled pixels.
-
-        Args:
-            logits: (N, C, H, W), at the targets' size.
-            aux_logits: the same of the auxiliary classifier, or None.
-            targets: (N, H, W) int64, ``ignore_value`` where there is no label.
-
-        Returns:
-            ``loss_sem_seg`` and, with an auxiliary classifier, ``loss_sem_seg_aux``; 0 with a
-            graph where no pixel has a label.
-        """
-        count = (targets != self.ignore_value).sum().float()
-        count = mean_over_processes(count).clamp(min=1.0)
-
-        def mean_loss(scores: torch.Tensor) -> torch.Tensor:
-            total = F.cross_entropy(
-                scores.float(), targets, reduction="sum", ignore_index=self.ignore_value
-            )
-            return total / count
-
-        losses = {"loss_sem_seg": self.loss_weight * mean_loss(logits)}
-        if aux_logits is not None:
-            losses["loss_sem_seg_aux"] = self.aux_loss_weight * mean_loss(aux_logits)
-        return losses
-
 
 def _learns(norm: nn.Module | None) -> bool:
     return type(norm).__name__ in ("BatchNorm2d", "NaiveSyncBatchNorm") and norm.training
-
-
-def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a tensor over all processes; itself where there is one."""
-    world = comm.get_world_size()
-    if world == 1:
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / world
 
 
 def _conv3(inputs: int, outputs: int, norm: str) -> Conv2d:

@@ -1,24 +1,31 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The semantic subnetwork: its own backbone, a head, and the sizes that fit them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import Backbone, build_sem_seg_head
+from detectron2.modeling import Backbone
 from torch import nn
 
 from wsis_d2.modeling.backbone import build_semantic_backbone
-from wsis_d2.modeling.semantic.inference import SemanticInference
+from wsis_d2.modeling.backbone.folded import fold_frozen_norms
+from wsis_d2.modeling.precision import amp_dtype, autocast
+from wsis_d2.modeling.semantic.head import SemanticHead, build_semantic_head
+from wsis_d2.modeling.semantic.inference import SemanticInference, in_groups
 from wsis_d2.utils.errors import InputError
 
 
 class SemanticSubnetwork(nn.Module):
     """Image to class probabilities of each pixel (the Q of paper 3.5).
 
-    Images are padded at the right and the bottom to a multiple of the head's stride plus 1, the
-    sizes whose corners stay aligned under strided convolution and bilinear upsampling. Trained on
-    crops of one size (paper 4.1: 521 x 521), the network sees that size alone: smaller crops are
-    padded to it, and so are the tiles of an image at test time.
+    Images are padded at the right and the bottom: to a multiple of the head's stride plus 1, the
+    sizes whose corners stay aligned under strided convolution and bilinear upsampling; or, for a
+    backbone or a head with a ``size_divisibility`` (feature pyramids, patches), to a multiple of
+    that.
+    Trained on crops of one size (paper 4.1: 521 x 521), the network sees that size alone: smaller
+    crops are padded to it, and so are the tiles of an image at test time.
     """
 
     @configurable
@@ -26,29 +33,38 @@ class SemanticSubnetwork(nn.Module):
         self,
         *,
         backbone: Backbone,
-        head: nn.Module,
+        head: SemanticHead,
         pixel_mean: list[float],
         pixel_std: list[float],
         inference: SemanticInference,
         crop_size: tuple[int, int] | None = None,
         channels_last: bool = True,
+        amp: torch.dtype | None = None,
+        max_batch: int = 1,
     ) -> None:
         """
         Args:
             backbone: the subnetwork's own.
-            head: maps features to (logits, auxiliary logits), with ``losses`` and ``stride``.
+            head: on the backbone's features.
             pixel_mean, pixel_std: of the input, in its channel order.
             inference: how an image of any size is classified at test time.
             crop_size: (height, width) that smaller training images are padded to; None: as they
                 are.
             channels_last: run convolutions in channels-last memory order.
+            amp: 16-bit type that backbone and head run in; None: float32.
+            max_batch: most images or tiles that run together at test time.
         """
         super().__init__()
         self.backbone = backbone
         self.head = head
+        fold_frozen_norms(self)
+        divisors = [n for n in (backbone.size_divisibility, head.size_divisibility) if n > 1]
+        self.size_divisibility = math.lcm(head.stride, *divisors) if divisors else 0
         self.inference_mode = inference
         self.crop_size = crop_size
         self.channels_last = channels_last
+        self.amp = amp
+        self.max_batch = max_batch
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         if channels_last:
@@ -59,13 +75,27 @@ class SemanticSubnetwork(nn.Module):
         backbone = build_semantic_backbone(cfg)
         return {
             "backbone": backbone,
-            "head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "head": build_semantic_head(cfg, backbone.output_shape()),
             "pixel_mean": cfg.MODEL.SEMANTIC.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.SEMANTIC.PIXEL_STD,
             "inference": SemanticInference.from_config(cfg),
             "crop_size": _crop_size(cfg),
             "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+            "amp": amp_dtype(cfg),
+            "max_batch": cfg.TEST.IMS_PER_BATCH,
         }
+
+    def padded(self, length: int) -> int:
+        """Return the side that one of ``length`` pixels is padded to."""
+        if self.size_divisibility:
+            return -(-length // self.size_divisibility) * self.size_divisibility
+        return -(-(length - 1) // self.head.stride) * self.head.stride + 1
+
+    def upsample(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Resize logits (N, C, h, w) to a padded size."""
+        return F.interpolate(
+            logits, size=size, mode="bilinear", align_corners=not self.size_divisibility
+        )
 
     def batch(
         self, images: list[torch.Tensor], least: tuple[int, int] | None = None
@@ -77,14 +107,10 @@ class SemanticSubnetwork(nn.Module):
             least: height and width that the batch has at least.
 
         Returns:
-            (N, 3, H', W') float32; H' and W' are multiples of the stride plus 1, and the padding
-            is 0, the mean colour.
+            (N, 3, H', W') float32 of the padded size; the padding is 0, the mean colour.
         """
-        stride = self.head.stride
         sizes = [image.shape[-2:] for image in images] + ([least] if least else [])
-        height, width = (
-            -(-(max(s[axis] for s in sizes) - 1) // stride) * stride + 1 for axis in (0, 1)
-        )
+        height, width = (self.padded(max(size[axis] for size in sizes)) for axis in (0, 1))
         shape = (len(images), images[0].shape[0], height, width)
         batch = images[0].new_zeros(shape, dtype=torch.float32)
         for slot, image in zip(batch, images, strict=True):
@@ -99,15 +125,14 @@ class SemanticSubnetwork(nn.Module):
         """Classify every pixel of a batch; see :meth:`batch`.
 
         Returns:
-            (N, C, H', W') logits at the padded size, and the auxiliary ones while training.
+            (N, C, H', W') float32 logits at the padded size, and the auxiliary ones while training.
         """
         batch = self.batch(images, least)
-        logits, aux = self.head(self.backbone(batch))
-
-        def upsample(x: torch.Tensor) -> torch.Tensor:
-            return F.interpolate(x, size=batch.shape[-2:], mode="bilinear", align_corners=True)
-
-        return upsample(logits), None if aux is None else upsample(aux)
+        with autocast(batch.device, self.amp):
+            logits, aux = self.head(self.backbone(batch))
+        size = batch.shape[-2:]
+        logits = self.upsample(logits.float(), size)
+        return logits, None if aux is None else self.upsample(aux.float(), size)
 
     def losses(
         self,
@@ -123,24 +148,38 @@ class SemanticSubnetwork(nn.Module):
             slot[: target.shape[0], : target.shape[1]] = target
         return self.head.losses(logits, aux_logits, padded)
 
-    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """Classify one image of any size as the inference options say.
+    def probabilities(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Classify images of any size as the inference options say.
+
+        Images, tiles and mirror images that are padded to one size run together.
 
         Args:
-            image: (3, H, W), 0 to 255, BGR.
+            images: (3, H, W) each, 0 to 255, BGR.
 
         Returns:
-            (C, H, W) float32 probabilities.
+            (C, H, W) float32 probabilities each.
         """
         side = self.inference_mode.tile_size
         least = (side, side) if self.inference_mode.mode == "tiles" else None
+        smallest = least or (0, 0)
 
-        def classify(tile: torch.Tensor) -> torch.Tensor:
-            height, width = tile.shape[-2:]
-            logits, _ = self.logits([tile], least)
-            return F.softmax(logits[0, :, :height, :width].float(), dim=0)
+        def padded_size(view: torch.Tensor) -> tuple[int, ...]:
+            return tuple(
+                self.padded(max(side, own))
+                for side, own in zip(smallest, view.shape[-2:], strict=True)
+            )
 
-        return self.inference_mode(classify, image)
+        def classify(views: list[torch.Tensor]) -> list[torch.Tensor]:
+            logits, _ = self.logits(views, least)
+            return [
+                F.softmax(own[:, : view.shape[-2], : view.shape[-1]], dim=0)
+                for own, view in zip(logits, views, strict=True)
+            ]
+
+        def classify_all(views: list[torch.Tensor]) -> list[torch.Tensor]:
+            return in_groups(views, padded_size, classify, self.max_batch)
+
+        return self.inference_mode(classify_all, images)
 
 
 def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ Rules, beside the release's own:
   as groups: a class for each pixel, no objects.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -70,9 +71,20 @@ def list_images(cityscapes: Path, split: str) -> list[Path]:
     if not images:
         raise InputError(
             f"{folder}: no images (*/*{_IMAGE_SUFFIX}); unpack {ARCHIVES[split]} ({URL}) in "
-            f"{cityscapes}"
+            f"{cityscapes}{other_place(cityscapes)}"
         )
     return images
+
+
+def other_place(cityscapes: Path) -> str:
+    """What to do where the official tools' variable names another folder, else nothing."""
+    named = os.environ.get("CITYSCAPES_DATASET")
+    if not named or os.path.realpath(named) == os.path.realpath(cityscapes):
+        return ""
+    return (
+        f"; CITYSCAPES_DATASET={named} is not read here: ln -s {named} {cityscapes}, or set "
+        "DETECTRON2_DATASETS to the folder that holds cityscapes/"
+    )
 
 
 def make_jobs(cityscapes: Path, split: str) -> list[Job]:

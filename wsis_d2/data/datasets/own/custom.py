@@ -124,6 +124,11 @@ def register_known_panoptic(
             f'dataset "{name}": outside_boxes is {outside_boxes!r}; expected "ignore" or a '
             f"contiguous class id below {len(classes.categories)}"
         )
+    if outside_boxes != "ignore" and classes.isthing[outside_boxes]:
+        raise InputError(
+            f'dataset "{name}": outside_boxes is {outside_boxes}, the thing '
+            f'"{classes.names[outside_boxes]}"; expected a stuff class or "ignore"'
+        )
     if name in DatasetCatalog.list():
         raise InputError(f'dataset "{name}" is registered already; choose another name')
     json, images, labels, panoptic_json, panoptic_dir = (

@@ -34,12 +34,12 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.structures.annotation import touched_boxes
+from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.classes import match_classes, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels.clean import Box
-from wsis_d2.weak_labels.merge import record_boxes
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore, image_key
 
@@ -255,7 +255,7 @@ def _objects(
         for a in record["annotations"]
     ]
     annotated: dict[Box, list[float]] = {}
-    for box, bbox in zip(record_boxes(record), corners, strict=True):
+    for box, bbox in zip(touched_boxes(record), corners, strict=True):
         annotated.setdefault(box, [float(v) for v in bbox])
     masks, tight = [], []
     for segment in segments:

@@ -119,6 +119,12 @@ def read_weak_file(
     seen: set = set()
     for position, annotation in enumerate(content["annotations"]):
         _add_annotation(annotation, position, source, classes, records, seen)
+    boxes = [a["bbox"] for r in records.values() for a in r["annotations"]]
+    if boxes and all(max(box) <= 1 for box in boxes) and any(v % 1 for box in boxes for v in box):
+        raise InputError(
+            f"{source}: all {len(boxes)} boxes lie within 0 to 1, so they are relative to their "
+            "images; expected [x, y, width, height] in pixels"
+        )
     if check_files:
         check_images_exist(records.values(), source, image_root)
     return WeakFile(classes, list(records.values()))
