@@ -168,17 +168,6 @@ UNUSED = (
         for name, builders in (("TIMM", "timm"), ("FPN", "fpn"))
         if (part, name) != ("MODEL.", "FPN")  # of detectors of all kinds
     ),
-    Unused("TEST.DETECTIONS_PER_IMAGE", "joint stages read MODEL.WSIS.MAX_DETECTIONS", JOINT),
-    Unused(
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_SCORE_THRESH",
-        JOINT,
-    ),
-    Unused(
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_NMS_THRESH",
-        JOINT,
-    ),
     Unused("INPUT.CROP.ENABLED", "crops are those of crop_tags in the annotation", TAGS),
     Unused("INPUT.CROP.PAD", "it is the semantic subnetwork's", ("detector", *TAGS)),
     Unused("INPUT.MIN_SIZE_TRAIN", _TAG_SIZE, TAGS, harmless=((0,),)),
