@@ -140,7 +140,7 @@ def test_what_is_refused_is_not_read(keys_read):
 @pytest.mark.parametrize(
     "kind,key,value,hint",
     [
-        ("detector", "SOLVER.AMP.ENABLED", True, "full precision"),
+        ("TagSegmenter", "SOLVER.AMP.ENABLED", True, "full precision"),
         ("semantic", "TEST.AUG.ENABLED", True, "MODEL.SEMANTIC.INFERENCE.SCALES"),
         ("semantic", "TEST.AUG.FLIP", False, "MODEL.SEMANTIC.INFERENCE"),
         ("end_to_end", "TEST.PRECISE_BN.ENABLED", True, "FrozenBN"),
@@ -211,10 +211,9 @@ def test_a_config_that_was_written_is_read_again(kind, tmp_path):
 
 def test_keys_of_deeplab_are_refused_by_name(tmp_path):
     file = tmp_path / "deeplab.yaml"
-    head = {"NAME": "PSPHead", "ASPP_CHANNELS": 128}
-    text = {"MODEL": {"META_ARCHITECTURE": "WeakPanopticRCNN", "SEM_SEG_HEAD": head}}
+    text = {"MODEL": {"RESNETS": {"RES5_MULTI_GRID": [1, 2, 4]}}}
     file.write_text(yaml.safe_dump(text))
-    with pytest.raises(InputError, match="MODEL.SEM_SEG_HEAD.ASPP_CHANNELS"):
+    with pytest.raises(InputError, match="MODEL.RESNETS.RES5_MULTI_GRID"):
         read_config(str(file))
 
 
