@@ -46,10 +46,14 @@ def record(tmp_path):
     }  # fmt: skip
 
 
+def sample_of(record):
+    return {**record, "image": torch.zeros(3, record["height"], record["width"])}
+
+
 def label(record, **refine):
     clean = CleanOptions(score_threshold=None, fill=False)
     relabeller = Relabeller(
-        Fixed(), dict, AnnotatedClasses(frozenset({2})), clean, RefineOptions(**refine), None
+        Fixed(), sample_of, AnnotatedClasses(frozenset({2})), clean, RefineOptions(**refine), None
     )
     return relabeller(record).semantic
 
@@ -89,7 +93,7 @@ def test_rare_classes_and_votes_weigh_what_the_network_says(record):
         options = RefineOptions(enabled=False, class_balance=balance, first_labels_vote=vote)
         annotation = AnnotatedClasses(frozenset({2}))
         return Relabeller(
-            Fixed(), dict, annotation, clean, options, None, prior=prior
+            Fixed(), sample_of, annotation, clean, options, None, prior=prior
         )(record).semantic  # fmt: skip
 
     assert (labels(0.0, 1.0) == 0).all()
@@ -118,7 +122,7 @@ def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
         clean = CleanOptions(score_threshold=None, fill=False)
         annotation = AnnotatedClasses(frozenset({2}))
         return Relabeller(
-            Fixed(), dict, annotation, clean, options, None, prior=prior
+            Fixed(), sample_of, annotation, clean, options, None, prior=prior
         )(record).semantic  # fmt: skip
 
     with pytest.raises(InputError, match="reliability.json: no such file"):

@@ -23,6 +23,7 @@ def start(config: Path, output: Path, log: Path, *arguments: str) -> subprocess.
     command = [
         sys.executable, str(ROOT / "tools/train_iterative.py"), "--config-file", str(config),
         "--rounds", str(ROUNDS), *arguments, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "12",
+        "SOLVER.IMS_PER_BATCH", "4",
         "SOLVER.CHECKPOINT_PERIOD", "3", "REFINE.ENABLED", "True", "REFINE.ITERATIONS", "2",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -72,6 +72,7 @@ def test_two_machines_end_with_the_labels_of_two_processes(prepared):
         return [
             sys.executable, str(ROOT / "tools/train_iterative.py"), "--config-file", str(path),
             "--rounds", "2", *options, "OUTPUT_DIR", str(root / output), "SOLVER.MAX_ITER", "3",
+            "SOLVER.IMS_PER_BATCH", "4",
         ]  # fmt: skip
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

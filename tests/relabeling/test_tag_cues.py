@@ -95,6 +95,47 @@ def test_tags_to_a_store_of_cues(scenes, classifier):
         assert store.instance(record["image_id"])[1] == []
 
 
+def files_of(store):
+    """The labels' files by name; the processes' own folder and the manifest's order left out."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and ".tmp" not in path.parts
+    }
+
+
+def test_all_commands_leave_the_same_bytes_with_two_processes(scenes, classifier, tmp_path):
+    for workers in (1, 2):
+        status = make_all_labels(
+            plain_cfg("WEAK_LABELS.MASKS", "box"), scenes[1], CATEGORIES, tmp_path / str(workers),
+            classifier=classifier, workers=workers,
+        )  # fmt: skip
+        assert status == 0
+    one, two = files_of(tmp_path / "1"), files_of(tmp_path / "2")
+    assert len(one) >= 3 * (3 * 3 + 2) and one == two
+
+
+def test_all_commands_leave_the_same_bytes_on_two_ray_nodes(scenes, classifier, tmp_path):
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    try:
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address)
+        for name, options in (("ray", {"ray_address": "auto"}), ("here", {"workers": 1})):
+            status = make_all_labels(
+                plain_cfg("WEAK_LABELS.MASKS", "box"), scenes[1], CATEGORIES, tmp_path / name,
+                classifier=classifier, **options,
+            )  # fmt: skip
+            assert status == 0
+        assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
 def test_a_classifier_with_the_classes_in_another_order_says_the_same(
     scenes, kind, request, tmp_path

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""From the official downloads to the paper's tables, by the commands of the two guides.
+"""From the official downloads to the paper's tables, by the command lists of configs/README.md.
 
 The trees have the official layouts and a few tiny pictures, the networks are the light recipes',
 trained for two iterations: what is tested is that each command finds what the one before it left,
@@ -22,6 +22,8 @@ from helpers.official_trees import (
     registered_under,
     run_prepare,
 )
+
+from wsis_d2.weak_labels.store import LabelStore
 
 pytestmark = pytest.mark.long
 
@@ -48,16 +50,39 @@ class Workplace:
         else:
             assert not load_tool(name).main(arguments)
 
-    def train(self, recipe: str, *options: str) -> dict:
-        """Train a recipe; return its results."""
-        self(f"tools/train_net.py --config-file configs/{recipe}.yaml", *SHORT, *options)
-        text = (REPOSITORY / "configs" / f"{recipe}.yaml").read_text()
-        output = re.search(r'OUTPUT_DIR: "(.+)"', text)[1]
-        (run,) = json.loads((self.folder / output / "results.json").read_text())["runs"].values()
+    def follow(self, title: str) -> list[str]:
+        """Run the list of a section of configs/README.md, light and short; return its commands."""
+        text = (REPOSITORY / "configs" / "README.md").read_text()
+        block = text.split(f"## {title}\n")[1].split("```bash\n")[1].split("```")[0]
+        lines = block.replace("\\\n", " ").splitlines()
+        assert lines[0].startswith(". .venv/bin/activate") and lines[1].startswith("export ")
+        commands = [re.sub(r"^python ", "", line) for line in lines[2:] if line[0] != "#"]
+        for command in commands:
+            command = command.replace("R_101", "R_18").replace("--workers 8", "--workers 1")
+            if command.startswith("datasets/"):
+                self(f"{command} --allow-partial")
+                self(f"{command} --allow-partial --check")
+            else:
+                self(command, *_short(command))
+        return commands
+
+    def run(self, folder: str) -> dict:
+        """The results of the one run in a folder."""
+        path = self.folder / "output" / folder / "results.json"
+        (run,) = json.loads(path.read_text())["runs"].values()
         return run
 
     def table(self, name: str) -> list[dict]:
         return list(csv.DictReader((self.folder / "output" / "tables" / f"{name}.csv").open()))
+
+
+def _short(command: str) -> list[str]:
+    """What makes a training short and small."""
+    if not command.startswith("tools/train_"):
+        return []
+    if "TagClassifier" in command:
+        return [*SHORT, "SOLVER.BASE_LR", "0.001"]
+    return [*SHORT, *(BOXES if "Detection/" in command else SMALL)]
 
 
 @pytest.fixture
@@ -80,29 +105,26 @@ def test_voc_from_download_to_tables(workplace):
     voc = workplace.data / "VOCdevkit" / "VOC2012"
     (voc / "ImageSets" / "Segmentation" / "test.txt").write_text("2008_000009\n")
     (voc / "JPEGImages" / "2008_000009.jpg").symlink_to(voc / "JPEGImages" / "2007_000001.jpg")
-    for command in ("datasets/prepare_voc.py", "datasets/prepare_coco.py --year 2014"):
-        workplace(f"{command} --workers 1 --allow-partial")
-        workplace(f"{command} --allow-partial --check")
-    for name in ("voc_2012_trainaug_panoptic", "coco_2014_vocclasses"):
-        store = name.removesuffix("_panoptic")
-        workplace(
-            f"tools/make_weak_labels.py boxes --dataset {name}_weak --workers 1"
-            f" --output output/labels/{store}"
+    commands = workplace.follow("Day one on Pascal VOC 2012")
+    assert len(commands) == 18
+    assert "AP" in workplace.run("voc/detector_R_18")["bbox"]
+    for kind in ("weak", "full", "coco_weak_voc_weak", "coco_full_voc_full"):
+        semantic, panoptic = (
+            workplace.run(f"voc/{x}_R_18_{kind}") for x in ("semantic", "panoptic")
         )
-    workplace.train(
-        "COCO-SemanticSegmentation/pspnet_R_50_weak", *SMALL, "MODEL.WEIGHTS", "",
-        "SOLVER.BASE_LR", "1e-9",
-    )  # fmt: skip
-    boxes = workplace.train("PascalVOC-Detection/faster_rcnn_R_18", *BOXES)
-    assert "AP" in boxes["bbox"]
-    for kind in ("weak", "full"):
-        semantic = workplace.train(f"PascalVOC-SemanticSegmentation/pspnet_R_18_{kind}", *SMALL)
-        assert semantic["meta"]["supervision"] == kind
-        panoptic = workplace.train(f"PascalVOC-PanopticSegmentation/wsis_R_18_{kind}", *SMALL)
+        assert semantic["meta"]["supervision"] == kind.split("_")[-1]
         assert {"APr_10_th", "APr_90_th", "APr_vol_th"} <= panoptic["apr"].keys()
-    workplace("tools/make_tables.py output/voc --backbone R_18 --output output/tables")
+    for number in range(3):
+        labels = f"semantic_R_18_weak_rounds/round_{number}/labels/voc_2012_trainaug_panoptic_weak"
+        store = LabelStore.open(workplace.folder / "output" / "voc" / labels)
+        assert len(store.image_ids()) == 4 and (store.semantic("2007_000001")[:, -1] == 0).any()
     first = row(workplace.table("table_1"), "Ours, without COCO")
-    second = [row(workplace.table("table_2"), f"Ours, {k} without COCO") for k in ("weak", "full")]
+    second = [
+        row(workplace.table(table), f"Ours, {kind} {coco} COCO")
+        for table in ("table_2", "table_2_by_mean_confidence")
+        for kind in ("weak", "full")
+        for coco in ("with", "without")
+    ]
     assert first["val weak paper"] == "74.3" and first["val weak mean"] and first["val full mean"]
     for line in second:
         assert all(line[f"{column} mean"] for column in ("AP^r 0.5", "0.9", "AP^r vol", "PQ"))
@@ -124,34 +146,21 @@ def test_voc_from_download_to_tables(workplace):
 
 def test_cityscapes_from_download_to_tables(workplace):
     make_cityscapes(workplace.data)
-    workplace("datasets/prepare_cityscapes.py --workers 1 --allow-partial")
-    workplace("datasets/prepare_cityscapes.py --allow-partial --check")
-    recipe = "Cityscapes-TagClassifier/tag_classifier_R_18"
-    workplace.train(recipe, "SOLVER.BASE_LR", "0.001")
-    labels = (
-        f" --config-file configs/{recipe}.yaml"
-        " --classifier output/cityscapes/tags_R_18/model_final.pth --output output/labels/"
-    )
-    workplace(
-        "tools/make_weak_labels.py all --dataset cityscapes_fine_panoptic_train_weak --workers 1"
-        f"{labels}cityscapes_fine_train"
-    )
-    workplace(
-        "tools/make_weak_labels.py tags --dataset cityscapes_extra_weak --workers 1"
-        f"{labels}cityscapes_extra"
-    )
-    workplace.train("Cityscapes-Detection/faster_rcnn_R_18", *BOXES)
-    workplace(
-        "tools/train_iterative.py --rounds 6"
-        " --config-file configs/Cityscapes-SemanticSegmentation/pspnet_R_18_weak.yaml"
-        " MODEL.WSIS.DETECTOR_WEIGHTS output/cityscapes/detector_R_18/model_final.pth",
-        *SHORT, *SMALL,
-    )  # fmt: skip
-    workplace.train("Cityscapes-SemanticSegmentation/pspnet_R_18_full", *SMALL)
-    weak = workplace.train("Cityscapes-PanopticSegmentation/wsis_R_18_weak", *SMALL)
+    commands = workplace.follow("Day one on Cityscapes")
+    assert len(commands) == 10
+    stores = [
+        f"cityscapes/semantic_R_18_weak/round_{k}/labels/cityscapes_extra_weak" for k in range(6)
+    ]
+    for path in ("labels/cityscapes_extra", *stores):
+        store = LabelStore.open(workplace.folder / "output" / path)
+        assert len(store.image_ids()) == 2
+        for image_id in store.image_ids():
+            semantic = store.semantic(image_id)
+            assert ((semantic >= 11) & (semantic < 19)).any(), path  # things are learnt there too
+            assert (store.instance(image_id)[0] == -1).all()
+    assert store.recipe["clean"]["fill"] and not store.recipe["clean"]["prior"]
+    weak = workplace.run("cityscapes/panoptic_R_18_weak")
     assert {"APr_50", "APr_95_st", "APr_vol_th-by-oracle"} <= weak["apr"].keys()
-    workplace.train("Cityscapes-PanopticSegmentation/wsis_R_18_full", *SMALL)
-    workplace("tools/make_tables.py output/cityscapes --backbone R_18 --output output/tables")
     points = workplace.table("figure_6")
     for panel in ("Semantic segmentation (IoU)", "Instance segmentation (PQ)"):
         rounds = {p["round"] for p in points if p["panel"] == panel and p["line"] == "stuff"}
