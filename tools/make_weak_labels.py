@@ -51,7 +51,6 @@ def _boxes(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         data.categories,
         args.output,
         outside_boxes=data.outside_boxes,
-        ray_address=args.ray,
         **_common(args),
     )
 
@@ -112,6 +111,7 @@ def _common(args: SimpleNamespace) -> dict:
         "limit": args.limit,
         "force": args.force,
         "dry_run": args.dry_run,
+        "ray_address": args.ray,
     }
 
 
@@ -125,6 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--output", required=True, metavar="STORE", help="folder of the labels")
     common.add_argument("--config-file", metavar="F", help="recipe: a config with WEAK_LABELS")
     common.add_argument("--workers", type=_positive, metavar="N", help="processes (default: cores)")
+    common.add_argument(
+        "--ray", metavar="ADDRESS", help="map over a ray cluster: 'auto' or an address"
+    )
     common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     common.add_argument("--force", action="store_true", help="throw away labels that are there")
     common.add_argument(
@@ -157,10 +160,6 @@ def make_parser() -> argparse.ArgumentParser:
                 "--outside-boxes",
                 metavar="NAME",
                 help="own data: the stuff class of everything outside all boxes (default: ignore)",
-            )
-        if name == "boxes":
-            sub.add_argument(
-                "--ray", metavar="ADDRESS", help="map over a ray cluster: 'auto' or an address"
             )
         if name in ("tags", "all"):
             sub.add_argument("--classifier", metavar="W.pth", help="weights of the tag classifier")

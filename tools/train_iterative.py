@@ -27,6 +27,10 @@ EPILOG = """examples:
   tools/train_iterative.py --config-file F --rounds 2 \\
       ITERATIVE.FIRST_WEIGHTS output/semantic/model_final.pth
 
+  # on two machines of 8 GPUs that see the same folders; the same on the second, --machine-rank 1
+  tools/train_iterative.py --config-file F --rounds 6 --num-gpus 8 --num-machines 2 \
+      --machine-rank 0 --dist-url tcp://first:29500
+
   # stopped or killed: go on where it was; or two rounds more
   tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
 
@@ -44,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-file", required=True, metavar="F", help="what a round trains")
     parser.add_argument("--rounds", required=True, type=int, metavar="N", help="how many rounds")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs that train (processes without)"
+        "--num-gpus", type=int, default=1, metavar="N",
+        help="GPUs of each machine that train, evaluate and label (processes where there is none)",
+    )  # fmt: skip
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="K", help="of this machine")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT that all machines reach"
     )
     parser.add_argument("--resume", action="store_true", help="continue what OUTPUT_DIR holds")
     parser.add_argument(
@@ -58,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg.freeze()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("detectron2", "fvcore", "wsis_d2"):
-        setup_logger(cfg.OUTPUT_DIR, name=name)
-    train_iterative(cfg, args.rounds, args.resume, args.num_gpus)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=args.machine_rank, name=name)
+    train_iterative(
+        cfg, args.rounds, args.resume, args.num_gpus, num_machines=args.num_machines,
+        machine_rank=args.machine_rank, dist_url=args.dist_url,
+    )  # fmt: skip
     return 0
 
 

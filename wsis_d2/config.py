@@ -165,6 +165,16 @@ def add_model_config(cfg: CN) -> None:
     # Train even where a file fills less than the part it is for (other classes, other width), or a
     # part that is not trained has no weights: these begin, or stay, at random.
     cfg.MODEL.WSIS.PARTIAL_WEIGHTS = False
+    # The detector: "GeneralizedRCNN" (Faster R-CNN, Cascade R-CNN), "RetinaNet" or another of
+    # Detectron2's meta-architectures that gives instances.
+    cfg.MODEL.WSIS.DETECTOR = "GeneralizedRCNN"
+    # Classes of a detector that has others than the run's things, as names in its order or as the
+    # data set that has them, e.g. ["coco_2017_val"]: joint stages take those of the same name.
+    cfg.MODEL.WSIS.DETECTOR_CLASSES = []
+    # Index among the things of each of these classes, -1: none. Filled in when a run is set up.
+    cfg.MODEL.WSIS.DETECTOR_CLASS_MAP = []
+    # Boxes of COCO result files instead of a detector: [[data set, file], ...].
+    cfg.MODEL.WSIS.DETECTOR_BOXES = []
     # Where the instance stages take their boxes from while training: "detector", "gt" (the
     # annotated boxes, score 1) or "gt_jitter" (annotated boxes shaken).
     cfg.MODEL.WSIS.TRAIN_BOXES = "detector"
@@ -412,6 +422,9 @@ def add_eval_config(cfg: CN) -> None:
     cfg.TEST.APR_THRESHOLDS = ""
     # Matching of AP^r: "unique" (a true segment serves one prediction) or "paper".
     cfg.TEST.MATCHING = "unique"
+    # Images that evaluation and new labels put through the networks together, where they have one
+    # size after padding; the result is the same.
+    cfg.TEST.IMS_PER_BATCH = 1
     # What ranks segments in AP^r: "score" (the model's), "detection", "mean_confidence",
     # "both" (detection for things, mean confidence for stuff), "one" or "oracle".
     cfg.TEST.SCORE_MODE = "score"
@@ -430,6 +443,9 @@ def add_engine_config(cfg: CN) -> None:
     cfg.RUN_NAME = ""
     # "main", or the name of the isolating experiment that this run belongs to.
     cfg.RUN_VARIANT = "main"
+    # Mixed precision (SOLVER.AMP.ENABLED) of training, evaluation and new labels: "bfloat16", or
+    # "float16", whose gradients are scaled.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # "SGD" or "AdamW" (fewer iterations from random weights).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The learning rate of new heads is BASE_LR times this.

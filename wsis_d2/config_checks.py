@@ -67,7 +67,12 @@ _BACKBONE_NODES = (
 )
 
 UNUSED = (
-    Unused("SOLVER.AMP", "training is in full precision"),
+    Unused("SOLVER.AMP", "a tag segmenter is in full precision", ("TagSegmenter",)),
+    Unused(
+        "SOLVER.AMP.DTYPE",
+        "SOLVER.AMP.ENABLED is False",
+        where=lambda cfg: not cfg.SOLVER.AMP.ENABLED,
+    ),
     Unused("TEST.AUG", "MODEL.SEMANTIC.INFERENCE.SCALES and FLIP average semantic predictions"),
     Unused("TEST.PRECISE_BN", "batch norms keep their running averages; FrozenBN and GN have none"),
     Unused("TEST.KEYPOINT_OKS_SIGMAS", "there are no keypoints"),
@@ -100,7 +105,18 @@ UNUSED = (
     Unused(
         "MODEL.ROI_BOX_CASCADE_HEAD", "set MODEL.ROI_HEADS.NAME CascadeROIHeads", OWN, _stock_heads
     ),
-    Unused("MODEL.RETINANET", "the detector is a Faster R-CNN", OWN),
+    Unused(
+        "MODEL.RETINANET",
+        "MODEL.WSIS.DETECTOR is not RetinaNet",
+        OWN,
+        lambda cfg: cfg.MODEL.WSIS.DETECTOR != "RetinaNet",
+    ),
+    Unused(
+        "MODEL.WSIS.DETECTOR",
+        "MODEL.WSIS.DETECTOR_BOXES takes its place",
+        OWN,
+        lambda cfg: bool(cfg.MODEL.WSIS.DETECTOR_BOXES),
+    ),
     Unused("MODEL.PANOPTIC_FPN", "MODEL.INSTANCE_HEAD joins things and stuff", OWN),
     Unused(
         "MODEL.ANCHOR_GENERATOR.ANGLES",
@@ -151,17 +167,6 @@ UNUSED = (
         for part, node in _BACKBONE_NODES
         for name, builders in (("TIMM", "timm"), ("FPN", "fpn"))
         if (part, name) != ("MODEL.", "FPN")  # of detectors of all kinds
-    ),
-    Unused("TEST.DETECTIONS_PER_IMAGE", "joint stages read MODEL.WSIS.MAX_DETECTIONS", JOINT),
-    Unused(
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_SCORE_THRESH",
-        JOINT,
-    ),
-    Unused(
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_NMS_THRESH",
-        JOINT,
     ),
     Unused("INPUT.CROP.ENABLED", "crops are those of crop_tags in the annotation", TAGS),
     Unused("INPUT.MIN_SIZE_TRAIN", _TAG_SIZE, TAGS, harmless=((0,),)),
@@ -274,6 +279,8 @@ VALUES = (
     _at_least("INPUT.MAX_SIZE_TEST", 1),
     _at_least("DATALOADER.NUM_WORKERS", 0),
     _one_of("MODEL.WSIS.STAGE", *PANOPTIC),
+    _one_of("SOLVER.AMP.DTYPE", "bfloat16", "float16"),
+    _at_least("TEST.IMS_PER_BATCH", 1),
     _one_of("TEST.PQ_VARIANT", "coco", "paper"),
     _one_of("TEST.MATCHING", "unique", "paper"),
     _one_of("TEST.SCORE_MODE", "score", "detection", "mean_confidence", "both", "one", "oracle"),

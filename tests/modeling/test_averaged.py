@@ -18,21 +18,25 @@ class Columns(torch.nn.Module):
         self.shown = []
 
     def forward(self, samples):
-        (sample,) = samples
+        return [self.one(sample) for sample in samples]
+
+    def one(self, sample):
         self.shown.append(sample["image"].clone())
         rising = torch.linspace(0, 1, sample["width"]).expand(sample["height"], -1)
-        return [{"sem_seg": torch.stack([rising, 1 - rising])}]
+        return {"sem_seg": torch.stack([rising, 1 - rising])}
 
 
 class Bright(torch.nn.Module):
     """Each pixel's own brightness is the probability of class 0, in the sample's size."""
 
     def forward(self, samples):
-        (sample,) = samples
+        return [self.one(sample) for sample in samples]
+
+    def one(self, sample):
         grey = sample["image"].mean(0)[None, None] / 255
         size = (sample["height"], sample["width"])
         grey = F.interpolate(grey, size=size, mode="bilinear", align_corners=False)[0, 0]
-        return [{"sem_seg": torch.stack([grey, 1 - grey])}]
+        return {"sem_seg": torch.stack([grey, 1 - grey])}
 
 
 def sample(height=6, width=8):

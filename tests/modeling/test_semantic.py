@@ -156,6 +156,11 @@ def test_tiles_cover_the_image_and_overlap(length, tile, overlap):
         assert first < second <= first + tile * (1 - overlap) + 1
 
 
+def each(classify):
+    """A classifier of many tiles from one of a single tile."""
+    return lambda tiles: [classify(tile) for tile in tiles]
+
+
 def pointwise(tile: torch.Tensor) -> torch.Tensor:
     """A classifier whose answer at a pixel is that pixel's colour."""
     return torch.softmax(tile.float() / 50, dim=0)
@@ -164,10 +169,10 @@ def pointwise(tile: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(37, 53), (16, 16), (100, 9)])
 def test_tiles_and_mirror_image_of_a_pointwise_classifier_change_nothing(size):
     image = torch.randint(0, 256, (3, *size)).float()
-    whole = SemanticInference()(pointwise, image)
+    whole = SemanticInference()(each(pointwise), [image])[0]
     assert torch.equal(whole, pointwise(image))
     tiles = SemanticInference(mode="tiles", tile_size=16, tile_overlap=0.4, flip=True)
-    assert torch.allclose(tiles(pointwise, image), whole, atol=1e-5)
+    assert torch.allclose(tiles(each(pointwise), [image])[0], whole, atol=1e-5)
 
 
 def test_tiles_are_blended_without_a_seam():
@@ -180,7 +185,9 @@ def test_tiles_are_blended_without_a_seam():
         return torch.cat([share, 1 - share])
 
     image = torch.zeros(3, 20, 32)
-    out = SemanticInference(mode="tiles", tile_size=20, tile_overlap=0.4)(disagreeing, image)
+    out = SemanticInference(mode="tiles", tile_size=20, tile_overlap=0.4)(
+        each(disagreeing), [image]
+    )[0]
     assert len(calls) == 2 and all(shape == (3, 20, 20) for shape in calls)
     assert torch.allclose(out.sum(0), torch.ones(20, 32))
     row = out[0, 10]
@@ -214,14 +221,14 @@ def test_the_network_sees_one_size_in_training_and_in_tiles():
     assert torch.allclose(loss, F.cross_entropy(logits[:, :, :40], torch.full((1, 40, 65), 2)))
     with torch.no_grad():
         for size in ((50, 60), (100, 30), (70, 130)):
-            assert network.probabilities(torch.rand(3, *size) * 255).shape == (3, *size)
+            assert network.probabilities([torch.rand(3, *size) * 255])[0].shape == (3, *size)
     assert set(sizes) == {(65, 65)}
 
 
 def test_the_whole_image_is_an_option_and_padding_needs_a_crop_of_one_size():
     network, sizes = square_network()
     with torch.no_grad():
-        network.probabilities(torch.rand(3, 50, 60) * 255)
+        network.probabilities([torch.rand(3, 50, 60) * 255])
     assert sizes == [(57, 65)]
     with pytest.raises(InputError, match="INPUT.CROP.PAD is True, but .* TYPE 'relative_range'"):
         square_network("INPUT.CROP.TYPE", "relative_range")
@@ -229,13 +236,15 @@ def test_the_whole_image_is_an_option_and_padding_needs_a_crop_of_one_size():
 
 def test_scales_average_probabilities_at_the_image_size():
     image = torch.randint(0, 256, (3, 24, 36)).float()
-    out = SemanticInference(scales=(0.5, 1.0, 1.5), flip=True)(pointwise, image)
+    out = SemanticInference(scales=(0.5, 1.0, 1.5), flip=True)(each(pointwise), [image])[0]
     assert out.shape == (3, 24, 36)
     assert torch.allclose(out.sum(0), torch.ones(24, 36), atol=1e-5)
     flat = torch.full((3, 24, 36), 80.0)
     flat[1] = 120
     assert torch.allclose(
-        SemanticInference(scales=(0.5, 1.5))(pointwise, flat), pointwise(flat), atol=1e-4
+        SemanticInference(scales=(0.5, 1.5))(each(pointwise), [flat])[0],
+        pointwise(flat),
+        atol=1e-4,
     )
 
 

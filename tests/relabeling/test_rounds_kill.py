@@ -25,9 +25,11 @@ def start(config: Path, output: Path, log: Path, *arguments: str) -> subprocess.
         "--rounds", str(ROUNDS), *arguments, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "12",
         "SOLVER.CHECKPOINT_PERIOD", "3", "REFINE.ENABLED", "True", "REFINE.ITERATIONS", "2",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with open(log, "wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
 
 
 def checkpoint_iteration(folder: Path) -> int:
@@ -43,11 +45,14 @@ def checkpoint_iteration(folder: Path) -> int:
 
 
 @pytest.mark.long
-def test_ten_kills_change_no_byte_of_the_labels(tmp_path):
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ten_kills_change_no_byte_of_the_labels(tmp_path, processes):
     config = make_run(tmp_path, "iterative_kill_test", images=6)
     began = time.monotonic()
     log = tmp_path / "whole.log"
-    assert start(config, tmp_path / "whole", log).wait(timeout=900) == 0, log.read_text()[-3000:]
+    many = ("--num-gpus", processes)
+    whole = start(config, tmp_path / "whole", log, *many)
+    assert whole.wait(timeout=900) == 0, log.read_text()[-3000:]
     pace = Pace(time.monotonic() - began)
     expected = label_bytes(tmp_path / "whole")
     assert len(expected) >= ROUNDS * (3 * 6 + 2)
@@ -57,21 +62,26 @@ def test_ten_kills_change_no_byte_of_the_labels(tmp_path):
     while len(stages) < KILLS:  # a run that ends early is followed by another
         run += 1
         killed = tmp_path / f"killed_{run}"
-        finish_under_kills(config, killed, pace, generator, stages)
+        finish_under_kills(config, killed, many, pace, generator, stages)
         found = label_bytes(killed)
         assert found.keys() == expected.keys()
         assert [path for path in expected if found[path] != expected[path]] == [], stages
 
 
 def finish_under_kills(
-    config: Path, run: Path, pace: "Pace", generator: random.Random, stages: list[str]
+    config: Path,
+    run: Path,
+    many: tuple[str, ...],
+    pace: "Pace",
+    generator: random.Random,
+    stages: list[str],
 ) -> None:
     """Start a run again and again, killing it until there are enough kills; return at its end."""
     while True:
         state = read_state(run)
         before = {n: checkpoint_iteration(run / f"round_{n}") for n in range(ROUNDS)}
         log = run.with_suffix(".log")
-        process = start(config, run, log, "--resume")
+        process = start(config, run, log, "--resume", *many)
         limit = 900.0
         if len(stages) < KILLS:
             wait_for_work(process, log)  # starting Python takes a good part of a short run
@@ -80,7 +90,7 @@ def finish_under_kills(
             status = process.wait(timeout=limit)
             pace.seconds *= 0.8  # too fast for us: the machine has become less busy
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             process.wait()
             status = None
         text = log.read_text(errors="replace")

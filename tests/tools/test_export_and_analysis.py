@@ -111,7 +111,7 @@ def test_with_given_detections_it_equals_the_model(run, tmp_path):
                 torch.tensor([b["class"] for b in boxes], dtype=torch.int64),
                 model.stuff_ids, (60, 90),
             )  # fmt: skip
-            scores = model.instance(model.semantic.probabilities(image), image, labels)
+            scores = model.instance(model.semantic.probabilities([image])[0], image, labels)
         # Segments below the least area are dissolved; the others are the best label's.
         best = scores.argmax(0).numpy()
         area = np.bincount(best.flatten(), minlength=len(labels))

@@ -14,7 +14,7 @@ import pytest
 from test_store import CATEGORIES, RECIPE, make_record
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.driver import Labels, plain_record, run
+from wsis_d2.weak_labels.driver import Labels, plain_record, run, run_share
 from wsis_d2.weak_labels.store import LabelStore
 
 
@@ -62,6 +62,26 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
         result = run(make_worker, records, create(tmp_path / str(workers)), workers=workers)
         assert (result.made, result.kept, result.failed) == (6, 0, {}) and result.exit_status == 0
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
+
+
+def test_processes_that_share_leave_the_bytes_of_one(tmp_path):
+    records = [make_record(i) for i in range(7)]
+    run(make_worker, records, create(tmp_path / "one"), workers=1)
+    store = create(tmp_path / "shared")
+    order = []
+
+    def noting():
+        return lambda record: order.append(record["image_id"]) or label(record)
+
+    run_share(noting, records[:3], store, 1, 2)  # begins with its own, helps with the others
+    assert order == [1, 0, 2]
+    joined = LabelStore.open(tmp_path / "shared", writable=True)
+    bad = functools.partial(make_worker, bad=(5,))
+    run_share(bad, records, joined, 0, 2)
+    assert [i for i in range(7) if joined.done(i)] == [0, 1, 2, 3, 4, 6]
+    result = run(make_worker, records, joined, workers=1)
+    assert (result.made, result.kept) == (1, 6)  # what failed is tried again, and then all is whole
+    assert digest(tmp_path / "shared") == digest(tmp_path / "one")
 
 
 def test_continues_and_redoes_what_changed(tmp_path):

@@ -13,7 +13,8 @@ may begin with new heads and says which (:func:`load_for_training`).
 """
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ WEIGHT_KEYS = ("MODEL.WEIGHTS", *PART_KEYS.values(), BACKBONE_KEY, "ITERATIVE.FI
 # Where a detector of Detectron2 stands in the model, and its heads that have no place there.
 _RCNN = "detector.rcnn."
 _OTHER_HEADS = ("roi_heads.mask_head.", "roi_heads.keypoint_head.", "sem_seg_head.")
+# The layers of Faster R-CNN, Cascade R-CNN and RetinaNet whose shape tells of the classes.
+_CLASS_LAYERS = re.compile(r"rcnn\.(roi_heads\.box_predictor\.(\d+\.)?|head\.cls_score\.)")
 _PARTIAL = (
     "train it with the same keys, or set MODEL.WSIS.PARTIAL_WEIGHTS True to begin with these at "
     "random"
@@ -204,7 +207,7 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.MODEL.WEIGHTS:
         load_trained(model, cfg.MODEL.WEIGHTS, key="MODEL.WEIGHTS")
         return
-    parts = [part for part in _present(model) if part in PART_KEYS]
+    parts = [p for p in _present(model) if p in PART_KEYS and getattr(model, p).state_dict()]
     named = {part: _value(cfg, PART_KEYS[part]) for part in parts}
     unnamed = [PART_KEYS[part] for part, path in named.items() if not path]
     if not parts or unnamed:
@@ -220,7 +223,13 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def load_part(
-    model: nn.Module, part: str, weights: Weights, *, partial: bool = False, hint: str = TRAINED
+    model: nn.Module,
+    part: str,
+    weights: Weights,
+    *,
+    partial: bool = False,
+    hint: str = TRAINED,
+    new_classes: bool = False,
 ) -> list[str]:
     """Fill one part from a checkpoint that holds it, or from a plain Detectron2 model.
 
@@ -229,6 +238,7 @@ def load_part(
         part: one of ``PARTS``.
         weights: arrays named ``PART.…`` are taken; of a file without parts, all of them.
         partial, hint: see :func:`load_into`.
+        new_classes: a detector's last layers may be of other classes; they are left as they are.
 
     Returns:
         The model's names that were left as they were.
@@ -236,10 +246,32 @@ def load_part(
     Raises:
         InputError: as :func:`load_into`.
     """
-    left = load_into(
-        getattr(model, part), partial=partial, hint=hint, **_as_part(model, part, weights)
-    )
+    arguments, module = _as_part(model, part, weights), getattr(model, part)
+    if new_classes:
+        arguments["arrays"], new = _without_classes(arguments["arrays"], module.state_dict())
+        arguments["allow_missing"] = new
+        if new:
+            logger.warning(
+                "%s: is of other classes; new, to be trained: %s", weights.source, ", ".join(new)
+            )
+    left = load_into(module, partial=partial, hint=hint, **arguments)
     return [f"{part}.{name}" for name in left]
+
+
+def _without_classes(
+    arrays: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Drop a detector's last layers where a number of classes differs; return them too."""
+    layers: dict[str, bool] = {}
+    for name in wanted:
+        found = _CLASS_LAYERS.match(name)
+        if found:
+            differs = name in arrays and arrays[name].shape != wanted[name].shape
+            layers[found[0]] = layers.get(found[0], False) or differs
+    new = [layer for layer, differs in layers.items() if differs]
+    return {n: v for n, v in arrays.items() if not n.startswith(tuple(new))} if new else dict(
+        arrays
+    ), new
 
 
 def load_backbone(model: nn.Module, name: str, weights: Weights) -> None:
@@ -348,7 +380,8 @@ class _Start:
             )
         for part in parts:
             self.note(part, load_part(
-                self.model, part, weights, partial=self.partial, hint=_PARTIAL
+                self.model, part, weights, partial=self.partial, hint=_PARTIAL,
+                new_classes=getattr(self.model, "stage", "") == "detector",
             ))  # fmt: skip
 
     def part(self, part: str, key: str, path: str) -> None:

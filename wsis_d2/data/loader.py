@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    MetadataCatalog,
+)
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
@@ -99,11 +104,15 @@ def build_train_loader(
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Callable[[dict], dict] | None = None
 ) -> DataLoader:
-    """Build the loader that goes once through a dataset, an image at a time."""
-    return build_detection_test_loader(
-        load_records([dataset_name]),
-        mapper=mapper or build_mapper(cfg, is_train=False),
+    """Build the loader that goes once through a dataset, TEST.IMS_PER_BATCH images at a time."""
+    records = load_records([dataset_name])
+    mapper = mapper or build_mapper(cfg, is_train=False)
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sampler=InferenceSampler(len(records)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
     )
 
 

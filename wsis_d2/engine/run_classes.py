@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.data.datasets.own.custom import registered_classes, share_classes
+from wsis_d2.modeling.meta_arch.class_map import class_names, map_classes
 from wsis_d2.structures.classes import ClassTable, in_order, match_classes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
@@ -102,7 +103,8 @@ def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False)
 def fill_classes(cfg: CfgNode, classes: ClassTable) -> None:
     """Fill in the keys that tell a model its classes.
 
-    Sets MODEL.WSIS.THING_IDS, MODEL.ROI_HEADS.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+    Sets MODEL.WSIS.THING_IDS, MODEL.ROI_HEADS.NUM_CLASSES, MODEL.SEM_SEG_HEAD.NUM_CLASSES and, for
+    MODEL.WSIS.DETECTOR_CLASSES, the DETECTOR_CLASS_MAP.
 
     Raises:
         InputError: a key is neither Detectron2's default nor what these classes need.
@@ -126,3 +128,7 @@ def fill_classes(cfg: CfgNode, classes: ClassTable) -> None:
             "the key out, it is filled in"
         )
     cfg.MODEL.WSIS.THING_IDS = thing_ids
+    if cfg.MODEL.WSIS.DETECTOR_CLASSES and not cfg.MODEL.WSIS.DETECTOR_CLASS_MAP:
+        cfg.MODEL.WSIS.DETECTOR_CLASS_MAP = map_classes(
+            class_names(cfg.MODEL.WSIS.DETECTOR_CLASSES), [classes.names[k] for k in thing_ids]
+        )

@@ -38,6 +38,7 @@ from wsis_d2.engine.resume import plain_config, refuse_other_training
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
 from wsis_d2.modeling.build import build_model
+from wsis_d2.modeling.precision import amp_dtype
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import remove_dead_temporaries
 from wsis_d2.weak_labels.store import LabelStore
@@ -105,9 +106,11 @@ class WSISTrainer(TrainerBase):
             model = build_model(cfg)
             self.optimizer = build_optimizer(cfg, model)
             self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+            scaled = amp_dtype(cfg) is torch.float16
         except ValueError as error:
             raise InputError(str(error)) from error
         self._plain_model = model
+        self.scaler = torch.amp.GradScaler(torch.device(cfg.MODEL.DEVICE).type, enabled=scaled)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         self.model = create_ddp_model(
             model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
@@ -175,8 +178,9 @@ class WSISTrainer(TrainerBase):
             return
         path, saved = found
         try:
-            if "identity" in saved["trainer"]:
-                refuse_other_training(path, saved["trainer"]["identity"], self.identity)
+            begun = saved.get("trainer", {}).get("identity")
+            if begun is not None:
+                refuse_other_training(path, begun, self.identity)
             load_into(
                 self._plain_model,
                 model_state(saved, path),
@@ -237,8 +241,19 @@ class WSISTrainer(TrainerBase):
             batch,
         )
         self.optimizer.zero_grad()
-        sum(losses.values()).backward()
+        self.scaler.scale(sum(losses.values())).backward()
+        self.scaler.unscale_(self.optimizer)
         # Before the update: a checkpoint must never hold weights that a bad gradient has spoilt.
+        # With float16, whose scaled gradients may overflow, the scaler leaves the update out and
+        # takes a smaller scale; only where even 1 is too much is something wrong.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            self._refuse_bad_gradients(batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._seconds += time.perf_counter() - start
+        self._write_losses(values, data_time)
+
+    def _refuse_bad_gradients(self, batch: list[dict]) -> None:
         sums = [
             p.grad.detach().float().sum() for p in self.model.parameters() if p.grad is not None
         ]
@@ -249,9 +264,6 @@ class WSISTrainer(TrainerBase):
                 if p.grad is not None and not bool(torch.isfinite(p.grad).all())
             ]
             self._refuse_not_finite(names[:1], batch)
-        self.optimizer.step()
-        self._seconds += time.perf_counter() - start
-        self._write_losses(values, data_time)
 
     def _refuse_not_finite(self, wrong: list[str], batch: list[dict]) -> None:
         """Stop training where something is not finite, naming it and the images.
@@ -283,6 +295,7 @@ class WSISTrainer(TrainerBase):
             **super().state_dict(),
             "identity": self.identity,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "seed": self.seed,
             "seconds": self._seconds,
         }
@@ -291,6 +304,8 @@ class WSISTrainer(TrainerBase):
         """Take over a checkpoint's state; its seed holds unless the config names one."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state_dict["scaler"])
         self._seconds = state_dict["seconds"]
         if self.cfg.SEED < 0:
             self.seed = state_dict["seed"]

@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """How good are weak labels? Compared with true masks, for a report only.
 
+Addition, not in the paper.
+
 Nothing here writes where training reads: true masks come in, numbers go out.
 """
 

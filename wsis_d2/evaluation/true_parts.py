@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What limits a model: its parts replaced by the truth, one at a time (isolating runs)."""
+"""What limits a model: its parts replaced by the truth, one at a time (isolating runs).
+
+Addition, not in the paper.
+"""
 
 import numpy as np
 import torch
@@ -59,7 +62,7 @@ class TruePartsModel(nn.Module):
         model = self.model
         image, size = model.input_of(record)
         key = self.truth.key(record)
-        probabilities = model.class_probabilities(image, size)
+        probabilities = model.class_probabilities([image], [size])[0]
         if "semantics" in self.parts:
             semantic = torch.as_tensor(self.truth.semantic(key).astype(np.int64)).to(model.device)
             if tuple(semantic.shape) != size:
@@ -73,7 +76,7 @@ class TruePartsModel(nn.Module):
         if "boxes" in self.parts:
             labels = make_labels(*self._true_boxes(key), model.stuff_ids, size)
         else:
-            labels = model.instance_labels(image, size)
+            labels = model.instance_labels([image], [record])[0]
         return {"sem_seg": probabilities, **model.merge(probabilities, image, labels)}
 
     def _true_boxes(self, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -47,12 +47,13 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, detector: nn.Module, thing_ids: list[int]) -> None:
         super().__init__()
-        rcnn = detector.rcnn
+        rcnn = getattr(detector, "rcnn", None)  # boxes of files have none
+        proposals = getattr(rcnn, "proposal_generator", None)
         for part, kind in (
-            (rcnn.backbone, FPN),
-            (rcnn.proposal_generator, RPN),
-            (getattr(rcnn.proposal_generator, "anchor_generator", None), DefaultAnchorGenerator),
-            (rcnn.roi_heads, StandardROIHeads),
+            (getattr(rcnn, "backbone", None), FPN),
+            (proposals, RPN),
+            (getattr(proposals, "anchor_generator", None), DefaultAnchorGenerator),
+            (getattr(rcnn, "roi_heads", None), StandardROIHeads),
         ):
             if type(part) is not kind:
                 raise InputError(

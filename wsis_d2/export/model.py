@@ -164,9 +164,9 @@ def compare_with_eager(
         things = found["boxes"].shape[0] - len(model.stuff_ids)
         name = f"{height} x {width}, {things} detections"
         if detect:
-            wanted = model._unified(model.detector.detect(image))
+            wanted = model._unified(model.detector.detect([image])[0])
             _check_detections(found, wanted, things, tolerance, name)
-        probabilities = model.semantic.probabilities(image)
+        probabilities = model.semantic.probabilities([image])[0]
         boxes, scores, classes = (found[k][:things] for k in ("boxes", "scores", "classes"))
         labels = make_labels(boxes, scores, classes, model.stuff_ids, (height, width))
         wanted = model.instance(probabilities, image, labels)

@@ -65,12 +65,15 @@ def compute_table(model: nn.Module, height: int, width: int) -> list[dict[str, A
     device = model.device
     image = torch.rand(3, height, width, device=device) * 255
     parts: dict[str, _Part] = {}
-    if getattr(model, "detector", None) is not None:
-        rcnn = model.detector.rcnn
+    rcnn = getattr(getattr(model, "detector", None), "rcnn", None)
+    if rcnn is not None:
 
         def detect(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             images = rcnn.preprocess_image([{"image": x}])
             features = rcnn.backbone(images.tensor)
+            if not hasattr(rcnn, "proposal_generator"):  # RetinaNet and others of one stage
+                found = rcnn.head([features[name] for name in rcnn.head_in_features])
+                return tuple(x for level in found for x in level)
             chosen = [features[name] for name in rcnn.proposal_generator.in_features]
             logits, deltas = rcnn.proposal_generator.rpn_head(chosen)
             return (*logits, *deltas)

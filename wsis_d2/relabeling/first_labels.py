@@ -32,6 +32,7 @@ def make_all_labels(
     limit: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    ray_address: str | None = None,
 ) -> int:
     """The ``all`` command: boxes, tags and merge; the parts stay in ``output/parts``.
 
@@ -44,7 +45,7 @@ def make_all_labels(
             the class outside boxes.
         outside_boxes: "ignore" or the class outside all boxes.
         has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
-        workers, limit, force, dry_run: as for each part.
+        workers, limit, force, dry_run, ray_address: as for each part.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -68,7 +69,10 @@ def make_all_labels(
             f"{TRAIN_COMMAND}; or make labels of boxes alone with: tools/make_weak_labels.py boxes"
         )
     parts = Path(output) / "parts"
-    common = {"workers": workers, "limit": limit, "force": force, "dry_run": dry_run}
+    common = {
+        "workers": workers, "limit": limit, "force": force, "dry_run": dry_run,
+        "ray_address": ray_address,
+    }  # fmt: skip
     tags = None
     if tagged:
         tags = tags_recipe(classifier_config(cfg, classifier, len(categories)), classifier)
@@ -108,5 +112,6 @@ def make_all_labels(
         has_boxes=has_boxes,
         workers=workers,
         limit=limit,
+        ray_address=ray_address,
     )
     return status

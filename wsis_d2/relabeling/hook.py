@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""New labels while training: the iteration of paper 3.4 inside one run of the trainer."""
+"""New labels while training: the iteration of paper 3.4 inside one run of the trainer.
+
+Addition, not in the paper, which trains each round to its end before it labels anew (4.3).
+"""
 
 import logging
 from pathlib import Path
@@ -8,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
+from torch import distributed, nn
 
 from wsis_d2.data.datasets import set_label_store
 from wsis_d2.data.loader import build_train_loader
@@ -73,8 +77,9 @@ class RelabelHook(HookBase):
             self._use(done // self.period, make=True)
 
     def _use(self, number: int, make: bool) -> None:
-        if make and comm.is_main_process():
+        if make:
             logger.info("new labels, number %d", number)
+            share_buffers(self.trainer._plain_model)
             for name in self.names:
                 relabel(
                     self.cfg,
@@ -86,7 +91,6 @@ class RelabelHook(HookBase):
                     lineage=self.lineage,
                     model=self.trainer._plain_model,
                 )
-        comm.synchronize()
         for name in self.names:
             set_label_store(name, self.store(number, name))
         trainer = self.trainer
@@ -98,6 +102,17 @@ class RelabelHook(HookBase):
         """Leave the datasets as they were found."""
         for name, path in self.first_stores.items():
             set_label_store(name, path)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's buffers, so that they predict alike.
+
+    Batch norms that learn count statistics of their own in each process; a checkpoint keeps the
+    main one's.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 @TRAINER_HOOK_REGISTRY.register()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from torch import nn
 
 from wsis_d2.data.datasets.own.custom import dataset_classes
@@ -68,6 +69,8 @@ def relabel(
 ) -> LabelStore:
     """Write the labels of one round of one dataset; what is written already stays.
 
+    Called in every process of a run; each labels its share of the images.
+
     Args:
         cfg: the run's config.
         name: the weak dataset.
@@ -77,10 +80,10 @@ def relabel(
         last_store: the store that the model learned from; None: ``first_store``.
         lineage: identifies what the model was trained with; part of the store's recipe.
         weights: the trained checkpoint; processes load it.
-        model: or the live model itself, for the training hook; one process.
+        model: or the live model itself, for the training hook, alike in all processes.
 
     Returns:
-        The finished store.
+        The store, finished in the main process.
 
     Raises:
         InputError: an image could not be labelled.
@@ -109,7 +112,10 @@ def relabel(
         recipe["prior"] = [prior_store.recipe_hash for prior_store in stores]
         factors = trust(refine, stores[1])
         recipe["trust"] = None if factors is None else factors.round(6).tolist()
-    store = LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
+    if comm.is_main_process():
+        LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
+    comm.synchronize()
+    store = LabelStore.open(output, writable=True)
     if model is not None:
         own = prediction_config(cfg)
         masks = MaskSource(source, classes) if source else None
@@ -131,15 +137,24 @@ def relabel(
         )  # fmt: skip
         workers = cfg.ITERATIVE.WORKERS
     threads = torch.get_num_threads()
+    desc = f"labels {round_number}"
+    result = None
     try:
-        result = driver.run(make, records, store, workers=workers, desc=f"labels {round_number}")
+        if comm.get_world_size() > 1:
+            driver.run_share(
+                make, records, store, comm.get_rank(), comm.get_world_size(), desc=desc
+            )
+            comm.synchronize()
+        if comm.is_main_process():
+            result = driver.run(make, records, store, workers=workers, desc=desc)
+        comm.synchronize()
     finally:
         torch.set_num_threads(threads)
-    if result.failed:
+    if result is not None and result.failed:
         image_id, message = next(iter(result.failed.items()))
         raise InputError(
             f"{output}: {len(result.failed)} of {len(records)} images could not be labelled, the "
-            f"first is {image_id!r}: {message}; mend it and run the same command with --resume"
+            f"first is {image_id!r}: {message}; correct it and run the same command with --resume"
         )
     return store
 

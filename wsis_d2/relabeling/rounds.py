@@ -13,17 +13,22 @@ One folder holds it all::
 Rounds count from 0, as in the paper: round K trains on labels that K networks have refined. A round
 has three stages: train, evaluate, labels. Each continues where it was killed: training
 from its last checkpoint, labels after the last image. A stage that has ended is never run again.
+All three run in as many processes as are asked for, on one machine or on several that see the
+folder under one path; the first machine notes and reports.
 """
 
+import functools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
@@ -41,9 +46,13 @@ from wsis_d2.relabeling.prediction_model import prediction_config
 from wsis_d2.relabeling.round_labels import relabel, weak_datasets
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
+
+_POLL = 2.0  # seconds between looks at the first machine's state
+_MOST_WAIT = 12 * 3600
 
 STAGES = ("train", "evaluate", "labels")
 SCHEMA = 2  # in 1, rounds counted from 1
@@ -53,7 +62,15 @@ class IterativeRun:
     """One iterative training, which may be a continuation."""
 
     def __init__(
-        self, cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+        self,
+        cfg: CfgNode,
+        rounds: int,
+        resume: bool = False,
+        num_processes: int = 1,
+        *,
+        num_machines: int = 1,
+        machine_rank: int = 0,
+        dist_url: str = "auto",
     ) -> None:
         """
         Args:
@@ -61,8 +78,10 @@ class IterativeRun:
                 label stores, the round-0 labels. ``OUTPUT_DIR`` is the run's folder.
             rounds: number of rounds, at least 1. A finished run may be given more.
             resume: continue what is in the folder.
-            num_processes: that train: GPUs, or processes where there is none. A run continued
-                with another number gives other labels, as training sums in another order.
+            num_processes: that train, evaluate and label on each machine: GPUs, or processes where
+                there is none. A run continued with another number gives other labels, as training
+                sums in another order.
+            num_machines, machine_rank, dist_url: as for :func:`wsis_d2.engine.launch.launch`.
 
         Raises:
             InputError: the folder holds a run and ``resume`` is off, or one of another config.
@@ -98,8 +117,20 @@ class IterativeRun:
                 hint="train on round 0's labels with tools/train_net.py and the same keys, or set "
                 "'' to train the first round here",
             )
+        if num_processes * num_machines > 1 and cfg.ITERATIVE.WORKERS > 1:
+            raise InputError(
+                f"ITERATIVE.WORKERS is {cfg.ITERATIVE.WORKERS} with {num_processes * num_machines} "
+                "processes (--num-gpus), each of which labels its share: set it to 1"
+            )
         self.rounds = rounds
-        self.num_processes = num_processes
+        self.launch = functools.partial(
+            launch,
+            num_processes=num_processes,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+        )
+        self.is_main = machine_rank == 0
         self.folder = Path(cfg.OUTPUT_DIR)
         self.names = weak_datasets(cfg)
         self.first_stores = {
@@ -110,6 +141,10 @@ class IterativeRun:
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }
         self.lineage = config_fingerprint(cfg, identity)
+        if not self.is_main:
+            self.state = self._next_state(None)
+            self._check_same(self.state, identity)
+            return
         state = self._read_state()
         if state is None:
             state = {
@@ -146,12 +181,16 @@ class IterativeRun:
 
     def run(self) -> dict:
         """Run to the last stage of the last round; return the history that rounds.json holds."""
-        self._note_labels(0)
-        self._report()
+        if self.is_main:
+            self._note_labels(0)
+            self._report()
         while self.state["round"] < self.rounds:
             number, stage = self.state["round"], self.state["stage"]
             logger.info("round %d of 0 to %d: %s", number, self.rounds - 1, stage)
             getattr(self, f"_{stage}")(number)
+            if not self.is_main:
+                self.state = self._next_state((number, stage))
+                continue
             self._report()
             position = STAGES.index(stage)
             if position + 1 < len(STAGES):
@@ -159,6 +198,8 @@ class IterativeRun:
             else:
                 self.state.update(round=number + 1, stage=STAGES[0])
             self._write_state()
+        if not self.is_main:
+            return self.state["history"]
         logger.info(
             "%d rounds are done: %s and %s\n%s",
             self.rounds,
@@ -184,6 +225,8 @@ class IterativeRun:
 
     def _train(self, number: int) -> None:
         if number == 0 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
+            if not self.is_main:
+                return
             self.round_folder(0).mkdir(parents=True, exist_ok=True)
             with (
                 PathManager.open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
@@ -193,9 +236,10 @@ class IterativeRun:
             return
         cfg = self.round_config(number)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
-            file.write(cfg.dump().encode())
-        launch(train_round, self.num_processes, args=(cfg,))
+        if self.is_main:
+            with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+                file.write(cfg.dump().encode())
+        self.launch(train_round, args=(cfg,))
 
     def _evaluate(self, number: int) -> None:
         """Measure the round's model on DATASETS.TEST, with the instance head where that can be."""
@@ -212,14 +256,11 @@ class IterativeRun:
         cfg.OUTPUT_DIR = str(self.round_folder(number))
         cfg.RUN_NAME = f"round_{number}"
         cfg.freeze()
-        model = build_model(cfg)
-        load_for_evaluation(cfg, model)
-        results = WSISTrainer.test(cfg, model)
-        if len(cfg.DATASETS.TEST) > 1:
-            results = results[cfg.DATASETS.TEST[0]]
-        self._entry(number).update(
-            {task: _numbers(values) for task, values in results.items() if task != "bbox"}
-        )
+        found = self.round_folder(number) / "evaluation.json"
+        self.launch(evaluate_round, args=(cfg, found))
+        if self.is_main:
+            self._entry(number).update(read_json(found))
+            found.unlink()
 
     def _composed(self, **parts: str | Path) -> CfgNode:
         """The config that joins a round's semantics with a detector."""
@@ -230,18 +271,21 @@ class IterativeRun:
         return cfg
 
     def _labels(self, number: int) -> None:
-        for name in self.names:
-            relabel(
-                self.cfg,
-                name,
-                self.label_store(number + 1, name),
-                round_number=number + 1,
-                first_store=self.first_stores[name],
-                last_store=self.label_store(number, name),
-                lineage=self.lineage,
-                weights=self.round_folder(number) / "model_final.pth",
-            )
-        self._note_labels(number + 1)
+        jobs = [
+            {
+                "name": name,
+                "output": self.label_store(number + 1, name),
+                "round_number": number + 1,
+                "first_store": self.first_stores[name],
+                "last_store": self.label_store(number, name),
+                "lineage": self.lineage,
+                "weights": self.round_folder(number) / "model_final.pth",
+            }
+            for name in self.names
+        ]
+        self.launch(label_round, args=(self.cfg, jobs))
+        if self.is_main:
+            self._note_labels(number + 1)
 
     def _note_labels(self, number: int) -> None:
         """Measure a round's labels where their truth is known, for the report alone."""
@@ -286,6 +330,20 @@ class IterativeRun:
             ) from None
         return state
 
+    def _next_state(self, done: tuple[int, str] | None) -> dict:
+        """Wait until the first machine has noted another stage than ``done``, which it reports."""
+        began = time.monotonic()
+        while True:
+            state = self._read_state()
+            if state is not None and (state["round"], state["stage"]) != done:
+                return state
+            if time.monotonic() - began > _MOST_WAIT:
+                raise InputError(
+                    f"{self._state_path}: has not changed for {_MOST_WAIT // 3600} hours; the "
+                    "first machine (--machine-rank 0) is gone: start all of them again, --resume"
+                )
+            time.sleep(_POLL)
+
     def _write_state(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self._state_path) as file:
@@ -315,6 +373,39 @@ def train_round(cfg: CfgNode) -> None:
     trainer.identity["config"]["DATASETS"].pop("LABEL_STORES")
     trainer.resume_or_load(resume=True)
     trainer.train()
+
+
+def evaluate_round(cfg: CfgNode, output: Path) -> None:
+    """Evaluate a round's network; what each process does.
+
+    Args:
+        cfg: of the evaluation.
+        output: file that the main process writes the figures of the first set to.
+    """
+    register_own_datasets(cfg)
+    run_classes(cfg)
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model)
+    results = WSISTrainer.test(cfg, model)
+    if comm.is_main_process():
+        if len(cfg.DATASETS.TEST) > 1:
+            results = results[cfg.DATASETS.TEST[0]]
+        numbers = {task: _numbers(values) for task, values in results.items() if task != "bbox"}
+        with atomic_write(output) as file:
+            file.write(json.dumps(numbers).encode())
+
+
+def label_round(cfg: CfgNode, jobs: Sequence[Mapping]) -> None:
+    """Label the weak sets anew; what each process does: its share of each.
+
+    Args:
+        cfg: of the run.
+        jobs: arguments of :func:`relabel` for each set.
+    """
+    register_own_datasets(cfg)
+    run_classes(cfg)
+    for job in jobs:
+        relabel(cfg, **job)
 
 
 def composes(cfg: CfgNode) -> bool:
@@ -350,11 +441,11 @@ def store_quality(name: str, store: Path) -> dict | None:
 
 
 def train_iterative(
-    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1
+    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1, **machines
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
-    return IterativeRun(cfg, rounds, resume, num_processes).run()
+    return IterativeRun(cfg, rounds, resume, num_processes, **machines).run()
 
 
 def _numbers(values: Mapping) -> dict:

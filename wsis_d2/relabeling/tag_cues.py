@@ -231,6 +231,7 @@ def make_tag_labels(
     limit: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    ray_address: str | None = None,
 ) -> int:
     """The ``tags`` command: a trained classifier and tags to a store of cue labels.
 
@@ -245,6 +246,8 @@ def make_tag_labels(
         limit: only the first so many records.
         force: throw away a store of another recipe.
         dry_run: say what would be done.
+        ray_address: see :func:`wsis_d2.weak_labels.driver.run`; a task takes a GPU where the
+            classifier runs on one.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -272,7 +275,8 @@ def make_tag_labels(
     # Errors now, not by image.
     labeller = build_labeller(own, classifier, thing_ids, has_boxes, places)
     store = LabelStore.create(output, recipe, categories, force)
-    if workers is None and own.MODEL.DEVICE != "cpu":
+    on_gpu = own.MODEL.DEVICE != "cpu"
+    if workers is None and on_gpu and ray_address is None:
         workers = 1
     make = functools.partial(
         _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes, places
@@ -280,7 +284,10 @@ def make_tag_labels(
     reliability = store.path / RELIABILITY_FILE
     if driver.plan(records, store, limit):  # wherever this stops, no file tells of other labels
         reliability.unlink(missing_ok=True)
-    result = driver.run(make, records, store, workers=workers, limit=limit, desc="tag cues")
+    result = driver.run(
+        make, records, store, workers=workers, limit=limit, desc="tag cues",
+        ray_address=ray_address, gpus=int(on_gpu),
+    )  # fmt: skip
     if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]
         save_reliability(store.path, names, labeller.reliability(records[:limit]))

@@ -9,11 +9,15 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
+
+if TYPE_CHECKING:
+    import torch
 
 #: Suffixes by which a folder's photographs are found; what a file is, its content tells.
 PICTURE_SUFFIXES = (
@@ -66,8 +70,7 @@ def read_picture(path: str | Path, image_format: str = "RGB") -> np.ndarray:
             decompression bombs (179 megapixels), or of 32-bit or floating-point pixels, whose
             black and white nothing states.
     """
-    if image_format not in ("RGB", "BGR"):
-        raise InputError(f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR'")
+    check_choice("INPUT.FORMAT", image_format, ("RGB", "BGR"))
     pixels = np.asarray(_read(path))
     return np.array(pixels if image_format == "RGB" else pixels[..., ::-1], order="C")
 
@@ -166,6 +169,36 @@ def _read(path: str | Path) -> Image.Image:
         if deep and 0 < max(high for _, high in image.getextrema()) < _LEAST_OF_16_BITS >> 8:
             raise ValueError(_DARK)
         return image if turn is None else image.transpose(turn)
+
+
+def read_label_png(path: str | Path) -> np.ndarray:
+    """Return the class ids of a palette or grey PNG of 8 bits.
+
+    Returns:
+        uint8 (H, W), the stored indices, not the palette's colours.
+
+    Raises:
+        InputError: missing, truncated, or a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
+                    "PNG of class ids; this may be a picture for people, not the labels"
+                )
+            return np.array(image, np.uint8)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as PNG ({error}); copy it again") from None
+
+
+def image_tensor(image: np.ndarray) -> "torch.Tensor":
+    """Return an image (H, W, C) as a tensor (C, H, W) of its own dtype, contiguous."""
+    import torch  # reading alone does without
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Map one function over weak records into a label store: a process pool, or ray over machines.
+"""Map one function over weak records into a label store: processes, GPUs, or ray over machines.
 
 Every worker process runs one thread. A record whose function raises is named, counted and skipped;
 so is one that kills its process (out of memory, a crash in native code). What is done is in the
@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -110,6 +110,7 @@ def run(
     limit: int | None = None,
     desc: str = "weak labels",
     ray_address: str | None = None,
+    gpus: int = 0,
 ) -> DriverResult:
     """Label every record that has no current label in ``store``, then close the store.
 
@@ -123,6 +124,7 @@ def run(
         desc: what the progress line calls it.
         ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
             machines must see images and store under the same paths.
+        gpus: with ray, GPUs that each task needs; ``workers`` None then takes all of the cluster.
 
     Returns:
         What happened; ``exit_status`` is meant for the tool.
@@ -131,7 +133,7 @@ def run(
     considered = len(records) if limit is None else min(limit, len(records))
     todo = plan(records, store, limit)
     if ray_address is not None:
-        outcomes = _map_ray(make_worker, todo, store, workers, ray_address)
+        outcomes = _map_ray(make_worker, todo, store, workers, ray_address, gpus)
     else:
         workers = default_workers() if workers is None else workers
         if workers < 1:
@@ -156,6 +158,48 @@ def run(
     )
     _log_summary(result, summary, store, desc)
     return result
+
+
+def run_share(
+    make_worker: MakeWorker,
+    records: Sequence[Mapping],
+    store: LabelStore,
+    rank: int,
+    count: int,
+    desc: str = "weak labels",
+) -> None:
+    """Label this process's share of the records, then what others have left; leave the store open.
+
+    All of ``count`` processes end within one image of each other, wherever a run was stopped and
+    however unlike they are. One of them ends the store with :func:`run`, which also labels again
+    what has failed.
+
+    Args:
+        make_worker: see :data:`MakeWorker`.
+        records: all weak records of the dataset, the same in every process.
+        store: opened to write in every process.
+        rank: of this process, from 0.
+        count: number of processes.
+        desc: what the progress line calls it.
+    """
+    own = records[rank::count]
+    others = [r for k, r in enumerate(records) if k % count != rank][::-1]
+    turn = rank * len(others) // count  # not all help at the same end
+    failed = 0
+
+    def missing() -> Iterator[dict]:
+        for record in [*own, *others[turn:], *others[:turn]]:
+            if not store.done(record["image_id"], record):
+                yield plain_record(record)
+
+    outcomes = _map_here(make_worker, missing(), store)
+    with contextlib.closing(outcomes):
+        for record, message in progress(outcomes, total=len(own), desc=desc):
+            if message is not None:
+                failed += 1
+                store.write_failure(record, message)
+    if failed:
+        logger.warning("%s: %d images failed in process %d", desc, failed, rank)
 
 
 def report_plan(
@@ -234,12 +278,11 @@ def describe_error(record: Mapping, error: Exception) -> str:
 
 
 def _map_here(
-    make_worker: MakeWorker, records: list[dict], store: LabelStore
+    make_worker: MakeWorker, records: Iterable[dict], store: LabelStore
 ) -> Iterator[tuple[dict, str | None]]:
-    if not records:
-        return
-    task = _Task(make_worker, store)
+    task = None
     for record in records:
+        task = task or _Task(make_worker, store)
         yield record, task(record)
 
 
@@ -307,6 +350,7 @@ def _map_ray(
     store: LabelStore,
     workers: int | None,
     address: str,
+    gpus: int,
 ) -> Iterator[tuple[dict, str | None]]:
     """Yield (record, message) as actors of a ray cluster end them; the same function is mapped."""
     try:
@@ -319,10 +363,14 @@ def _map_ray(
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     if not records:
         return
-    count = workers or int(ray.cluster_resources().get("CPU", 1))
+    resource, each = ("GPU", gpus) if gpus else ("CPU", 1)
+    count = workers or int(ray.cluster_resources().get(resource, 0)) // each
+    if count < 1:
+        raise InputError(f"--ray {address}: the cluster has no free {resource}")
     environment = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1") | _LIGHT}
     # SPREAD: one machine must not take all actors while others idle.
-    actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env=environment)(_Task)
+    options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(**options, runtime_env=environment)(_Task)
     queue = list(reversed(records))
     running = {}
 

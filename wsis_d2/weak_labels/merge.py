@@ -17,7 +17,7 @@ import numpy as np
 from wsis_d2.structures.annotation import AnnotatedClasses, record_crops, touched_boxes
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
@@ -197,10 +197,7 @@ def merge_recipe(
     boxes_recipe: Mapping, tags_recipe: Mapping | None, options: CleanOptions, instances_from: str
 ) -> dict:
     """Return what merged labels depend on, for :meth:`LabelStore.create`."""
-    if instances_from not in INSTANCE_SOURCES:
-        raise InputError(
-            f"CLEAN.INSTANCES_FROM is {instances_from!r}, expected one of {INSTANCE_SOURCES}"
-        )
+    check_choice("CLEAN.INSTANCES_FROM", instances_from, INSTANCE_SOURCES)
     return {
         "kind": "merge",
         "boxes": dict(boxes_recipe),
@@ -224,6 +221,7 @@ def make_merged_labels(
     limit: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    ray_address: str | None = None,
 ) -> int:
     """The ``merge`` command: a boxes store and a tags store to a store of round-0 labels.
 
@@ -237,7 +235,7 @@ def make_merged_labels(
             names a class outside boxes.
         outside_boxes: "ignore" or that class.
         has_boxes: see :class:`AnnotatedClasses`.
-        workers, limit, force, dry_run: as for all label commands.
+        workers, limit, force, dry_run, ray_address: as for all label commands.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -279,7 +277,10 @@ def make_merged_labels(
         cfg.CLEAN.INSTANCES_FROM,
         classes,
     )
-    result = driver.run(make, records, store, workers=workers, limit=limit, desc="merged labels")
+    result = driver.run(
+        make, records, store, workers=workers, limit=limit, desc="merged labels",
+        ray_address=ray_address,
+    )  # fmt: skip
     if tags is not None:
         copy_reliability(tags, store.path)
     return result.exit_status

@@ -142,13 +142,13 @@ class LabelStore:
         return wanted
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "LabelStore":
-        """Open a store for reading.
+    def open(cls, path: str | os.PathLike, writable: bool = False) -> "LabelStore":
+        """Open a store for reading, or to write beside the process that has created it.
 
         Raises:
             InputError: there is no store at ``path``, or it is of another schema.
         """
-        return cls(path, _read_manifest(Path(path)), writable=False)
+        return cls(path, _read_manifest(Path(path)), writable=writable)
 
     def in_classes(self, classes: ClassTable) -> "LabelStore":
         """Return the store for reading in other classes: the same ones by name, in their order.

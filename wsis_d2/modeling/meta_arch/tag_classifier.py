@@ -10,6 +10,7 @@ from torch import nn
 
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
+from wsis_d2.modeling.precision import amp_dtype, autocast
 
 
 @META_ARCH_REGISTRY.register()
@@ -32,6 +33,7 @@ class TagClassifier(nn.Module):
         pixel_std: tuple[float, ...],
         new_layer_prefix_lr_factor: float = 1.0,
         channels_last: bool = True,
+        amp: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -41,6 +43,7 @@ class TagClassifier(nn.Module):
             pixel_mean, pixel_std: of each channel, in the image's channel order.
             new_layer_prefix_lr_factor: learning-rate factor of the linear layer.
             channels_last: run convolutions in channels-last memory order.
+            amp: 16-bit type that the backbone runs in; None: float32.
         """
         super().__init__()
         shapes = backbone.output_shape()
@@ -57,6 +60,7 @@ class TagClassifier(nn.Module):
             self.to(memory_format=torch.channels_last)
         self.in_feature = in_feature
         self.num_classes = num_classes
+        self.amp = amp
         self.lr_factor = new_layer_prefix_lr_factor
         self.stride = shapes[in_feature].stride
         self.classifier = nn.Linear(shapes[in_feature].channels, num_classes)
@@ -83,6 +87,7 @@ class TagClassifier(nn.Module):
             "pixel_std": tuple(source.PIXEL_STD),
             "new_layer_prefix_lr_factor": own.HEAD_LR_FACTOR,
             "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+            "amp": amp_dtype(cfg),
         }
 
     @property
@@ -110,7 +115,9 @@ class TagClassifier(nn.Module):
         Returns:
             (N, classes) logits.
         """
-        features = self.backbone(images)[self.in_feature]
+        with autocast(images.device, self.amp):
+            features = self.backbone(images)[self.in_feature]
+        features = features.float()
         if sizes is None or all(tuple(size) == tuple(images.shape[-2:]) for size in sizes):
             pooled = features.mean(dim=(2, 3))
         else:

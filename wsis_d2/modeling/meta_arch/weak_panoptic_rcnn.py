@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A detector, a semantic subnetwork and a CRF that joins them (paper fig. 5)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -15,7 +17,7 @@ from wsis_d2.modeling.instance import (
     instance_loss,
     make_labels,
 )
-from wsis_d2.modeling.meta_arch.detector import Detector
+from wsis_d2.modeling.meta_arch.detector import BoxesFromFiles, Detector, build_detector
 from wsis_d2.modeling.postprocessing import (
     SCORE_MODES,
     assign_labels,
@@ -44,7 +46,7 @@ class WeakPanopticRCNN(nn.Module):
         self,
         *,
         stage: str,
-        detector: Detector | None,
+        detector: Detector | BoxesFromFiles | None,
         semantic: SemanticSubnetwork | None,
         instance: nn.Module | None,
         num_classes: int,
@@ -130,7 +132,7 @@ class WeakPanopticRCNN(nn.Module):
         joint = options.STAGE in STAGES[2:]
         return {
             "stage": options.STAGE,
-            "detector": Detector(cfg) if joint or options.STAGE == "detector" else None,
+            "detector": build_detector(cfg) if joint or options.STAGE == "detector" else None,
             "semantic": SemanticSubnetwork(cfg) if joint or options.STAGE == "semantic" else None,
             "instance": build_instance_head(cfg) if joint else None,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -204,7 +206,7 @@ class WeakPanopticRCNN(nn.Module):
             ``instances``.
         """
         if not self.training:
-            return [self._predict(record) for record in batched_inputs]
+            return self._predict(batched_inputs)
         if self.stage == "detector":
             return self.detector(batched_inputs)
         images = [record["image"].to(self.device, non_blocking=True) for record in batched_inputs]
@@ -288,7 +290,9 @@ class WeakPanopticRCNN(nn.Module):
         key = record["file_name"]
         if key not in self._detections:
             with torch.no_grad():
-                found = self.detector.detect(record["detector_image"].to(self.device))
+                image = record["detector_image"].to(self.device)
+                source = {k: record[k] for k in ("dataset_name", "image_id") if k in record}
+                found = self.detector.detect([image], [source])[0]
             self._detections[key] = found.to("cpu")
         found = self._detections[key]
         boxes = found.pred_boxes.tensor.numpy()
@@ -302,15 +306,18 @@ class WeakPanopticRCNN(nn.Module):
         return boxes[inside].to(self.device), found.scores[inside].to(self.device), classes
 
     @torch.no_grad()
-    def _predict(self, record: dict) -> dict:
-        image, size = self.input_of(record)
+    def _predict(self, records: list[dict]) -> list[dict]:
+        images, sizes = zip(*(self.input_of(record) for record in records), strict=True)
         if self.stage == "detector":
-            return {"instances": self._unified(self.detector.detect(image, size))}
-        probabilities = self.class_probabilities(image, size)
+            return [{"instances": self._unified(f)} for f in self.detector.detect(images, records)]
+        probabilities = self.class_probabilities(images, sizes)
         if self.stage == "semantic":
-            return {"sem_seg": probabilities}
-        labels = self.instance_labels(image, size)
-        return {"sem_seg": probabilities, **self.merge(probabilities, image, labels)}
+            return [{"sem_seg": own} for own in probabilities]
+        labels = self.instance_labels(images, records)
+        return [
+            {"sem_seg": own, **self.merge(own, image, candidates)}
+            for own, image, candidates in zip(probabilities, images, labels, strict=True)
+        ]
 
     def input_of(self, record: dict) -> tuple[torch.Tensor, tuple[int, int]]:
         """Return a record's image on the model's device and the size (H, W) of its output."""
@@ -318,21 +325,31 @@ class WeakPanopticRCNN(nn.Module):
         height, width = image.shape[-2:]
         return image, (int(record.get("height", height)), int(record.get("width", width)))
 
-    def class_probabilities(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Return the semantic subnetwork's Q of an image, resized to (C, *size)."""
-        probabilities = self.semantic.probabilities(image)
-        if size != tuple(image.shape[-2:]):
-            probabilities = F.interpolate(
-                probabilities[None], size=size, mode="bilinear", align_corners=False
-            )[0]
-        return probabilities
+    def class_probabilities(
+        self, images: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[torch.Tensor]:
+        """Return the semantic subnetwork's Q of each image, resized to (C, *size)."""
+        return [
+            own
+            if size == tuple(own.shape[-2:])
+            else F.interpolate(own[None], size=size, mode="bilinear", align_corners=False)[0]
+            for own, size in zip(self.semantic.probabilities(list(images)), sizes, strict=True)
+        ]
 
-    def instance_labels(self, image: torch.Tensor, size: tuple[int, int]) -> InstanceLabels:
-        """Return the labels that an image's pixels choose from, boxes in the output's size."""
-        found = self._unified(self.detector.detect(image, size))
-        return make_labels(
-            found.pred_boxes.tensor, found.scores, found.pred_classes, self._stuff_ids, size
-        )
+    def instance_labels(
+        self, images: Sequence[torch.Tensor], records: Sequence[dict]
+    ) -> list[InstanceLabels]:
+        """Return the labels that each image's pixels choose from, boxes in the output's size."""
+        return [
+            make_labels(
+                found.pred_boxes.tensor,
+                found.scores,
+                self._thing_ids[found.pred_classes],
+                self._stuff_ids,
+                found.image_size,
+            )
+            for found in self.detector.detect(images, records)
+        ]
 
     def merge(
         self, probabilities: torch.Tensor, image: torch.Tensor, labels: InstanceLabels

@@ -2,17 +2,20 @@
 """Semantic inference on images of any size: whole or in blended tiles, scales, mirror image."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 
-Classifier = Callable[[torch.Tensor], torch.Tensor]
+Classifier = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 class SemanticInference:
     """Average class probabilities over tiles, scales and the mirror image.
+
+    Addition, not in the paper, which evaluates whole images at a single scale (4.3).
 
     Args:
         mode: "whole", or "tiles": overlapping square tiles whose probabilities are blended with
@@ -64,59 +67,85 @@ class SemanticInference:
             flip=options.FLIP,
         )
 
-    def __call__(self, classify: Classifier, image: torch.Tensor) -> torch.Tensor:
-        """Classify an image.
+    def __call__(self, classify: Classifier, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Classify images.
 
         Args:
-            classify: (3, h, w) to (C, h, w) probabilities, any h and w.
-            image: (3, H, W).
+            classify: (3, h, w) each to (C, h, w) probabilities each, any h and w.
+            images: (3, H, W) each.
 
         Returns:
-            (C, H, W) probabilities.
+            (C, H, W) probabilities each.
         """
-        size = image.shape[-2:]
-        total, count = None, 0
+        totals: list[torch.Tensor] | None = None
+        count = 0
         for scale in self.scales:
-            scaled = image
-            if scale != 1.0:
-                wanted = [max(1, round(side * scale)) for side in size]
-                scaled = F.interpolate(
-                    image[None].float(), size=wanted, mode="bilinear",
-                    align_corners=False, antialias=scale < 1,
-                )[0]  # fmt: skip
+            scaled = [_scaled(image, scale) for image in images]
             for mirrored in (False, True) if self.flip else (False,):
-                view = scaled.flip(-1) if mirrored else scaled
-                tiled = self.mode == "tiles"
-                probabilities = self._tiles(classify, view) if tiled else classify(view)
+                views = [view.flip(-1) for view in scaled] if mirrored else scaled
+                found = self._tiles(classify, views) if self.mode == "tiles" else classify(views)
                 if mirrored:
-                    probabilities = probabilities.flip(-1)
-                if probabilities.shape[-2:] != size:
-                    probabilities = F.interpolate(
-                        probabilities[None], size=size, mode="bilinear", align_corners=False
-                    )[0]
-                total = probabilities if total is None else total + probabilities
-                count += 1
-        return total / count if count > 1 else total
+                    found = [own.flip(-1) for own in found]
+                found = [
+                    _resized(own, image.shape[-2:])
+                    for own, image in zip(found, images, strict=True)
+                ]
+                if totals is not None:
+                    found = [total + own for total, own in zip(totals, found, strict=True)]
+                totals, count = found, count + 1
+        return [total / count for total in totals] if count > 1 else totals
 
-    def _tiles(self, classify: Classifier, image: torch.Tensor) -> torch.Tensor:
-        height, width = image.shape[-2:]
-        rows = tile_starts(height, self.tile_size, self.tile_overlap)
-        columns = tile_starts(width, self.tile_size, self.tile_overlap)
-        if len(rows) == len(columns) == 1:
-            return classify(image)
-        total = weight_sum = None
-        for top in rows:
-            for left in columns:
-                tile = image[:, top : top + self.tile_size, left : left + self.tile_size]
-                part = classify(tile)
-                weight = _window(part.shape[-2], part)[:, None] * _window(part.shape[-1], part)
-                if total is None:
-                    total = part.new_zeros((part.shape[0], height, width))
-                    weight_sum = part.new_zeros((height, width))
-                area = (slice(top, top + part.shape[-2]), slice(left, left + part.shape[-1]))
-                total[:, area[0], area[1]] += part * weight
-                weight_sum[area] += weight
-        return total / weight_sum
+    def _tiles(self, classify: Classifier, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Classify the tiles of all images, and blend those of each."""
+        places, tiles = [], []
+        for index, image in enumerate(images):
+            for top in tile_starts(image.shape[-2], self.tile_size, self.tile_overlap):
+                for left in tile_starts(image.shape[-1], self.tile_size, self.tile_overlap):
+                    places.append((index, top, left))
+                    tiles.append(image[:, top : top + self.tile_size, left : left + self.tile_size])
+        totals: list[Any] = [None] * len(images)
+        weights = [image.new_zeros(image.shape[-2:], dtype=torch.float32) for image in images]
+        for (index, top, left), part in zip(places, classify(tiles), strict=True):
+            weight = _window(part.shape[-2], part)[:, None] * _window(part.shape[-1], part)
+            if totals[index] is None:
+                totals[index] = part.new_zeros((part.shape[0], *images[index].shape[-2:]))
+            area = (slice(top, top + part.shape[-2]), slice(left, left + part.shape[-1]))
+            totals[index][:, area[0], area[1]] += part * weight
+            weights[index][area] += weight
+        return [total / weight for total, weight in zip(totals, weights, strict=True)]
+
+
+def in_groups(
+    items: Sequence[Any], key: Callable[[Any], Hashable], run: Callable[[list], list], most: int
+) -> list:
+    """Run items of one key together, at most so many at a time; results in the items' order."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(key(item), []).append(index)
+    results: list[Any] = [None] * len(items)
+    for indices in groups.values():
+        for start in range(0, len(indices), most):
+            chunk = indices[start : start + most]
+            for index, result in zip(chunk, run([items[i] for i in chunk]), strict=True):
+                results[index] = result
+    return results
+
+
+def _scaled(image: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale == 1.0:
+        return image
+    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+    return F.interpolate(
+        image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=scale < 1
+    )[0]
+
+
+def _resized(probabilities: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if probabilities.shape[-2:] == tuple(size):
+        return probabilities
+    return F.interpolate(
+        probabilities[None], size=list(size), mode="bilinear", align_corners=False
+    )[0]
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -11,8 +11,9 @@ from torch import nn
 
 from wsis_d2.modeling.backbone import build_semantic_backbone
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
+from wsis_d2.modeling.precision import amp_dtype, autocast
 from wsis_d2.modeling.semantic.head import SemanticHead, build_semantic_head
-from wsis_d2.modeling.semantic.inference import SemanticInference
+from wsis_d2.modeling.semantic.inference import SemanticInference, in_groups
 from wsis_d2.utils.errors import InputError
 
 
@@ -38,6 +39,8 @@ class SemanticSubnetwork(nn.Module):
         inference: SemanticInference,
         crop_size: tuple[int, int] | None = None,
         channels_last: bool = True,
+        amp: torch.dtype | None = None,
+        max_batch: int = 1,
     ) -> None:
         """
         Args:
@@ -48,6 +51,8 @@ class SemanticSubnetwork(nn.Module):
             crop_size: (height, width) that smaller training images are padded to; None: as they
                 are.
             channels_last: run convolutions in channels-last memory order.
+            amp: 16-bit type that backbone and head run in; None: float32.
+            max_batch: most images or tiles that run together at test time.
         """
         super().__init__()
         self.backbone = backbone
@@ -58,6 +63,8 @@ class SemanticSubnetwork(nn.Module):
         self.inference_mode = inference
         self.crop_size = crop_size
         self.channels_last = channels_last
+        self.amp = amp
+        self.max_batch = max_batch
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         if channels_last:
@@ -74,6 +81,8 @@ class SemanticSubnetwork(nn.Module):
             "inference": SemanticInference.from_config(cfg),
             "crop_size": _crop_size(cfg),
             "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+            "amp": amp_dtype(cfg),
+            "max_batch": cfg.TEST.IMS_PER_BATCH,
         }
 
     def padded(self, length: int) -> int:
@@ -116,12 +125,14 @@ class SemanticSubnetwork(nn.Module):
         """Classify every pixel of a batch; see :meth:`batch`.
 
         Returns:
-            (N, C, H', W') logits at the padded size, and the auxiliary ones while training.
+            (N, C, H', W') float32 logits at the padded size, and the auxiliary ones while training.
         """
         batch = self.batch(images, least)
-        logits, aux = self.head(self.backbone(batch))
+        with autocast(batch.device, self.amp):
+            logits, aux = self.head(self.backbone(batch))
         size = batch.shape[-2:]
-        return self.upsample(logits, size), None if aux is None else self.upsample(aux, size)
+        logits = self.upsample(logits.float(), size)
+        return logits, None if aux is None else self.upsample(aux.float(), size)
 
     def losses(
         self,
@@ -137,24 +148,38 @@ class SemanticSubnetwork(nn.Module):
             slot[: target.shape[0], : target.shape[1]] = target
         return self.head.losses(logits, aux_logits, padded)
 
-    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """Classify one image of any size as the inference options say.
+    def probabilities(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Classify images of any size as the inference options say.
+
+        Images, tiles and mirror images that are padded to one size run together.
 
         Args:
-            image: (3, H, W), 0 to 255, BGR.
+            images: (3, H, W) each, 0 to 255, BGR.
 
         Returns:
-            (C, H, W) float32 probabilities.
+            (C, H, W) float32 probabilities each.
         """
         side = self.inference_mode.tile_size
         least = (side, side) if self.inference_mode.mode == "tiles" else None
+        smallest = least or (0, 0)
 
-        def classify(tile: torch.Tensor) -> torch.Tensor:
-            height, width = tile.shape[-2:]
-            logits, _ = self.logits([tile], least)
-            return F.softmax(logits[0, :, :height, :width].float(), dim=0)
+        def padded_size(view: torch.Tensor) -> tuple[int, ...]:
+            return tuple(
+                self.padded(max(side, own))
+                for side, own in zip(smallest, view.shape[-2:], strict=True)
+            )
 
-        return self.inference_mode(classify, image)
+        def classify(views: list[torch.Tensor]) -> list[torch.Tensor]:
+            logits, _ = self.logits(views, least)
+            return [
+                F.softmax(own[:, : view.shape[-2], : view.shape[-1]], dim=0)
+                for own, view in zip(logits, views, strict=True)
+            ]
+
+        def classify_all(views: list[torch.Tensor]) -> list[torch.Tensor]:
+            return in_groups(views, padded_size, classify, self.max_batch)
+
+        return self.inference_mode(classify_all, images)
 
 
 def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
