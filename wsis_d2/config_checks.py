@@ -273,8 +273,20 @@ def _four_each(value: Any) -> bool:
     )
 
 
+def _three(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda value: len(value) == 3 and all(fits(number) for number in value)
+
+
 # Of any run.
 VALUES = (
+    *(
+        Value(f"{part}{name}", _three(fits), f"three numbers{words}")
+        for part in ("MODEL.", "MODEL.SEMANTIC.")
+        for name, fits, words in (
+            ("PIXEL_MEAN", lambda number: -inf < number < inf, ""),
+            ("PIXEL_STD", lambda number: 0 < number < inf, " above 0"),
+        )
+    ),
     _one_of("INPUT.FORMAT", "BGR", "RGB"),
     _at_least("INPUT.MIN_SIZE_TEST", 0),
     _at_least("INPUT.MAX_SIZE_TEST", 1),

@@ -345,7 +345,12 @@ class WSISTrainer(TrainerBase):
             logger.info("Results on %s:", name)
             for row in copy_paste_rows(results[name]):
                 logger.info(row)
-            if results[name]:  # a test set without truth gives none
+            if not results[name]:
+                logger.warning(
+                    "%s: the set has no truth, so nothing is measured; predictions are in %s",
+                    name, folder,
+                )  # fmt: skip
+            else:
                 cls._write_results(cfg, name, results[name], seconds)
         return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
 
