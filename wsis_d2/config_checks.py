@@ -22,7 +22,7 @@ OWN = (*PANOPTIC, *TAGS)
 _OWN_BACKBONES = (
     "build_resnet_any_backbone",
     "build_resnet_any_fpn_backbone",
-    "build_dilated_resnet_backbone",
+    "build_resnet_any_backbone",
 )
 _MAPPERS = {"TagClassifier": "TagMapper", "TagSegmenter": "TagRegionMapper"}
 

@@ -22,6 +22,7 @@ def prediction_config(cfg: CfgNode) -> CfgNode:
                 "'semantic', 'instance_piecewise' or 'end_to_end'"
             )
         cfg.MODEL.WSIS.STAGE = "semantic"
+        cfg.TEST.AUG.ENABLED = False  # REFINE.SCALES and FLIP say what labels are averaged over
     cfg.freeze()
     return cfg
 

@@ -212,7 +212,7 @@ class IterativeRun:
     def round_config(self, number: int) -> CfgNode:
         """Return the config that a round trains with, its labels and its weights named."""
         cfg = self.cfg.clone()
-        if number > 0 and not cfg.ITERATIVE.RESTART:
+        if number > 0:
             cfg = only_weights(cfg, self.round_folder(number - 1) / "model_final.pth")
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))

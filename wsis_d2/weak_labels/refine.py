@@ -2,6 +2,7 @@
 """Predicted class probabilities to labels, refined by a dense CRF first (paper 3.4)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -86,13 +87,9 @@ class RefineOptions:
         own = cfg.REFINE
         return cls(
             enabled=own.ENABLED,
-            bilateral_weight=own.BILATERAL_WEIGHT,
-            bilateral_xy=own.BILATERAL_XY,
-            bilateral_rgb=own.BILATERAL_RGB,
-            gaussian_weight=own.GAUSSIAN_WEIGHT,
-            gaussian_xy=own.GAUSSIAN_XY,
+            **_numbers("BILATERAL", own.BILATERAL, ("weight", "xy", "rgb")),
+            **_numbers("GAUSSIAN", own.GAUSSIAN, ("weight", "xy")),
             iterations=own.ITERATIONS,
-            backend=own.BACKEND,
             within_annotation=own.WITHIN_ANNOTATION,
             class_balance=own.CLASS_BALANCE,
             first_labels_vote=own.FIRST_LABELS_VOTE,
@@ -101,6 +98,16 @@ class RefineOptions:
             scales=tuple(float(scale) for scale in own.SCALES),
             flip=own.FLIP,
         )
+
+
+def _numbers(key: str, values: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """Return a kernel's numbers by the names of the options."""
+    if len(values) != len(names):
+        raise InputError(
+            f"REFINE.{key} is {list(values)}, expected {len(names)} numbers: {', '.join(names)}"
+        )
+    kernel = key.lower()
+    return {f"{kernel}_{n}": float(v) for n, v in zip(names, values, strict=True)}
 
 
 def labels_from_probabilities(

@@ -59,10 +59,7 @@ class InstanceCRFHead(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         head = cfg.MODEL.INSTANCE_HEAD
         return {
-            "box_weight": head.BOX_WEIGHT,
-            "global_weight": head.GLOBAL_WEIGHT,
             "box_score": head.BOX_SCORE,
-            "epsilon": head.EPSILON,
             "bilateral_weight": head.BILATERAL_WEIGHT,
             "bilateral_xy": head.BILATERAL_XY,
             "bilateral_rgb": head.BILATERAL_RGB,

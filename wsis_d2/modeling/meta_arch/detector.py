@@ -130,7 +130,6 @@ class Detector(nn.Module):
             "rcnn": META_ARCH_REGISTRY.get(name)(cfg),
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "channels_last": options.CHANNELS_LAST,
             "class_map": options.DETECTOR_CLASS_MAP if options.DETECTOR_CLASSES else (),
             "limits": limits,
             "amp": amp_dtype(cfg),
