@@ -17,6 +17,7 @@ from wsis_d2.evaluation.evaluators import (
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.prediction_writer import PredictionWriter
 from wsis_d2.evaluation.tag_evaluation import TagEvaluator
+from wsis_d2.structures.stages import stage_of
 
 
 def build_evaluator(
@@ -46,12 +47,12 @@ def build_evaluator(
         output_folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
     if cfg.MODEL.META_ARCHITECTURE in ("TagClassifier", "TagSegmenter"):
         return TagEvaluator(MetadataCatalog.get(dataset_name).thing_classes)
-    stage = cfg.MODEL.WSIS.STAGE if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" else ""
-    if stage == "detector":
+    stage = stage_of(cfg)
+    if stage.parts == ("detector",):
         return BoxAPEvaluator(dataset_name)
     if not MetadataCatalog.get(dataset_name).get("panoptic_json", None):
         return PredictionWriter(dataset_name, output_folder)
-    if stage == "semantic":
+    if stage.parts == ("semantic",):
         return SemSegIoUEvaluator(dataset_name, output_folder)
     truth = PanopticTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = [

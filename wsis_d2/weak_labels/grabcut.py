@@ -48,9 +48,7 @@ class GrabCutOptions:
             raise InputError(f"iterations: {self.iterations}, expected 1 or more")
         for name in ("size", "min_size"):
             if getattr(self, name) != 0 and getattr(self, name) < 16:
-                raise InputError(
-                    f"{name}: {getattr(self, name)}, expected 0 or at least 16"
-                )
+                raise InputError(f"{name}: {getattr(self, name)}, expected 0 or at least 16")
 
     @classmethod
     def from_config(cls, cfg) -> "GrabCutOptions":

@@ -132,8 +132,8 @@ def build_resnet(
         raise ValueError(f"RESNETS.DEPTH is {depth}, expected one of {sorted(_BLOCKS)}")
     if (res4_dilation, res5_dilation) not in {(1, 1), (1, 2), (2, 4)}:
         raise ValueError(
-            f"RESNETS.RES5_DILATION is {res5_dilation} (of res4 {res4_dilation}), expected 1 (output "
-            "stride 32), 2 (16) or 4 (8, with 2 of res4)"
+            f"RESNETS.RES5_DILATION is {res5_dilation} (res4's {res4_dilation}), expected 1 "
+            "(output stride 32), 2 (16) or 4 (8, with 2 of res4)"
         )
     stems = {"basic": BasicStem, "deep": DeepStem}
     if stem not in stems:

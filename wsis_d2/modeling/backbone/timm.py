@@ -68,9 +68,7 @@ class TimmBackbone(Backbone):
         full, levels = self._levels(timm, name, output_stride, in_channels)
         unknown = [f for f in out_features if f not in levels]
         if unknown or not out_features:
-            raise InputError(
-                f"RESNETS.OUT_FEATURES is {list(out_features)}, {name} has {levels}"
-            )
+            raise InputError(f"RESNETS.OUT_FEATURES is {list(out_features)}, {name} has {levels}")
         last = max(levels.index(f) for f in out_features)
         self.name = name
         self.in_channels = in_channels

@@ -9,7 +9,6 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
-from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
 from wsis_d2.modeling.precision import amp_dtype, autocast
 
 

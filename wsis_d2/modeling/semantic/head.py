@@ -72,9 +72,9 @@ class SemanticHead(nn.Module):
             losses["loss_sem_seg_aux"] = self.aux_loss_weight * mean_loss(aux_logits)
         return losses
 
+
 # Detectron2's DeepLab heads read these; a project that adds them to its config has its own.
 _DEEPLAB = {
-    "PROJECT_CHANNELS": [48],
     "ASPP_CHANNELS": 256,
     "ASPP_DILATIONS": [6, 12, 18],
     "ASPP_DROPOUT": 0.1,
@@ -163,7 +163,8 @@ def build_semantic_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Sema
     plain.defrost()
     plain.INPUT.CROP.ENABLED = False
     if name.startswith("DeepLab"):
-        for key, value in _DEEPLAB.items():
+        projected = [48] * (len(own.IN_FEATURES) - 1)
+        for key, value in {**_DEEPLAB, "PROJECT_CHANNELS": projected}.items():
             plain.MODEL.SEM_SEG_HEAD.setdefault(key, value)
     try:
         head = SEM_SEG_HEADS_REGISTRY.get(name)(plain, input_shape)

@@ -25,9 +25,7 @@ class PyramidPooling(nn.Module):
         norm: a norm's name or a callable.
     """
 
-    def __init__(
-        self, in_channels: int, bins: Sequence[int], out_channels: int, norm: str
-    ) -> None:
+    def __init__(self, in_channels: int, bins: Sequence[int], out_channels: int, norm: str) -> None:
         super().__init__()
         self.bins = list(bins)
         self.convs = nn.ModuleList(

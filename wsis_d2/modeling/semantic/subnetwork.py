@@ -14,7 +14,6 @@ from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.precision import amp_dtype, autocast
 from wsis_d2.modeling.semantic.head import SemanticHead, build_semantic_head
 from wsis_d2.modeling.semantic.inference import SemanticInference, in_groups
-from wsis_d2.utils.errors import InputError
 
 
 class SemanticSubnetwork(nn.Module):
