@@ -32,7 +32,7 @@ lint: setup  ## ruff, check and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup  ## let ruff mend what it can
+format: setup  ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

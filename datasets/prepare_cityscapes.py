@@ -7,10 +7,6 @@ train_extra}, cityscapes/gtFine/{train,val} and cityscapes/gtCoarse/train_extra 
 *_instanceIds.png. Written: wsis_cityscapes/. Run again after an interruption: it continues.
 """
 
-import argparse
-import os
-from pathlib import Path
-
 from wsis_d2.data.datasets.builtin import cityscapes
 from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
@@ -24,27 +20,14 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser = prepare.command_parser(__doc__, EXAMPLES, tags=True)
     parser.add_argument(
         "--splits", nargs="+", choices=list(cityscapes.SPLITS), default=list(cityscapes.SPLITS)
-    )
-    parser.add_argument(
-        "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
     )
     parser.add_argument(
         "--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
         default=[cityscapes.CROP_HEIGHT, cityscapes.CROP_WIDTH], help="crops that are tagged",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--force", action="store_true", help="redo images that are done")
-    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
-    parser.add_argument(
-        "--allow-partial", action="store_true", help="allow other counts than the official ones"
-    )
     args = parser.parse_args(argv)
     if min(args.crop) < 1:
         parser.error("--crop: height and width must be positive")
@@ -55,14 +38,14 @@ def main(argv=None):
         command = f"{cityscapes.PREPARE_COMMAND} --splits {split}"
         if args.check:
             manifest = prepare.check_split(output, split, command)
-            found, mend = manifest["images"], f"make it again: {command}"
+            found, hint = manifest["images"], f"make it again: {command}"
             prepare.print_manifest(split, manifest)
         else:
             jobs[split] = cityscapes.make_jobs(args.root / "cityscapes", split)
-            found, mend = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
+            found, hint = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
         prepare.expect_count(
             f"Cityscapes {split}", found, cityscapes.SPLITS[split][2],
-            partial=args.allow_partial, mend=mend,
+            partial=args.allow_partial, hint=hint,
         )  # fmt: skip
     for split, split_jobs in jobs.items():
         recipe = {"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop}

@@ -7,10 +7,6 @@ Expected under $DETECTRON2_DATASETS (default: datasets): coco/annotations/instan
 interruption: it continues.
 """
 
-import argparse
-import os
-from pathlib import Path
-
 from wsis_d2.data.datasets.builtin import coco
 from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
@@ -23,22 +19,12 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser = prepare.command_parser(__doc__, EXAMPLES)
     parser.add_argument("--year", choices=("2014", "2017"), default="2014")
     parser.add_argument(
         "--min-area", type=float, default=0.0, metavar="PIXELS",
         help="take an image only with an object of a VOC class larger than this (default 0)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--force", action="store_true", help="redo images that are done")
-    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
-    parser.add_argument(
-        "--allow-partial", action="store_true", help="allow other counts than the official ones"
-    )
     args = parser.parse_args(argv)
     output = args.root / coco.output_folder(args.year)
     command = f"{coco.PREPARE_COMMAND} --year {args.year}"
@@ -54,7 +40,7 @@ def main(argv=None):
         )
         prepare.expect_count(
             f"COCO {args.year} {part}", total, coco.SIZES[args.year, part],
-            partial=args.allow_partial, mend=f"take the official instances_{part}{args.year}.json",
+            partial=args.allow_partial, hint=f"take the official instances_{part}{args.year}.json",
         )  # fmt: skip
     preparation = prepare.Preparation(
         output,

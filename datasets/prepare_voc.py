@@ -8,10 +8,6 @@ train.txt, val.txt); VOC's test archive too where submissions are wanted. Writte
 Run again after an interruption: it continues.
 """
 
-import argparse
-import os
-from pathlib import Path
-
 from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin import voc
 from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
@@ -26,25 +22,12 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    parser = prepare.command_parser(__doc__, EXAMPLES, tags=True)
     parser.add_argument("--no-sbd", action="store_true", help="do without SBD: no trainaug")
-    parser.add_argument(
-        "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
-    )
     parser.add_argument(
         "--sbd-void", type=int, default=0, metavar="PIXELS",
         help="void border on each side of SBD's boundaries (VOC has one of about 3; default 0)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--force", action="store_true", help="redo images that are done")
-    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
-    parser.add_argument(
-        "--allow-partial", action="store_true", help="allow other counts than the official ones"
-    )
     args = parser.parse_args(argv)
     output = args.root / voc.FOLDER
     if args.check:
@@ -54,7 +37,7 @@ def main(argv=None):
             manifest = prepare.check_split(output, split, voc.PREPARE_COMMAND)
             prepare.expect_count(
                 f"VOC 2012 {split}", manifest["images"], voc.LIST_LENGTHS[split],
-                partial=args.allow_partial, mend=f"make it again: {voc.PREPARE_COMMAND}",
+                partial=args.allow_partial, hint=f"make it again: {voc.PREPARE_COMMAND}",
             )  # fmt: skip
             prepare.print_manifest(split, manifest)
         return 0

@@ -27,6 +27,7 @@ KINDS = {
 READING = [
     "SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABLED", True,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.MAX_ITER", 1,
+    "MODEL.WSIS.PARTIAL_WEIGHTS", True,
 ]  # fmt: skip
 IMAGES = ["INPUT.MIN_SIZE_TRAIN", [40], "INPUT.CROP.ENABLED", True]
 # Read by Detectron2's own set-up; what each says is told beside it.
@@ -37,8 +38,7 @@ ELSEWHERE = {
 }
 # Of these rows the run reads the key, and another one overrules it or the reader has one answer.
 OVERRULED = {
-    "MODEL.KEYPOINT_ON", "MODEL.MASK_ON", "TEST.DETECTIONS_PER_IMAGE", "SOLVER.GAMMA",
-    "SOLVER.STEPS", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.KEYPOINT_ON", "MODEL.MASK_ON", "SOLVER.GAMMA", "SOLVER.STEPS",
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "INPUT.RANDOM_FLIP", "VIS_PERIOD", "SOLVER.AMP",
     "SOLVER.MOMENTUM", "SOLVER.NESTEROV",
 }  # fmt: skip
@@ -140,7 +140,7 @@ def test_what_is_refused_is_not_read(keys_read):
 @pytest.mark.parametrize(
     "kind,key,value,hint",
     [
-        ("detector", "SOLVER.AMP.ENABLED", True, "full precision"),
+        ("TagSegmenter", "SOLVER.AMP.ENABLED", True, "full precision"),
         ("detector", "TEST.AUG.ENABLED", True, "the semantic subnetwork's predictions alone"),
         ("semantic", "TEST.AUG.FLIP", False, "TEST.AUG.ENABLED is False"),
         ("end_to_end", "TEST.PRECISE_BN.ENABLED", True, "FrozenBN"),
@@ -151,9 +151,6 @@ def test_what_is_refused_is_not_read(keys_read):
         ("detector", "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "expected 'RPN'"),
         ("detector", "MODEL.MASK_ON", True, "boxes alone"),
         ("end_to_end", "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.7, "INSTANCE_HEAD"),
-        ("instance_piecewise", "TEST.DETECTIONS_PER_IMAGE", 7, "MODEL.WSIS.MAX_DETECTIONS"),
-        ("end_to_end", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "DETECTION_SCORE_THRESH"),
-        ("end_to_end", "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6, "DETECTION_NMS_THRESH"),
         ("semantic", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0, "255"),
         ("semantic", "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res4", "res5"], "one feature"),
         ("semantic", "MODEL.SEMANTIC.RESNETS.DEFORM_MODULATED", True, "deformable"),
@@ -214,9 +211,9 @@ def test_a_config_that_was_written_is_read_again(kind, tmp_path):
 
 def test_keys_of_deeplab_are_refused_by_name(tmp_path):
     file = tmp_path / "deeplab.yaml"
-    text = {"MODEL": {"SEM_SEG_HEAD": {"ASPP_CHANNELS": 256}}}
+    text = {"MODEL": {"RESNETS": {"RES5_MULTI_GRID": [1, 2, 4]}}}
     file.write_text(yaml.safe_dump(text))
-    with pytest.raises(InputError, match="MODEL.SEM_SEG_HEAD.ASPP_CHANNELS"):
+    with pytest.raises(InputError, match="MODEL.RESNETS.RES5_MULTI_GRID"):
         read_config(str(file))
 
 

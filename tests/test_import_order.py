@@ -2,13 +2,16 @@
 """The order of the package's folders: imports point down, and nothing imports in a circle."""
 
 import ast
+import functools
+import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up. A module imports from its own folder and from those below it.
-FLOORS = [
+FOLDERS = [
     "utils",
     "structures",
     "layers",
@@ -63,7 +66,7 @@ def _imports(name: str) -> set[str]:
 GRAPH = {name: _imports(name) for name in MODULES}
 
 
-def _floor(name: str) -> str:
+def _folder(name: str) -> str:
     return name.split(".")[1] if "." in name else ""
 
 
@@ -107,23 +110,54 @@ def test_no_files_import_each_other():
     assert _circle(graph) == []
 
 
-def test_every_folder_has_its_floor():
-    assert sorted({_floor(name) for name in MODULES} - {""}) == sorted(FLOORS)
+def test_every_folder_has_its_folder():
+    assert sorted({_folder(name) for name in MODULES} - {""}) == sorted(FOLDERS)
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_imports_point_down(floor):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_point_down(folder):
     upwards = [
         f"{name} -> {other}"
         for name, others in GRAPH.items()
         for other in others
-        if _floor(name) == floor
+        if _folder(name) == folder
         and name not in COMMANDS
-        and _floor(other) in FLOORS
-        and FLOORS.index(_floor(other)) > FLOORS.index(floor)
+        and _folder(other) in FOLDERS
+        and FOLDERS.index(_folder(other)) > FOLDERS.index(folder)
     ]
     assert upwards == []
 
 
 def test_nothing_imports_a_command():
     assert not [name for name, others in GRAPH.items() if others & COMMANDS]
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+WALKS = {
+    title: walk.split("\n1. ", 1)[1]
+    for title, walk in (
+        part.split("\n", 1) for part in re.split(r"^### ", CONTRIBUTING, flags=re.M)[1:]
+    )
+}
+
+
+def test_contributing_tells_the_order():
+    section = CONTRIBUTING.split("\n## The order of the folders\n")[1]
+    assert re.split(r",\s+", section.split("```")[1].strip()) == FOLDERS
+
+
+@pytest.mark.parametrize("title", WALKS)
+def test_a_walk_names_what_is_there(title):
+    steps = re.split(r"^\d\. ", WALKS[title], flags=re.M)
+    folders = [re.match(r"\*\*(\w+)\.\*\*", step).group(1) for step in steps]
+    assert len(folders) > 2 and len(set(folders)) == len(folders)
+    for folder, step in zip(folders, steps, strict=True):
+        named = re.findall(r"`([\w/]+)\.py(?::([\w.]+))?`", step)
+        assert named and {path.split("/")[0] for path, _ in named} == {folder}
+        for path, names in named:
+            module = importlib.import_module("wsis_d2." + path.replace("/", "."))
+            functools.reduce(getattr, filter(None, names.split(".")), module)
+
+
+def test_there_are_three_walks():
+    assert len(WALKS) == 3

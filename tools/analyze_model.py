@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 32 <= args.height <= 8192 or not 32 <= args.width <= 8192:
         raise InputError(f"--height {args.height} --width {args.width}: expected 32 to 8192")
 
-    from wsis_d2.data.panoptic_format import write_json
     from wsis_d2.engine import load_cfg
     from wsis_d2.modeling.analysis import compute_table, parameter_table
     from wsis_d2.modeling.build import build_model
+    from wsis_d2.utils.json_io import write_json
 
     cfg = load_cfg(args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE != "WeakPanopticRCNN" and "compute" in args.tasks:

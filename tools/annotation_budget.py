@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(args.plot, points, args.metric)
         print(f"wrote {args.plot}")
     if args.output is not None:
-        from wsis_d2.data.panoptic_format import write_json
+        from wsis_d2.utils.json_io import write_json
 
         content = {
             "counts": asdict(counts),

@@ -192,8 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from wsis_d2 import __version__
-    from wsis_d2.data.panoptic_format import write_json
     from wsis_d2.engine import load_cfg
+    from wsis_d2.utils.json_io import write_json
 
     cfg = load_cfg(args.config_file, args.opts) if args.config_file or args.opts else None
     functions = {"data": time_data, "train": time_train, "inference": time_inference,

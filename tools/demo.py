@@ -150,7 +150,7 @@ class Results:
         return blend(image, drawn), item
 
     def _segments(self, prediction: Any) -> list[dict[str, Any]]:
-        from wsis_d2.data.datasets.builtin.preparation import segment_sizes
+        from wsis_d2.data.datasets.builtin.segments import segment_sizes
 
         sizes = segment_sizes(prediction.ids)
         return [
@@ -168,7 +168,7 @@ class Results:
 
     def write(self) -> None:
         """Write panoptic.json."""
-        from wsis_d2.data.panoptic_format import write_json
+        from wsis_d2.utils.json_io import write_json
 
         categories = [{**c, "isthing": int(c["isthing"])} for c in self.predictor.classes]
         content = {"images": self.images, "annotations": self.annotations, "categories": categories}

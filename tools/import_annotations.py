@@ -132,7 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     unchecked = Path(args.output).with_name(f".{Path(args.output).name}.{os.getpid()}.unchecked")
     try:
         write_json(content, unchecked)
-        read_weak_file(unchecked, args.images)  # what is written loads, or this tells why
+        try:
+            read_weak_file(unchecked, args.images)  # what is written loads, or this tells why
+        except InputError as error:
+            raise InputError(str(error).replace(str(unchecked), args.output)) from None
         os.replace(unchecked, args.output)
     finally:
         unchecked.unlink(missing_ok=True)

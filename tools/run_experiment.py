@@ -13,7 +13,7 @@ import yaml
 
 from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "experiments"
@@ -83,8 +83,8 @@ class Experiment:
             raise InputError(f"{where}: {unknown[0]!r} is no field, expected {sorted(_FIELDS)}")
         if ("tool" in fields) == ("evaluate" in fields):
             raise InputError(f"{where}: expected either 'tool' or 'evaluate'")
-        if "tool" in fields and fields["tool"] not in TOOLS:
-            raise InputError(f"{where}: tool is {fields['tool']!r}, expected one of {TOOLS}")
+        if "tool" in fields:
+            check_choice(f"{where}: tool", fields["tool"], TOOLS)
         recipe = fields.get("recipe")
         if recipe and not (self.configs / recipe).is_file():
             raise InputError(f"{where}: {self.configs / recipe}: no such recipe")

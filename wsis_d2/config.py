@@ -263,9 +263,6 @@ def add_engine_config(cfg: CN) -> None:
     cfg.RUN_NAME = ""
     # "main", or the name of the isolating experiment that this run belongs to.
     cfg.RUN_VARIANT = "main"
-    # Mixed precision (SOLVER.AMP.ENABLED) of training, evaluation and new labels: "bfloat16", or
-    # "float16", whose gradients are scaled.
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # "SGD" or "AdamW" (fewer iterations from random weights).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The learning rate of new heads is BASE_LR times this.
@@ -346,6 +343,9 @@ def add_additions_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = ""
     cfg.MODEL.SEMANTIC.TIMM = cfg.MODEL.TIMM.clone()
 
+    # Mixed precision (SOLVER.AMP.ENABLED) of training, evaluation and new labels: "bfloat16", or
+    # "float16", whose gradients are scaled.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Segments with fewer pixels are dissolved into the next most probable labels; 0 keeps all.
     cfg.MODEL.INSTANCE_HEAD.MIN_STUFF_AREA = 0
     cfg.MODEL.INSTANCE_HEAD.MIN_THING_AREA = 0

@@ -164,17 +164,6 @@ UNUSED = (
         for name, builders in (("TIMM", "timm"), ("FPN", "fpn"))
         if (part, name) != ("MODEL.", "FPN")  # of detectors of all kinds
     ),
-    Unused("TEST.DETECTIONS_PER_IMAGE", "joint stages read MODEL.WSIS.MAX_DETECTIONS", JOINT),
-    Unused(
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_SCORE_THRESH",
-        JOINT,
-    ),
-    Unused(
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-        "joint stages read MODEL.WSIS.DETECTION_NMS_THRESH",
-        JOINT,
-    ),
     Unused("INPUT.CROP.ENABLED", "crops are those of crop_tags in the annotation", TAGS),
     Unused("INPUT.MIN_SIZE_TRAIN", _TAG_SIZE, TAGS, harmless=((0,),)),
     Unused("INPUT.MAX_SIZE_TRAIN", _TAG_SIZE, TAGS),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from wsis_d2.data.datasets.builtin import cityscapes
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
-from wsis_d2.data.datasets.builtin.preparation import crop_starts
+from wsis_d2.data.datasets.builtin.segments import crop_starts
 from wsis_d2.utils.errors import InputError
 
 

@@ -6,11 +6,10 @@ import zlib
 
 import pytest
 
-from wsis_d2.data.datasets.builtin.preparation import image_size
+from wsis_d2.data.datasets.builtin.segments import image_size
 from wsis_d2.data.panoptic_format import read_panoptic_png
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import picture_size, read_picture
-from wsis_d2.weak_labels.released import read_label_png
+from wsis_d2.utils.image_io import picture_size, read_label_png, read_picture
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -47,8 +47,8 @@ def test_a_failure_is_named_with_the_end_of_its_log_and_keeps_what_is_done(tmp_p
     bad = job("bad", "print('the reason'); raise SystemExit(3)", ["good"])
     with pytest.raises(InputError, match=r"(?s)bad ended with status 3.*the reason"):
         run_jobs([good, bad], tmp_path / "jobs", workers=2, say=print)
-    mended = job("bad", append(trace, "m"), ["good"])
-    run_jobs([good, mended], tmp_path / "jobs", workers=2, say=print)
+    fixed = job("bad", append(trace, "m"), ["good"])
+    run_jobs([good, fixed], tmp_path / "jobs", workers=2, say=print)
     assert trace.read_text() == "gm"
 
 

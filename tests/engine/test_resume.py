@@ -135,7 +135,9 @@ def test_a_checkpoint_of_another_program_is_named(begun, capfd):
     torch.save(content, out / "model_final.pth")
     assert call("--resume", "SOLVER.MAX_ITER", 3, "SOLVER.OPTIMIZER", "SGD",
                 "MODEL.SEM_SEG_HEAD.CONVS_DIM", 12) == 2  # fmt: skip
-    assert "model_final.pth: does not continue with this config" in error_of(capfd)
+    line = error_of(capfd)
+    assert "model_final.pth: has " in line and "head.conv.norm.bias is (8,), not (12,)" in line
+    assert "continue the run with the config that it was begun with" in line
     del content["trainer"]
     torch.save(content, out / "model_final.pth")
     assert call("--resume", "SOLVER.MAX_ITER", 3) == 2

@@ -18,9 +18,10 @@ def tiny(tmp_path_factory):
     """
     from wsis_d2.data.datasets.own.weak import read_weak_file
     from wsis_d2.data.datasets.sample.dataset import prepare_sample
-    from wsis_d2.data.panoptic_format import PanopticFile, write_json, write_panoptic_png
+    from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
     from wsis_d2.evaluation.results import make_meta, write_results_json
     from wsis_d2.report.sources import panoptic_layer
+    from wsis_d2.utils.json_io import write_json
     from wsis_d2.visualization.palette import class_list
     from wsis_d2.weak_labels.store import LabelStore
 

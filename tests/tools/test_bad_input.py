@@ -3,7 +3,6 @@
 nothing executed and nothing that was there already lost."""
 
 import json
-import logging
 import runpy
 import shutil
 import sys
@@ -329,12 +328,6 @@ def world(tiny_copy, tmp_path, program):
 def run(command, capfd, monkeypatch):
     """Run a tool in this process; return (exit status, lines on standard error)."""
     monkeypatch.delenv("WSIS_D2_TRUST_CHECKPOINTS", raising=False)
-    # Handlers of an earlier test's tool would write to a stream that is closed now.
-    for logger in map(logging.getLogger, ("detectron2", "fvcore", "wsis_d2")):
-        logger.handlers.clear()
-        logger.propagate = True
-    root = logging.getLogger()
-    root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
     name, *arguments = map(str, command)
     with pytest.raises(SystemExit) as left:
         if name == OUTSIDE:

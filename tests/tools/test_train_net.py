@@ -2,7 +2,6 @@
 """The training tool from its command line: exit status, messages, files it leaves."""
 
 import json
-import logging
 
 import pytest
 import yaml
@@ -23,13 +22,6 @@ def data(tmp_path):
     tiny = TinyData(tmp_path / "data")
     yield tiny
     tiny.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_handlers_of_earlier_tests():
-    """They would write to a stream that is closed now."""
-    for name in ("detectron2", "fvcore", "wsis_d2"):
-        logging.getLogger(name).handlers.clear()
 
 
 def status(*argv) -> int:

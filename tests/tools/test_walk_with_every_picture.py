@@ -2,6 +2,7 @@
 """Pictures of every orientation and kind, from import over labels and mappers to predictions."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,14 @@ from pictures import is_red, red_square, save
 from PIL import Image
 
 from wsis_d2.data.datasets.own.weak import load_weak_json
+from wsis_d2.data.panoptic_format import write_panoptic_png
+from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
 SHOWN, SQUARE = red_square()
 BOX = [20, 70, 40, 40]  # x, y, width, height
+NAMES = ("square", "ground")
 CATEGORIES = [{"id": 4, "name": "square"}, {"id": 9, "name": "ground"}]
 
 
@@ -113,28 +117,38 @@ def test_training_sees_picture_and_label_at_one_place(walk):
             assert np.array_equal(other(record)["image"].numpy().transpose(1, 2, 0), seen)
 
 
-def test_cues_and_measures_of_proposals_see_it_too(walk, monkeypatch):
-    from wsis_d2.data import panoptic_format
+def write_truth(folder, records, categories=CATEGORIES):
+    """Write panoptic truth of records that show the square; return its JSON and folder."""
+    (folder / "truth").mkdir(exist_ok=True)
+    square, ground = (next(c["id"] for c in categories if c["name"] == n) for n in NAMES)
+    images, annotations = [], []
+    for record in records:
+        key, name = record["image_id"], Path(record["file_name"]).name
+        write_panoptic_png(folder / "truth" / f"{name}.png", np.where(SQUARE, 1, 2))
+        segments = [{"id": 1, "category_id": square}, {"id": 2, "category_id": ground}]
+        images.append({"id": key, "file_name": name, "width": 160, "height": 120})
+        annotations.append({"image_id": key, "file_name": f"{name}.png", "segments_info": segments})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(content))
+    return folder / "truth.json", folder / "truth"
+
+
+def test_cues_and_measures_of_proposals_see_it_too(walk, tmp_path):
     from wsis_d2.evaluation.label_quality import evaluate_proposals
     from wsis_d2.relabeling.region_cues import RegionCueLabeller
     from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
 
-    _, records = walk
+    folder, records = walk
     turned = [r for r in records if r["file_name"].endswith(("turned 3.png", "turned 6.png"))]
-    segments = [{"id": 1, "category_id": 4}]
-    truth = SimpleNamespace(
-        classes=SimpleNamespace(ids=[4], isthing=[True]),
-        annotations={str(r["image_id"]): {} for r in turned},
-        ids=lambda key: SQUARE.astype(int),
-        segments=lambda key: segments,
-    )
-    monkeypatch.setattr(panoptic_format, "PanopticFile", lambda *paths: truth)
+    categories = [{**c, "isthing": int(c["name"] == "square")} for c in CATEGORIES]
+    truth = write_truth(tmp_path, turned, categories)
 
     def source(image, record):
         parts = is_red(image[..., ::-1]).astype(np.int32)
         return SuperpixelProposals(parts, [np.array([0]), np.array([1])])
 
-    assert evaluate_proposals(source, turned, "t.json", "t")["J_i"]["all"] > 99
+    found = evaluate_proposals(source, turned, *truth, parse_categories(categories, "test"))
+    assert found["J_i"]["all"] > 99
     labeller = RegionCueLabeller(SimpleNamespace(thing_ids=[]), image_format="RGB")
     for record in turned:
         assert (is_red(labeller._read(record)[0]) == SQUARE).all()

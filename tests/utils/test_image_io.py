@@ -3,6 +3,7 @@
 
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 from helpers.load_tool import load_tool
@@ -130,6 +131,9 @@ def refusals(folder, shown):
     write("float.tif", "floating-point", image=grey.astype(np.float32))
     write("whole.tif", "32-bit", image=grey.astype(np.int32))
     write("twelve.png", "black", image=grey.astype(np.uint16) * 16)
+    for name in ("dark.png", "dark.tif"):  # colour, of which Pillow keeps the upper 8 bits alone
+        cv2.imwrite(str(folder / name), shown.astype(np.uint16) * 16)
+        files[folder / name] = "black"
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     for name, options in (("a.jpg", {}), ("p.jpg", {"progressive": True}), ("a.png", {}),
                           ("a.gif", {}), ("a.webp", {}), ("a.bmp", {}), ("a.tif", {}),
@@ -154,6 +158,12 @@ def jpeg_of(image, folder):
     data = (folder / "x.jpg").read_bytes()
     (folder / "x.jpg").unlink()
     return data
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_are_their_upper_8(suffix, tmp_path, shown):
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), shown[..., ::-1].astype(np.uint16) * 256 + 77)
+    assert np.array_equal(read_picture(tmp_path / f"a.{suffix}"), shown)
 
 
 def test_what_is_no_whole_picture_is_refused_by_name(tmp_path, shown):

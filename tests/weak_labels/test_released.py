@@ -8,8 +8,9 @@ from PIL import Image
 
 from wsis_d2.config import add_wsis_config
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.weak_labels.merge import make_merged_labels
-from wsis_d2.weak_labels.released import import_released, read_label_png
+from wsis_d2.weak_labels.released import import_released
 from wsis_d2.weak_labels.store import LabelStore
 
 N = 255

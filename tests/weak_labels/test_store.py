@@ -114,6 +114,17 @@ def test_continues_and_tells_stale_labels(tmp_path):
         again.semantic(2)
 
 
+def test_labels_of_another_picture_with_the_same_id_are_stale(tmp_path):
+    """An import of a larger folder numbers its images anew; tags and size may well be the same."""
+    store = LabelStore.create(tmp_path, RECIPE, CATEGORIES)
+    store.write(make_record(1), *make_labels())
+    renumbered = dict(make_record(1), file_name="somewhere/2.jpg")
+    assert not store.done(1, renumbered)
+    with pytest.raises(InputError, match=r"image 1 \(somewhere/2.jpg\) is that of another.*1.jpg;"):
+        store.check(renumbered)
+    store.check(dict(make_record(1), file_name="elsewhere/1.PNG"))  # converted
+
+
 @pytest.mark.parametrize("change", ["bbox", "category_id", "image_tags", "crop_tags", "iscrowd"])
 def test_digest_sees_every_part_of_the_annotation(change):
     record = make_record(1)

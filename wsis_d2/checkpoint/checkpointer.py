@@ -59,7 +59,7 @@ class RunCheckpointer(DetectionCheckpointer):
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(
-                f"{path}: cannot be written ({reason}); make room there, then continue with "
+                f"{path}: cannot be written ({reason}); free some space there, then continue with "
                 "--resume"
             ) from error
 

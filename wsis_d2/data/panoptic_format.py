@@ -3,9 +3,8 @@
 
 import contextlib
 import copy
-import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,9 +18,10 @@ from wsis_d2.structures.classes import (
     parse_categories,
     place_table,
 )
+from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
-from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.json_io import read_json, write_json
 
 try:
     # Optional: reads label pictures seven times faster than Pillow.
@@ -71,6 +71,7 @@ class PanopticFile:
         self.classes = _classes(data.get("categories"), str(self.json_file), default_classes)
         self._new_ids: dict[int, int] | None = None  # category ids that segments() replaces
         self.images: list[dict[str, Any]] = data.get("images") or []
+        self.pictures = PictureNames(self.images, str(self.json_file))
         # Without segments_info, which :meth:`segments` unpacks.
         self.annotations: dict[str, dict[str, Any]] = {}
         self._packed: dict[str, bytes] = {}
@@ -282,24 +283,3 @@ def write_png(path: Path, array: np.ndarray) -> None:
     """Write a uint8 array (H, W) or (H, W, 3) as PNG, atomically and fast (light compression)."""
     with atomic_write(path) as file:
         Image.fromarray(array).save(file, format="PNG", compress_level=1)
-
-
-def write_json(path: Path, data: Any, indent: int | None = None) -> None:
-    """Write JSON atomically; NaN becomes null, as JSON has no NaN."""
-    text = json.dumps(_plain(data), indent=indent, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write((text + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -18,8 +18,9 @@ from torch.utils.data import Dataset, Sampler
 class TrainingStream(Sampler):
     """Endless (position, record index) pairs; every epoch is a new permutation.
 
-    With a share given for fully annotated images, positions are divided between the weak and the
-    full images in that proportion, evenly, and each kind has epochs of its own.
+    Addition, not in the paper: with a share given for fully annotated images, positions are
+    divided between the weak and the full images in that proportion, evenly, and each kind has
+    epochs of its own.
     """
 
     def __init__(

@@ -175,8 +175,8 @@ def _failure(job: Job, folder: Path, status: int) -> str:
     log = folder / f"{job.name}.log"
     lines = "\n".join("    " + line for line in _tail(log).strip().splitlines()[-12:])
     return (
-        f"{job.name} ended with status {status}; run the same command again to continue after "
-        f"mending it. Its log, {log}, ends:\n{lines}"
+        f"{job.name} ended with status {status}; correct the cause, then run the same "
+        f"command again to continue. Its log, {log}, ends:\n{lines}"
     )
 
 

@@ -80,7 +80,7 @@ def launch(
 
 
 def _tell(told: str, function: Callable[..., None], args: tuple) -> None:
-    """Run the function; leave the line of what is the user's to mend in a file.
+    """Run the function; leave the line of an error that the user can correct in a file.
 
     The traceback of a bug is printed here: the launcher shows that of the process which ends first.
     """

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def refuse_changes(
     Raises:
         InputError: naming the first key that differs, and both values.
     """
-    old, new = _flat(before), _flat(after)
+    old, new = flatten(before), flatten(after)
     changed = [
         key
         for key in sorted({*old, *new})
@@ -94,13 +95,3 @@ def refuse_other_training(where: str | os.PathLike, before: Mapping, after: Mapp
                 f"{where}: the run was begun with other labels of {name!r}; continue with those, "
                 "or name another OUTPUT_DIR"
             )
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict:
-    out: dict = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            out.update(_flat(item, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = item
-    return out

@@ -178,8 +178,9 @@ class WSISTrainer(TrainerBase):
             return
         path, saved = found
         try:
-            if "identity" in saved["trainer"]:
-                refuse_other_training(path, saved["trainer"]["identity"], self.identity)
+            begun = saved.get("trainer", {}).get("identity")
+            if begun is not None:
+                refuse_other_training(path, begun, self.identity)
             load_into(
                 self._plain_model,
                 model_state(saved, path),

@@ -8,7 +8,7 @@ import numpy as np
 from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 MATCHINGS = ("unique", "paper")
 # Many small arrays would take more than what they hold.
@@ -64,10 +64,8 @@ class AveragePrecision:
         matching: str = "unique",
         score_mode: str = "score",
     ) -> None:
-        if matching not in MATCHINGS:
-            raise ValueError(f"matching {matching!r}, expected one of {MATCHINGS}")
-        if score_mode not in SCORE_MODES:
-            raise ValueError(f"score mode {score_mode!r}, expected one of {SCORE_MODES}")
+        check_choice("matching", matching, MATCHINGS)
+        check_choice("score mode", score_mode, SCORE_MODES)
         self.classes = classes
         self.thresholds = tuple(thresholds)
         self.matching = matching

@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""AP of detected boxes against the annotated ones: what a detector alone is measured by."""
+"""AP of detected boxes against the annotated ones: what a detector alone is measured by.
+
+Addition, not in the paper.
+"""
 
 import contextlib
 import io

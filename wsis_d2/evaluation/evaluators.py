@@ -9,7 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -19,53 +19,90 @@ from wsis_d2.data.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
-    write_json,
     write_panoptic_png,
     write_png,
     write_semantic_classes,
 )
+from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.instance_ap import InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
-from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
+from wsis_d2.evaluation.semantic_iou import SemanticSources
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import write_json
 
 logger = logging.getLogger(__name__)
 
 
+class _Sums(Protocol):
+    """What grows with images: :class:`PanopticQuality` and its like."""
+
+    def update(self, match: ImageMatch) -> None: ...
+    def merge(self, other: Any) -> None: ...
+    def results(self) -> dict[str, float]: ...
+
+
 class PanopticTruthEvaluator(DatasetEvaluator):
-    """What the evaluators share: the truth, which images came by, gathering.
+    """What the evaluators share: the truth, which images came by, sums over them, gathering.
+
+    A subclass names its ``task`` in the results and makes empty sums (:meth:`_empty`).
 
     Args:
         dataset_name: a registered dataset with panoptic truth.
         truth: shared with other evaluators of the dataset; None opens its own.
     """
 
+    task: str
+
     def __init__(self, dataset_name: str, truth: PanopticTruth | None = None) -> None:
         self.truth = truth if truth is not None else PanopticTruth(dataset_name)
-        self._seen: list[str] = []
+        self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self._seen = []
+        self._seen: list[str] = []
+        self._sums: Any = None
 
-    def _see(self, record: Mapping[str, Any]) -> str:
-        key = self.truth.key(record)
-        self._seen.append(key)
-        return key
+    def _empty(self) -> _Sums:
+        raise NotImplementedError
 
-    def _gather(self, state: Any) -> list[Any] | None:
-        """Return every process's state on the main process, None elsewhere.
+    @property
+    def sums(self) -> Any:
+        """This process's sums; made when first asked for, since they need the truth's classes."""
+        if self._sums is None:
+            self._sums = self._empty()
+        return self._sums
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Add a batch of images."""
+        for record, output in zip(inputs, outputs, strict=True):
+            key = self.truth.key(record)
+            self._seen.append(key)
+            self._add(key, record, output)
+
+    def _add(self, key: str, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        self.sums.update(self.truth.match(record, output)[0])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Return ``{task: {...}}`` on the main process, None elsewhere.
 
         Raises:
             InputError: an image was evaluated twice.
         """
         comm.synchronize()
-        gathered = comm.gather((self._seen, state))
+        gathered = comm.gather((self._seen, self.sums))
         if not comm.is_main_process():
             return None
-        seen = [key for keys, _ in gathered for key in keys]
+        self._check_seen([key for keys, _ in gathered for key in keys])
+        total = self._empty()
+        for _, sums in gathered:
+            total.merge(sums)
+        return OrderedDict({self.task: total.results()})
+
+    def _check_seen(self, seen: list[str]) -> None:
         if len(set(seen)) != len(seen):
             twice = next(key for key in seen if seen.count(key) > 1)
             raise InputError(
@@ -77,7 +114,6 @@ class PanopticTruthEvaluator(DatasetEvaluator):
                 "%s: %d of %d images of the truth were not predicted; they do not count",
                 self.truth.dataset_name, missing, len(self.truth.file),
             )  # fmt: skip
-        return [state for _, state in gathered]
 
 
 class PanopticQualityEvaluator(PanopticTruthEvaluator):
@@ -91,6 +127,8 @@ class PanopticQualityEvaluator(PanopticTruthEvaluator):
         truth: shared with other evaluators of the dataset.
     """
 
+    task = "panoptic_seg"
+
     def __init__(
         self,
         dataset_name: str,
@@ -99,57 +137,46 @@ class PanopticQualityEvaluator(PanopticTruthEvaluator):
         variant: str = "coco",
         truth: PanopticTruth | None = None,
     ) -> None:
-        super().__init__(dataset_name, truth)
         self.variant = variant
         self.output_folder = Path(output_folder) if output_folder is not None else None
-        self.reset()
+        super().__init__(dataset_name, truth)
 
     def reset(self) -> None:
         """Forget all images."""
         super().reset()
-        self._quality: PanopticQuality | None = None
         self._annotations: list[dict[str, Any]] = []
 
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Add a batch of images."""
-        for record, output in zip(inputs, outputs, strict=True):
-            key = self._see(record)
-            match, ids, segments = self.truth.match(record, output)
-            self._ensure().update(match)
-            if self.output_folder is not None:
-                name = self.truth.file.annotations[key]["file_name"]
-                name = str(Path(name).with_suffix(".png"))
-                write_panoptic_png(self.output_folder / PREDICTION_FOLDER / name, ids)
-                for segment, area in zip(segments, match.pred_area, strict=True):
-                    segment["area"] = int(area)
-                image_id = self.truth.file.annotations[key]["image_id"]
-                self._annotations.append(
-                    {"image_id": image_id, "file_name": name, "segments_info": segments}
-                )
+    def _empty(self) -> PanopticQuality:
+        return PanopticQuality(self.truth.classes, self.variant)
 
-    def _ensure(self) -> PanopticQuality:
-        if self._quality is None:
-            self._quality = PanopticQuality(self.truth.classes, self.variant)
-        return self._quality
+    def _add(self, key: str, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        match, ids, segments = self.truth.match(record, output)
+        self.sums.update(match)
+        if self.output_folder is None:
+            return
+        truth = self.truth.file.annotations[key]
+        name = str(Path(truth["file_name"]).with_suffix(".png"))
+        write_panoptic_png(self.output_folder / PREDICTION_FOLDER / name, ids)
+        for segment, area in zip(segments, match.pred_area, strict=True):
+            segment["area"] = int(area)
+        self._annotations.append(
+            {"image_id": truth["image_id"], "file_name": name, "segments_info": segments}
+        )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"panoptic_seg": {...}}`` on the main process."""
-        states = self._gather((self._ensure(), self._annotations))
-        if states is None:
-            return None
-        quality = PanopticQuality(self.truth.classes, self.variant)
-        for state, _ in states:
-            quality.merge(state)
-        if self.output_folder is not None:
+        """As all evaluators; writes the predictions' JSON file too."""
+        results = super().evaluate()
+        if self.output_folder is None:
+            return results
+        gathered = comm.gather(self._annotations)
+        if results is not None:
             position = self.truth.file.position
-            annotations = [annotation for _, part in states for annotation in part]
+            annotations = [annotation for part in gathered for annotation in part]
             annotations.sort(key=lambda annotation: position[str(annotation["image_id"])])
             path = self.output_folder / PREDICTION_JSON
             write_json(path, self._prediction_json(annotations))
             logger.info("wrote the predictions to %s", path)
-        return OrderedDict(panoptic_seg=quality.results())
+        return results
 
     def _prediction_json(self, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         predicted = {str(annotation["image_id"]) for annotation in annotations}
@@ -172,6 +199,8 @@ class APrEvaluator(PanopticTruthEvaluator):
         truth: shared with other evaluators of the dataset.
     """
 
+    task = "apr"
+
     def __init__(
         self,
         dataset_name: str,
@@ -185,35 +214,9 @@ class APrEvaluator(PanopticTruthEvaluator):
         if not thresholds:
             thresholds = self.truth.metadata.get("apr_thresholds", APrOptions.thresholds)
         self.options = APrOptions(thresholds, matching, score_mode)
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self._precision: APrByScore | None = None
-
-    def _ensure(self) -> APrByScore:
-        if self._precision is None:
-            self._precision = APrByScore(self.truth.classes, self.options)
-        return self._precision
-
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Add a batch of images."""
-        for record, output in zip(inputs, outputs, strict=True):
-            self._see(record)
-            self._ensure().update(self.truth.match(record, output)[0])
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"apr": {...}}`` on the main process."""
-        states = self._gather(self._ensure())
-        if states is None:
-            return None
-        total = APrByScore(self.truth.classes, self.options)
-        for state in states:
-            total.merge(state)
-        return OrderedDict(apr=total.results())
+    def _empty(self) -> APrByScore:
+        return APrByScore(self.truth.classes, self.options)
 
 
 class InstanceAPEvaluator(PanopticTruthEvaluator):
@@ -225,40 +228,16 @@ class InstanceAPEvaluator(PanopticTruthEvaluator):
         truth: shared with other evaluators of the dataset.
     """
 
+    task = "segm"
+
     def __init__(
         self, dataset_name: str, protocol: str = "coco", *, truth: PanopticTruth | None = None
     ) -> None:
         super().__init__(dataset_name, truth)
         self.protocol = protocol
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self._precision: InstanceAP | None = None
-
-    def _ensure(self) -> InstanceAP:
-        if self._precision is None:
-            self._precision = InstanceAP(self.truth.classes, self.protocol)
-        return self._precision
-
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Add a batch of images."""
-        for record, output in zip(inputs, outputs, strict=True):
-            self._see(record)
-            self._ensure().update(self.truth.match(record, output)[0])
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"segm": {...}}`` on the main process."""
-        states = self._gather(self._ensure())
-        if states is None:
-            return None
-        total = InstanceAP(self.truth.classes, self.protocol)
-        for state in states:
-            total.merge(state)
-        return OrderedDict(segm=total.results())
+    def _empty(self) -> InstanceAP:
+        return InstanceAP(self.truth.classes, self.protocol)
 
 
 class SemSegIoUEvaluator(PanopticTruthEvaluator):
@@ -274,6 +253,8 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
         truth: shared with other evaluators of the dataset.
     """
 
+    task = "sem_seg"
+
     def __init__(
         self,
         dataset_name: str,
@@ -283,44 +264,25 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
     ) -> None:
         super().__init__(dataset_name, truth)
         self.output_folder = Path(output_folder) if output_folder is not None else None
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self._state: dict[str, SemanticIoU] = {}
+    def _empty(self) -> SemanticSources:
+        return SemanticSources(self.truth.classes)
 
-    def _ensure(self, source: str) -> SemanticIoU:
-        if source not in self._state:
-            self._state[source] = SemanticIoU(self.truth.classes)
-        return self._state[source]
-
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Add a batch of images."""
-        for record, output in zip(inputs, outputs, strict=True):
-            key = self._see(record)
-            if output.get("panoptic_seg") is not None:
-                self._ensure("union").update_match(self.truth.match(record, output)[0])
-            if output.get("sem_seg") is None:
-                continue
-            labels = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()
-            name = f"the model's sem_seg of {record.get('file_name')}"
-            self._ensure("sem_seg").update_maps(self.truth.semantic(key), labels, name)
-            if self.output_folder is not None:
-                png = Path(self.truth.file.annotations[key]["file_name"]).with_suffix(".png")
-                write_png(self.output_folder / SEMANTIC_FOLDER / png, labels)
+    def _add(self, key: str, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        if output.get("panoptic_seg") is not None:
+            self.sums.of("union").update_match(self.truth.match(record, output)[0])
+        if output.get("sem_seg") is None:
+            return
+        labels = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()
+        name = f"the model's sem_seg of {record.get('file_name')}"
+        self.sums.of("sem_seg").update_maps(self.truth.semantic(key), labels, name)
+        if self.output_folder is not None:
+            png = Path(self.truth.file.annotations[key]["file_name"]).with_suffix(".png")
+            write_png(self.output_folder / SEMANTIC_FOLDER / png, labels)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"sem_seg": {...}}`` on the main process."""
-        states = self._gather(self._state)
-        if states is None:
-            return None
-        if self.output_folder is not None:
+        """As all evaluators; writes the file of the maps' classes too."""
+        results = super().evaluate()
+        if results is not None and self.output_folder is not None:
             write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.truth.classes)
-        total: dict[str, SemanticIoU] = {}
-        for state in states:
-            for source, part in state.items():
-                total.setdefault(source, SemanticIoU(self.truth.classes)).merge(part)
-        return OrderedDict(sem_seg=semantic_results(total.get("sem_seg"), total.get("union")))
+        return results

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from wsis_d2.data.panoptic_format import (
     PanopticFile,
@@ -23,8 +22,9 @@ from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
-from wsis_d2.evaluation.semantic_iou import SemanticIoU, semantic_results
-from wsis_d2.utils.errors import InputError
+from wsis_d2.evaluation.semantic_iou import SemanticSources
+from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class FileOptions:
             ("score mode", self.apr.score_mode, SCORE_MODES),
             ("instance AP", self.instance_ap, (*PROTOCOLS, "none")),
         ):
-            if value not in choices:
-                raise InputError(f"{name} {value!r}, expected one of {', '.join(choices)}")
+            check_choice(name, value, choices)
 
 
 class _Sums:
@@ -77,8 +76,9 @@ class _Sums:
         classes = truth.classes
         self.quality = PanopticQuality(classes, options.pq)
         self.precision = APrByScore(classes, options.apr)
-        self.union = SemanticIoU(classes)
-        self.semantic = SemanticIoU(classes) if options.semantic_folder else None
+        self.semantic = SemanticSources(classes)
+        for source in ("union", *(["sem_seg"] if options.semantic_folder else [])):
+            self.semantic.of(source)  # also of a truth without images
         self.instances = None
         if options.instance_ap != "none":
             self.instances = InstanceAP(classes, options.instance_ap)
@@ -92,7 +92,7 @@ class _Sums:
         result = {
             "panoptic_seg": self.quality.results(),
             "apr": self.precision.results(),
-            "sem_seg": semantic_results(self.semantic, self.union),
+            "sem_seg": self.semantic.results(),
         }
         if self.instances is not None:
             result["segm"] = self.instances.results()
@@ -129,32 +129,15 @@ class _Worker:
         )  # fmt: skip
         sums.quality.update(match)
         sums.precision.update(match)
-        sums.union.update_match(match)
+        sums.semantic.of("union").update_match(match)
         if sums.instances is not None:
             sums.instances.update(match)
-        if sums.semantic is not None:
+        if self.options.semantic_folder is not None:
             png = PurePosixPath(truth.annotations[key]["file_name"]).with_suffix(".png")
             path = self.options.semantic_folder / png
             labels = semantic_map(picture_ids(gt_picture), gt_segments, truth.classes)
             predicted = self.semantic_table[read_label_png(path)]
-            sums.semantic.update_maps(labels, predicted, str(path))
-
-
-def read_label_png(path: Path) -> np.ndarray:
-    """Return a one-channel 8-bit PNG as uint8 (H, W).
-
-    Raises:
-        InputError: missing, truncated or of another kind.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise InputError(f"{path}: a picture of mode {image.mode}, expected 8-bit labels")
-            return np.array(image, np.uint8)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as PNG ({error})") from None
+            sums.semantic.of("sem_seg").update_maps(labels, predicted, str(path))
 
 
 _worker: _Worker | None = None
@@ -234,6 +217,9 @@ def _check_images(truth: PanopticFile, prediction: PanopticFile, allow_missing: 
             f"{prediction.json_file}: image_id {unknown[0]} ({len(unknown)} in all) is not in"
             f" {truth.json_file}"
         )
+    for image in prediction.images:
+        if isinstance(image, dict) and str(image.get("id")) in truth.annotations:
+            truth.pictures.check(image["id"], image.get("file_name"), str(prediction.json_file))
     missing = [key for key in truth if key not in prediction.annotations]
     if missing and not allow_missing:
         raise InputError(

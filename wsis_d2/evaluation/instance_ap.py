@@ -12,6 +12,7 @@ import numpy as np
 from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.panoptic_quality import mean_or_nan
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.utils.errors import check_choice
 
 PROTOCOLS = ("coco", "cityscapes")
 THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
@@ -70,8 +71,7 @@ class InstanceAP:
     """
 
     def __init__(self, classes: ClassTable, protocol: str = "coco") -> None:
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"AP protocol {protocol!r}, expected one of {PROTOCOLS}")
+        check_choice("AP protocol", protocol, PROTOCOLS)
         self.classes = classes
         self.protocol = protocol
         areas = _AREAS if protocol == "coco" else {"": _AREAS[""]}

@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """How good are weak labels? Compared with true masks, for a report only.
 
+Addition, not in the paper.
+
 Nothing here writes where training reads: true masks come in, numbers go out.
 """
 
@@ -65,6 +67,8 @@ def evaluate_store(
     image_ids = [i for i in store.image_ids() if str(i) in truth.annotations]
     if not image_ids:
         raise InputError(f"{store.path}: none of its images is in {panoptic_json}")
+    for image_id in image_ids:
+        truth.pictures.check(image_id, store.file_name(image_id), str(store.path))
     matcher, quality = Matcher(classes), PanopticQuality(classes)
     confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
     objects = ObjectTally(classes.names, classes.isthing)
@@ -197,6 +201,7 @@ def evaluate_proposals(
     known = [r for r in records if str(r["image_id"]) in truth.annotations]
     for record in progress(known, desc="proposals"):
         key = str(record["image_id"])
+        truth.pictures.check(key, record["file_name"], "the dataset")
         ids = truth.ids(key)
         masks = [
             ids == s["id"]

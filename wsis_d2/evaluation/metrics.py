@@ -4,9 +4,8 @@
 from dataclasses import dataclass
 
 from wsis_d2.evaluation.average_precision import AveragePrecision, parse_thresholds
-from wsis_d2.evaluation.image_match import SCORE_MODES, ImageMatch
+from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.utils.errors import InputError
 
 DEFAULT_THRESHOLDS = "0.1:0.9:0.1"
 # Modes that are reported beside the chosen one wherever the predictions carry their scores.
@@ -39,10 +38,6 @@ class APrByScore:
     """
 
     def __init__(self, classes: ClassTable, options: APrOptions) -> None:
-        if options.score_mode not in SCORE_MODES:
-            raise InputError(
-                f"score mode {options.score_mode!r}: expected one of {', '.join(SCORE_MODES)}"
-            )
         thresholds = parse_thresholds(options.thresholds)
         self.main = AveragePrecision(classes, thresholds, options.matching, options.score_mode)
         self.compared = {

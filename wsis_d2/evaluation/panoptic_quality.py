@@ -5,6 +5,7 @@ import numpy as np
 
 from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.utils.errors import check_choice
 
 PQ_VARIANTS = ("coco", "paper")
 PQ_THRESHOLD = 0.5
@@ -28,8 +29,7 @@ class PanopticQuality:
     """
 
     def __init__(self, classes: ClassTable, variant: str = "coco") -> None:
-        if variant not in PQ_VARIANTS:
-            raise ValueError(f"PQ variant {variant!r}, expected one of {PQ_VARIANTS}")
+        check_choice("PQ variant", variant, PQ_VARIANTS)
         self.classes = classes
         self.variant = variant
         count = len(classes)

@@ -62,7 +62,7 @@ class PanopticTruth:
         """Return the truth's key of a dataset record.
 
         Raises:
-            InputError: the truth does not list the image.
+            InputError: the truth does not list the image, or under another id.
         """
         key = str(record["image_id"])
         if key not in self.file.annotations:
@@ -70,6 +70,7 @@ class PanopticTruth:
                 f"{self.file.json_file}: no truth for image_id {key} of dataset"
                 f" {self.dataset_name} ({record.get('file_name')})"
             )
+        self.file.pictures.check(key, record.get("file_name"), f"dataset {self.dataset_name}")
         return key
 
     def match(

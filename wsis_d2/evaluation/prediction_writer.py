@@ -15,13 +15,13 @@ from wsis_d2.data.panoptic_format import (
     PREDICTION_FOLDER,
     PREDICTION_JSON,
     SEMANTIC_FOLDER,
-    write_json,
     write_panoptic_png,
     write_png,
     write_semantic_classes,
 )
 from wsis_d2.evaluation.panoptic_truth import panoptic_prediction
 from wsis_d2.structures.classes import parse_categories
+from wsis_d2.utils.json_io import write_json
 
 
 class PredictionWriter(DatasetEvaluator):

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.data.panoptic_format import write_json
-from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.json_io import read_json, write_json
 
 SCHEMA = 1
 TASKS = ("panoptic_seg", "apr", "sem_seg", "segm")
@@ -47,8 +46,7 @@ def make_meta(
     Raises:
         InputError: ``supervision`` is none of the three.
     """
-    if supervision not in SUPERVISIONS:
-        raise InputError(f"meta.supervision {supervision!r}, expected one of {SUPERVISIONS}")
+    check_choice("meta.supervision", supervision, SUPERVISIONS)
     values = (supervision, dataset, variant, seed, config, commit, device, seconds)
     return dict(zip(META_FIELDS, values, strict=True))
 

@@ -87,12 +87,36 @@ class SemanticIoU:
         return result
 
 
-def semantic_results(sem_seg: SemanticIoU | None, union: SemanticIoU | None) -> dict[str, float]:
-    """Return ``mIoU`` (of ``sem_seg``, else of ``union``) and ``mIoU_union`` with their parts."""
-    result: dict[str, float] = {}
-    main = sem_seg if sem_seg is not None else union
-    if main is not None:
-        result.update(main.results())
-    if union is not None:
-        result.update(union.results("_union"))
-    return result
+class SemanticSources:
+    """IoU of the two sources of a semantic map, each from the first image that has it.
+
+    ``"sem_seg"`` is the semantic network's own output, ``"union"`` the union of the segments.
+
+    Args:
+        classes: the dataset's classes.
+    """
+
+    def __init__(self, classes: ClassTable) -> None:
+        self.classes = classes
+        self._parts: dict[str, SemanticIoU] = {}
+
+    def of(self, source: str) -> SemanticIoU:
+        """Return one source's sums, ``"sem_seg"`` or ``"union"``."""
+        return self._parts.setdefault(source, SemanticIoU(self.classes))
+
+    def merge(self, other: "SemanticSources") -> None:
+        """Add what another process counted."""
+        for source, part in other._parts.items():
+            self.of(source).merge(part)
+
+    def results(self) -> dict[str, float]:
+        """Return ``mIoU`` (of ``sem_seg``, else of the union) and ``mIoU_union``, with their parts.
+
+        A source that no image had is left out.
+        """
+        union = self._parts.get("union")
+        main = self._parts.get("sem_seg", union)
+        result = main.results() if main is not None else {}
+        if union is not None:
+            result.update(union.results("_union"))
+        return result

@@ -22,12 +22,12 @@ from wsis_d2.data.panoptic_format import (
     semantic_table,
     write_png,
 )
-from wsis_d2.evaluation.from_files import read_label_png
 from wsis_d2.evaluation.image_match import SCORE_MODES, Matcher
 from wsis_d2.structures.classes import ClassTable, parse_categories
-from wsis_d2.structures.labels import IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.structures.labels import IGNORE, id_table
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.utils.progress import progress
 
 
@@ -111,11 +111,9 @@ def write_submission(
     Raises:
         InputError: predictions are missing, unreadable, or not of this server's set.
     """
-    spec = SERVERS.get(server)
-    if spec is None:
-        raise InputError(f"server {server!r}, expected one of {', '.join(SERVERS)}")
-    if source not in ("semantic", "panoptic"):
-        raise InputError(f"source {source!r}, expected semantic or panoptic")
+    check_choice("server", server, SERVERS)
+    spec = SERVERS[server]
+    check_choice("source", source, ("semantic", "panoptic"))
     if score_mode not in SCORE_MODES or score_mode == "oracle":
         raise InputError(f"score mode {score_mode!r} is none a server's file can hold")
     predictions, output = Path(predictions), Path(output)
@@ -171,8 +169,7 @@ def _panoptic_file(predictions: Path, spec: Server) -> PanopticFile:
 
 def _label_ids(labels: np.ndarray, classes: ClassTable, png: Path) -> np.ndarray:
     """Return the server's label ids; no class becomes 0 (background or unlabeled)."""
-    table = np.zeros(256, np.uint8)
-    table[: len(classes)] = classes.ids
+    table = id_table(dict(enumerate(classes.ids)), rest=0)
     bad = (labels >= len(classes)) & (labels != IGNORE)
     if bad.any():
         raise InputError(

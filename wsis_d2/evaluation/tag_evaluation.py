@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Average precision of a multi-label classifier, per class and in the mean."""
+"""Average precision of a multi-label classifier, per class and in the mean.
+
+Addition, not in the paper.
+"""
 
 import itertools
 import logging

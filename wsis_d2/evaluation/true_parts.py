@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What limits a model: its parts replaced by the truth, one at a time (isolating runs)."""
+"""What limits a model: its parts replaced by the truth, one at a time (isolating runs).
+
+Addition, not in the paper.
+"""
 
 import numpy as np
 import torch

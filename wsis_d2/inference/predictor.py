@@ -16,6 +16,7 @@ from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import image_tensor
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 from wsis_d2.visualization.sample_pictures import predicted_layer
@@ -154,7 +155,7 @@ class PanopticPredictor:
             size = shown.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
             shown = shown[..., ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))
+        tensor = image_tensor(shown)
         output = self.model([{"image": tensor, "height": size[0], "width": size[1]}])[0]
         if output.get("panoptic_seg") is not None:
             ids, segments = output["panoptic_seg"]

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What tags and boxes alone say of a prediction, as losses.
+"""What tags and boxes alone say of a prediction, as losses. Addition, not in the paper.
 
 Tags of windows and boxes speak of sets of pixels: which classes a set can have, and which it must
 show somewhere (constrained multiple-instance learning, as Pathak, Krähenbühl, Darrell, "Constrained

@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""A semantic prediction averaged over sizes and the mirror image of a photograph."""
+"""A semantic prediction averaged over sizes and the mirror image of a photograph.
+
+Addition, not in the paper, which evaluates at a single scale (4.3).
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -18,8 +18,9 @@ def assign_labels(
 ) -> torch.Tensor:
     """Give every pixel its best label; dissolve segments that are too small.
 
-    Labels whose segment is smaller than allowed are dropped together, and their pixels take the
-    best of the labels that are left. If nothing would be left, nothing is dropped.
+    The paper's labelling is the maximum alone (3.5); a least area is an addition, not in the
+    paper. Labels whose segment is smaller than allowed are dropped together, and their pixels take
+    the best of the labels that are left. If nothing would be left, nothing is dropped.
 
     Args:
         scores: (L, H, W), L >= 1.

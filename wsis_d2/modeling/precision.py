@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Mixed precision: networks in 16 bits; CRF, matching and losses in float32. Addition."""
+"""Mixed precision: networks in 16 bits; CRF, matching and losses in float32.
+
+Addition, not in the paper.
+"""
 
 import contextlib
 from contextlib import AbstractContextManager

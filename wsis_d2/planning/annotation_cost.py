@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What annotation costs, and what quality it buys (the analysis for dataset makers, paper 4.2)."""
+"""What annotation costs, and what quality it buys (the analysis for dataset makers, paper 4.2).
+
+The times are the paper's (1, 4.2); the advice is an addition, not in the paper.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

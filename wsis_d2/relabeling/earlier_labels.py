@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What earlier labels say of a prediction, as the ``REFINE`` section asks (an addition)."""
+"""What earlier labels say of a prediction, as the ``REFINE`` section asks.
+
+Addition, not in the paper.
+"""
 
 import os
 from collections.abc import Mapping

@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""New labels while training: the iteration of paper 3.4 inside one run of the trainer."""
+"""New labels while training: the iteration of paper 3.4 inside one run of the trainer.
+
+Addition, not in the paper, which trains each round to its end before it labels anew (4.3).
+"""
 
 import logging
 from pathlib import Path

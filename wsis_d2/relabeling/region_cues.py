@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Tags to cue labels by a trained tag segmenter, whose distributions over classes are the cues."""
+"""Tags to cue labels by a trained tag segmenter, whose distributions over classes are the cues.
+
+Addition, not in the paper.
+"""
 
 from collections.abc import Mapping, Sequence
 

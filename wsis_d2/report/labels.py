@@ -22,6 +22,7 @@ from wsis_d2.report.sources import (
 )
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.json_io import flatten
 from wsis_d2.utils.progress import progress
 
 
@@ -166,7 +167,7 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
-    recipes = [_flat(store.recipe) for store in stores.values()]
+    recipes = [flatten(store.recipe) for store in stores.values()]
     keys = sorted(set().union(*recipes))
     lines = [[key, *(str(r[key]) if key in r else None for r in recipes)] for key in keys]
     tables.append({"title": "Recipe", "columns": ["key", *stores], "rows": lines})
@@ -175,17 +176,6 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
         columns = ["store", "image", "reason"]
         tables.append({"title": "Failed images", "columns": columns, "rows": failed})
     return tables
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys joined by dots."""
-    result = {}
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + str(key)] = value
-    return result
 
 
 def _bars(data, sums) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.visualization.layers import Annotation, Labels
 from wsis_d2.visualization.palette import class_list
 
@@ -86,7 +86,7 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
         if name not in DatasetCatalog.list():
             known = [n for n in sorted(DatasetCatalog.list()) if "supervision" in vars(
                 MetadataCatalog.get(n))]  # fmt: skip
-            raise InputError(f"--dataset {name}: unknown, expected one of {', '.join(known)}")
+            check_choice("--dataset", name, known)
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
         table = dataset_classes(name)
@@ -98,6 +98,8 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     truth = None
     if gt_json is not None and (args.gt_json is not None or os.path.isfile(gt_json)):
         truth = PanopticFile(gt_json, gt_dir).in_classes(table)
+        for record in records:
+            truth.pictures.check(record["image_id"], record["file_name"], f"the images of {name}")
     return DataSource(name, records, class_list(table.categories), table, truth, store)
 
 

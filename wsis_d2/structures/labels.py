@@ -12,7 +12,7 @@ A class has up to three ids, and an object one:
 - *instance id*: of an object in an instance map, from 1; 0 is no instance.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -22,13 +22,24 @@ INSTANCE_IGNORE = -1
 """The same in instance maps, int32 (H, W)."""
 
 
-def keep_table(class_ids: Iterable[int]) -> np.ndarray:
-    """Return a table that keeps contiguous ids and makes every other one ignore.
+def id_table(ids: Mapping[int, int], rest: int = IGNORE) -> np.ndarray:
+    """Return a table of new ids by old ones, ``rest`` for every id that has none.
 
     Returns:
         (256,) uint8, to be indexed with a semantic map.
     """
-    kept = list(class_ids)
-    table = np.full(256, IGNORE, np.uint8)
-    table[kept] = kept
+    table = np.full(256, rest, np.uint8)
+    table[list(ids)] = list(ids.values())
+    return table
+
+
+def keep_table(class_ids: Iterable[int]) -> np.ndarray:
+    """Return :func:`id_table` that keeps contiguous ids and makes every other one ignore."""
+    return id_table({class_id: class_id for class_id in class_ids})
+
+
+def member_table(class_ids: Iterable[int]) -> np.ndarray:
+    """Return whether an id is one of these: (256,) bool, to be indexed with a semantic map."""
+    table = np.zeros(256, bool)
+    table[list(class_ids)] = True
     return table

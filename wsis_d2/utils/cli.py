@@ -9,7 +9,7 @@ from wsis_d2.utils.errors import InputError
 
 
 def error_line(error: BaseException) -> str | None:
-    """Return the one line that tells a user what to mend, or None: the error is a bug.
+    """Return the one line that tells a user what to correct, or None: the error is a bug.
 
     An :class:`InputError` says it; where a data loader's process has put its traceback around it,
     the line is found in there. So does an unreadable file.

@@ -1,11 +1,27 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The one exception a user is meant to read."""
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Input that cannot be used: a file, a record, an argument or a config key.
 
     The message names the thing at fault, what was found, what was expected and, where there is
-    one, the command that mends it. Tools print it as one line and exit with status 2
+    one, the command that corrects it. Tools print it as one line and exit with status 2
     (:func:`wsis_d2.utils.cli.main_with_errors`).
     """
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value that is none of the known ones.
+
+    Args:
+        name: the option, argument or config key, as the user writes it.
+
+    Raises:
+        InputError: ``NAME is VALUE, expected one of A, B``.
+    """
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")

@@ -45,6 +45,12 @@ def atomic_write(
         raise
 
 
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file so that it is whole or not there."""
+    with atomic_write(Path(path)) as file:
+        file.write(data)
+
+
 def _claim(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``, unless that is taken."""
     try:

@@ -9,11 +9,15 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
+
+if TYPE_CHECKING:
+    import torch
 
 #: Suffixes by which a folder's photographs are found; what a file is, its content tells.
 PICTURE_SUFFIXES = (
@@ -34,6 +38,10 @@ _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
 _SAVE_8_BITS = "save it with 8 bits a channel"
+_DARK = (
+    "uses less than a sixteenth of the levels of its 16 bits, which is black; stretch its levels "
+    f"and {_SAVE_8_BITS}"
+)
 # What lies under a picture's name instead of one, by how it begins.
 _NO_PICTURES = (
     (b"version https://git-lfs", "is a Git LFS pointer: run git lfs pull"),
@@ -62,8 +70,7 @@ def read_picture(path: str | Path, image_format: str = "RGB") -> np.ndarray:
             decompression bombs (179 megapixels), or of 32-bit or floating-point pixels, whose
             black and white nothing states.
     """
-    if image_format not in ("RGB", "BGR"):
-        raise InputError(f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR'")
+    check_choice("INPUT.FORMAT", image_format, ("RGB", "BGR"))
     pixels = np.asarray(_read(path))
     return np.array(pixels if image_format == "RGB" else pixels[..., ::-1], order="C")
 
@@ -157,8 +164,41 @@ def _read(path: str | Path) -> Image.Image:
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
         turn = _TURNS.get(_orientation(image))
+        deep = not image.mode.startswith("I") and _bits(path, image) == 16
         image = _to_rgb(image)
+        if deep and 0 < max(high for _, high in image.getextrema()) < _LEAST_OF_16_BITS >> 8:
+            raise ValueError(_DARK)
         return image if turn is None else image.transpose(turn)
+
+
+def read_label_png(path: str | Path) -> np.ndarray:
+    """Return the class ids of a palette or grey PNG of 8 bits.
+
+    Returns:
+        uint8 (H, W), the stored indices, not the palette's colours.
+
+    Raises:
+        InputError: missing, truncated, or a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
+                    "PNG of class ids; this may be a picture for people, not the labels"
+                )
+            return np.array(image, np.uint8)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as PNG ({error}); copy it again") from None
+
+
+def image_tensor(image: np.ndarray) -> "torch.Tensor":
+    """Return an image (H, W, C) as a tensor (C, H, W) of its own dtype, contiguous."""
+    import torch  # reading alone does without
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -169,6 +209,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _bits(path: str | Path, image: Image.Image) -> int:
+    """Return the bits of a channel as a PNG or TIFF stores them: Pillow keeps 8 of colours."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # of the header chunk, which is the first
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    return 8
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return a decoded picture in 8-bit RGB."""
     mode = image.mode
@@ -176,10 +226,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         most = int(values.max())
         if 0 < most < _LEAST_OF_16_BITS:
-            raise ValueError(
-                f"uses 0 to {most} of the 65535 levels of its 16 bits, which is black; stretch its "
-                f"levels and {_SAVE_8_BITS}"
-            )
+            raise ValueError(_DARK)
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif mode in ("F", "I"):
         kind = "floating-point" if mode == "F" else "32-bit"

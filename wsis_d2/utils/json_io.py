@@ -1,12 +1,15 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Reading JSON files that may be missing, cut off or hostile."""
+"""JSON files: read though they may be missing, cut off or hostile, and written whole."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import write_bytes
 
 
 def read_json(
@@ -35,3 +38,34 @@ def read_json(
         raise InputError(
             f"{path}: no valid JSON, or cut off ({reason.splitlines()[0]}); export or copy it again"
         ) from None
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested objects by their keys, joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:
+    """Write JSON atomically; NaN becomes null, as JSON has no NaN."""
+    text = json.dumps(_plain(content), indent=indent, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

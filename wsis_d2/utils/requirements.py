@@ -26,7 +26,7 @@ def detectron2_version() -> str | None:
 
 
 def check_detectron2() -> None:
-    """Raise ImportError with the mending command unless Detectron2 0.6 or newer is installed."""
+    """Raise ImportError with the command that installs Detectron2, unless 0.6 or newer is there."""
     version = detectron2_version()
     if version is None:
         raise ImportError(

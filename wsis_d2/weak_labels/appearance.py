@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """How each class looks in one photograph, learnt from a first guess of where it is.
 
+Addition, not in the paper.
+
 A segmenter of all photographs cannot know that this street's pavement is lighter than its road.
 GrabCut (Rother et al., 2004) learns the colours of an object and of its surroundings from a guess
 of both; here every class of the photograph has such a model: a mixture of Gaussians of colour and

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels.driver import Labels
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, ellipse_mask, grabcut_mask
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
@@ -57,10 +57,7 @@ class BoxLabelOptions:
             ("OVERLAP", self.overlap, OVERLAPS),
             ("PROPOSALS.SELECTION", self.selection, MODES),
         ):
-            if value not in known:
-                raise InputError(
-                    f"WEAK_LABELS.{key}: {value!r}, expected one of {', '.join(known)}"
-                )
+            check_choice(f"WEAK_LABELS.{key}", value, known)
         for key, value in (
             ("WEAK_LABELS.MIN_AGREEMENT", self.min_agreement),
             ("fallback_radius", self.fallback_radius),
@@ -282,6 +279,7 @@ def _fallback(
     options: BoxLabelOptions,
     parts: BoxParts,
 ) -> np.ndarray | None:
+    """Return the mask of a box that failed. Addition, not in the paper, which leaves it ignored."""
     if options.fallback == "mcg":
         if parts.proposal is not None:
             return parts.proposal

@@ -15,7 +15,8 @@ import numpy as np
 
 from wsis_d2.structures.annotation import CropTags
 from wsis_d2.structures.boxes import Box
-from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table
+from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table, member_table
+from wsis_d2.utils.errors import check_choice
 
 KEPT_IN_BOXES = ("stuff", "nothing", "things")
 
@@ -63,11 +64,7 @@ class CleanOptions:
     instances: bool = True
 
     def __post_init__(self) -> None:
-        if self.keep_in_boxes not in KEPT_IN_BOXES:
-            raise ValueError(
-                f"CleanOptions.keep_in_boxes is {self.keep_in_boxes!r}, expected one of "
-                f"{KEPT_IN_BOXES}"
-            )
+        check_choice("CleanOptions.keep_in_boxes", self.keep_in_boxes, KEPT_IN_BOXES)
         if not 0 <= self.outside_label <= IGNORE:
             raise ValueError(f"CleanOptions.outside_label is {self.outside_label}, expected 0-255")
         for name in ("score_threshold", "fill_threshold"):
@@ -217,6 +214,8 @@ def possible_classes(
 ) -> np.ndarray:
     """Tell which classes the annotation leaves each pixel: what steps 2 and 4 would not delete.
 
+    Addition, not in the paper, which applies its rules after the CRF alone.
+
     Args:
         shape: height and width of the image.
         num_classes: classes are 0 to ``num_classes - 1``.
@@ -266,17 +265,18 @@ def merge_masks(
     Returns:
         (H, W) uint8, a new array.
     """
-    keep = np.arange(256, dtype=np.uint8)
-    keep[list(thing_ids)] = IGNORE
-    is_mask = np.zeros(256, bool)
-    is_mask[list(thing_ids if mask_ids is None else mask_ids)] = True
+    keep = keep_table(set(range(IGNORE)) - set(thing_ids))
+    is_mask = member_table(thing_ids if mask_ids is None else mask_ids)
     return np.where(is_mask[box_mask_map], box_mask_map, keep[labels])
 
 
 def ignore_stuff_in_boxes(
     labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int]
 ) -> None:
-    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups."""
+    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups.
+
+    Addition, not in the paper for rounds after the first: there it is the rule of 3.2.
+    """
     lookup = keep_table(thing_ids)
     for box in boxes:
         if not box.is_group and not _is_empty(box):
@@ -286,6 +286,8 @@ def ignore_stuff_in_boxes(
 
 def keep_things_in_boxes(labels: np.ndarray, predicted: np.ndarray, boxes: Sequence[Box]) -> None:
     """Part of step 3: bring back the ``predicted`` things that lie in a box of theirs, in place.
+
+    Addition, not in the paper.
 
     Only ignored pixels of ``labels`` are written; groups do not count.
     """
@@ -340,8 +342,7 @@ def fill_boxes(
     Returns:
         (H, W) uint8, a new array.
     """
-    is_thing = np.zeros(256, bool)
-    is_thing[list(thing_ids)] = True
+    is_thing = member_table(thing_ids)
     filled = labels.copy()
     candidates = [box for box in boxes if not box.is_group and box.x1 > box.x0 and box.y1 > box.y0]
     candidates.sort(key=lambda box: -(box.x1 - box.x0 + 1) * (box.y1 - box.y0 + 1))

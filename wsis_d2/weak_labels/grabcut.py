@@ -6,7 +6,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 INITS = ("ellipse", "rectangle")
 
@@ -38,8 +38,7 @@ class GrabCutOptions:
 
     def __post_init__(self) -> None:
         prefix = "WEAK_LABELS.GRABCUT"
-        if self.init not in INITS:
-            raise InputError(f"{prefix}.INIT: {self.init!r}, expected one of {', '.join(INITS)}")
+        check_choice(f"{prefix}.INIT", self.init, INITS)
         if not 0 <= self.seed_radius <= 1:
             raise InputError(f"{prefix}.SEED_RADIUS: {self.seed_radius}, expected 0..1")
         if self.margin < 0:
@@ -105,7 +104,7 @@ def grabcut_mask(
 
 
 def ellipse_mask(height: int, width: int, radius: float) -> np.ndarray:
-    """Return the central ellipse of a box, (height, width) bool.
+    """Return the central ellipse of a box, (height, width) bool. Addition, not in the paper.
 
     ``radius`` is relative: 1 is the ellipse inscribed in the box. At least one pixel is set.
     """

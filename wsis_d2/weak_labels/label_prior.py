@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What earlier labels say beside a prediction, when a round labels the training images anew."""
+"""What earlier labels say beside a prediction, when a round labels the training images anew.
+
+Addition, not in the paper.
+"""
 
 import numpy as np
 

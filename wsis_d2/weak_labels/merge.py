@@ -17,7 +17,7 @@ import numpy as np
 from wsis_d2.structures.annotation import AnnotatedClasses, record_crops, touched_boxes
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
@@ -197,10 +197,7 @@ def merge_recipe(
     boxes_recipe: Mapping, tags_recipe: Mapping | None, options: CleanOptions, instances_from: str
 ) -> dict:
     """Return what merged labels depend on, for :meth:`LabelStore.create`."""
-    if instances_from not in INSTANCE_SOURCES:
-        raise InputError(
-            f"CLEAN.INSTANCES_FROM is {instances_from!r}, expected one of {INSTANCE_SOURCES}"
-        )
+    check_choice("CLEAN.INSTANCES_FROM", instances_from, INSTANCE_SOURCES)
     return {
         "kind": "merge",
         "boxes": dict(boxes_recipe),

@@ -10,6 +10,8 @@ from importlib import metadata
 
 import numpy as np
 
+from wsis_d2.utils.json_io import flatten
+
 _VERSIONED = ("wsis_d2", "numpy", "opencv-python-headless", "higra", "numba", "torch")
 
 
@@ -53,22 +55,12 @@ def as_json(recipe: Mapping, categories: list[dict]) -> tuple[dict, list[dict]]:
 
 def recipe_differences(held: dict, recipe: dict, categories: list[dict]) -> list[str]:
     """Name the keys in which a stored recipe and a wanted one differ."""
-    before, after = _flat(held["recipe"]), _flat(recipe)
+    before, after = flatten(held["recipe"]), flatten(recipe)
     keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     listed = [f"{k}: {before.get(k)!r} there, {after.get(k)!r} asked for" for k in keys]
     if recipe_hash({}, held["categories"]) != recipe_hash({}, categories):
         listed.append("the classes")
     return listed
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict:
-    out = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            out.update(_flat(item, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = item
-    return out
 
 
 def installed_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 from wsis_d2.layers import dense_crf_refine
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import image_tensor
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 
 # A probability of 0 that can still be divided.
@@ -162,7 +163,7 @@ def labels_from_probabilities(
         probabilities = torch.from_numpy(weighed).to(probabilities.device)
     if options.enabled:
         arguments = {key: getattr(options, key) for key in _CRF_OPTIONS}
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = image_tensor(image)
         probabilities = dense_crf_refine(
             probabilities.float(), pixels.to(probabilities.device), **arguments
         )

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import instance_labels
 from wsis_d2.weak_labels.store import LabelStore
@@ -28,27 +28,6 @@ logger = logging.getLogger(__name__)
 
 KINDS = {"cam": "tags", "mandg": "boxes", "merged": "merge"}
 """What a released folder may hold, and the kind of store it becomes."""
-
-
-def read_label_png(path: str | os.PathLike) -> np.ndarray:
-    """Read a map of class ids from a palette or grey PNG.
-
-    Returns:
-        (H, W) uint8, the stored indices, not the palette's colours.
-
-    Raises:
-        InputError: not readable, or a colour picture.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a picture for people, not the labels"
-                )
-            return np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); unpack or download it again") from None
 
 
 @dataclasses.dataclass
@@ -164,8 +143,7 @@ def import_released(
     Returns:
         The exit status: 0, or 1 if an image has no usable file; those are named.
     """
-    if kind not in KINDS:
-        raise InputError(f"{kind!r}: expected one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     annotation = AnnotatedClasses.of(categories, has_boxes=has_boxes)
     files = find_label_files(folder)
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}

@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """How much of what cues say of a class the tags vouch for, measured from tags alone.
 
+Addition, not in the paper.
+
 A segmenter that knows a class shows it where it is tagged and hardly elsewhere. One that does not
 shows as much of it in windows without the tag as in those with it: what it says is not worth more
 there only because annotation allows it. So the share that untagged windows hold, against the
@@ -89,20 +91,20 @@ def load_reliability(store: str | os.PathLike, names: Sequence[str]) -> np.ndarr
         InputError: it knows none, or of other classes.
     """
     path = Path(store) / FILE
-    mend = (
+    hint = (
         "a tag segmenter's cues have it; make labels by one with: tools/make_weak_labels.py all "
         f"--classifier SEGMENTER.pth --output {store} (labels that are there stay), or leave "
         "REFINE.RELIABILITY_POWER at 0"
     )
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {mend}")
+        raise InputError(f"{path}: no such file; {hint}")
     try:
         known = {str(k): float(v) for k, v in json.loads(path.read_text())["classes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}); remove it; {mend}") from None
+        raise InputError(f"{path}: is damaged ({error!r}); remove it; {hint}") from None
     if set(known) != set(names):
-        raise InputError(f"{path}: has classes {list(known)}, expected {list(names)}; {mend}")
+        raise InputError(f"{path}: has classes {list(known)}, expected {list(names)}; {hint}")
     values = np.array([known[name] for name in names])
     if not ((values > 0) & (values <= 1)).all():
-        raise InputError(f"{path}: has {known}, expected values above 0 and at most 1; {mend}")
+        raise InputError(f"{path}: has {known}, expected values above 0 and at most 1; {hint}")
     return values

@@ -33,6 +33,7 @@ from wsis_d2.structures.classes import (
     record_in_classes,
 )
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
+from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.json_io import read_json
@@ -247,7 +248,8 @@ class LabelStore:
 
         Args:
             image_id: the image.
-            record: if given, labels made from another annotation of the image do not count.
+            record: if given, labels made from another annotation of the image, or of another
+                picture that had its id, do not count.
         """
         entry = self._entry(image_id)
         if entry is None or entry["status"] != "done":
@@ -255,17 +257,22 @@ class LabelStore:
         if record is not None and self._places is not None:
             own = [self._places.index(place) for place in range(len(self._places))]
             record = record_in_classes(record, own)
-        return record is None or entry["annotation"] == annotation_digest(record)
+        if record is None:
+            return True
+        return entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
 
     def check(self, record: Mapping) -> None:
         """Raise an InputError that names image and command if its label is missing or stale."""
         image_id = record["image_id"]
         if self.done(image_id, record):
             return
-        what = (
-            "is stale: its boxes, tags or size have changed" if self.done(image_id) else "missing"
-        )
-        message = (self._entry(image_id) or {}).get("message")
+        entry = self._entry(image_id) or {}
+        what = "missing"
+        if self.done(image_id):
+            what = "is stale: its boxes, tags or size have changed"
+            if not _same_picture(entry, record):
+                what = f"is that of another picture, {entry['file_name']}"
+        message = entry.get("message")
         raise InputError(
             f"{self.path}: the label of image {image_id!r} ({record.get('file_name')}) {what}"
             f"{f' (failed: {message})' if message else ''}; make it with: {_COMMAND}"
@@ -279,6 +286,10 @@ class LabelStore:
     def image_ids(self) -> list:
         """Return the ids of all images whose labels are there, in the order of their file names."""
         return [e["image_id"] for e in self._entries() if e["status"] == "done"]
+
+    def file_name(self, image_id: int | str) -> str:
+        """Return the name of the picture that the image's labels were made of, without folder."""
+        return self._done_entry(image_id)["file_name"]
 
     def counters(self, image_id: int | str) -> dict:
         """Return what was counted while the image's labels were made."""
@@ -462,6 +473,11 @@ def _check_labels(
             }
         )
     return checked
+
+
+def _same_picture(entry: Mapping, record: Mapping) -> bool:
+    """Whether labels are of a record's picture: moved and converted ones keep their name."""
+    return picture_stem(entry["file_name"]) == picture_stem(str(record["file_name"]))
 
 
 def _read_manifest(path: Path) -> dict:

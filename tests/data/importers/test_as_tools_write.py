@@ -15,7 +15,7 @@ from wsis_d2.data.importers.coco import read_coco
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.tags import read_tags_csv
-from wsis_d2.data.importers.yolo import read_yolo
+from wsis_d2.data.importers.yolo import read_yolo, read_yolo_classes
 from wsis_d2.utils.errors import InputError
 
 
@@ -319,6 +319,9 @@ CELLS = {
     "['sky', 'grass']": {"sky", "grass"},
     '{"choices": ["sky", "grass"]}': {"sky", "grass"},
     '{"choices": "sky"}': {"sky"},
+    "('sky', 'grass')": {"sky", "grass"},
+    "{'sky', 'grass'}": {"sky", "grass"},
+    "sky\ngrass": {"sky", "grass"},
     "[]": set(),
     "cow, black": {"cow, black"},  # a known name that holds a comma
     "sky;cow, black": {"sky", "cow, black"},
@@ -342,6 +345,50 @@ def test_broken_lists_in_cells_are_refused(cell, photos, tmp_path):
                                        .replace('\\"', '""')))  # fmt: skip
     with pytest.raises(InputError, match=r"tags\.csv:2: .*no list of names"):
         read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_spreadsheets_of_other_countries(mark, photos, tmp_path):
+    (tmp_path / "tags.csv").write_text(f"Image{mark}tags\na.png{mark}sky, grass\n", "utf-8-sig")
+    (picture,) = read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
+    assert picture.tags == {"sky", "grass"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image,tags,tags\na.png,sky,grass\n", 'two columns are named "tags"'),
+        ("image,sky,Sky\na.png,1,0\n", 'two columns are named "sky"'),
+        ("image,tags\na.png,sky;2\n", "tags.csv:2: tag 2 is a number.*--stuff 2"),
+        ("image,tags,x,y,width,height\na.png,sky,0.1,0.1,0.5,0.5\n", "2: crop .* expected pixels"),
+        ("image,tags,xmin,ymin,xmax,ymax\na.png,sky,1,1,9,9\n", "x, y, width, height.*no xmin"),
+        ("image,tags\na.png,Stra\u00dfe\n", "UTF-8"),
+    ],
+)
+def test_tables_that_would_be_read_otherwise_than_meant(text, expected, photos, tmp_path):
+    (tmp_path / "tags.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=expected):
+        read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
+
+
+def test_a_number_that_is_a_class_is_a_tag(photos, tmp_path):
+    (tmp_path / "tags.csv").write_text("image,tags\na.png,2\n")
+    (picture,) = read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog(), ["2"])
+    assert picture.tags == {"2"}
+
+
+def test_lists_in_tags_of_coco(photos, tmp_path):
+    images = [{"id": 1, "file_name": "a.png", "image_tags": "sky, grass"},
+              {"id": 2, "file_name": "b.png", "image_tags": ["sky;road", 3]}]  # fmt: skip
+    pictures, _ = read_coco(coco(tmp_path, [], images=images), photos, ImportLog())
+    assert [p.tags for p in pictures] == [{"sky", "grass"}, {"sky", "road", "cow"}]
+
+
+@pytest.mark.parametrize("option", ["stuff", "ignore"])
+def test_options_that_name_no_class(option, photos, tmp_path):
+    pictures, known = read_coco(coco(tmp_path, [{"bbox": [1, 1, 9, 9]}]), photos, ImportLog())
+    with pytest.raises(InputError, match=f"--{option} cwo: no such class; there are cow"):
+        to_own_data(pictures, ImportLog(), known=known, **{option: ["cwo"]})
 
 
 def test_nothing_is_no_class(photos, tmp_path):
@@ -418,6 +465,22 @@ def test_yolo_class_numbers_that_start_at_1(photos, tmp_path):
     assert picture.boxes == [("cow", 10, 8, 20, 16, False)]
     with pytest.raises(InputError, match="class 1 is none"):
         read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("classes.txt", "cow\n\ndog\n", r"classes\.txt: line 2 is empty"),
+        ("obj.names", "\ncow\ndog\n", r"obj\.names: line 1 is empty"),
+        ("data.yaml", "nc: 3\nnames: [cow, dog]\n", r"data\.yaml: nc is \"3\".* 2 names"),
+    ],
+)
+def test_yolo_class_numbers_that_may_have_slipped(name, text, expected, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=expected):
+        read_yolo_classes([tmp_path / name])
+    (tmp_path / name).write_text(text.strip().replace("\n\n", "\n").replace("3", "2") + "\n\n")
+    assert read_yolo_classes([tmp_path / name])[0] == {0: "cow", 1: "dog"}
 
 
 # ---------------------------------------------------------------- names of images
@@ -561,3 +624,26 @@ def test_when_every_box_was_dropped_the_reasons_are_what_one_reads(photos, tmp_p
     (folder / "a.json").write_text((folder / "a.json").read_text().replace("true", "false"))
     with pytest.raises(InputError, match="neither a box nor a tag .*the annotation holds none"):
         to_own_data(read_labelme(folder, photos, ImportLog()), ImportLog())
+
+
+def test_linked_folders_are_folders_of_the_root(tmp_path):
+    draw(tmp_path / "elsewhere", "a.png")
+    draw(tmp_path / "photos", "real/b.png")
+    (tmp_path / "photos" / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "all").symlink_to(tmp_path / "photos" / "real")  # listed once
+    (tmp_path / "photos" / "real" / "up").symlink_to(tmp_path / "photos")  # no endless walk
+    assert sorted(ImageIndex(tmp_path / "photos").paths) == ["real/b.png", "train/a.png"]
+
+
+def test_what_is_wrong_in_what_would_be_written_names_the_output(photos, tmp_path):
+    from helpers.load_tool import load_tool
+
+    crop = {"box": [90, 0, 30, 30], "tags": ["sky"]}
+    images = [{"id": 1, "file_name": "a.png", "crop_tags": [crop]}]
+    path = coco(tmp_path, [{"bbox": [1, 1, 9, 9]}], images=images)
+    with pytest.raises(InputError, match=r"^\S*weak\.json: .*crop_tags\[0\].*outside"):
+        load_tool("import_annotations").main(
+            ["coco", "--annotations", str(path), "--images", str(tmp_path / "photos"),
+             "--output", str(tmp_path / "weak.json")]
+        )  # fmt: skip
+    assert not (tmp_path / "weak.json").exists()

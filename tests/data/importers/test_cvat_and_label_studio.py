@@ -233,6 +233,18 @@ def test_label_studio_broken_records(case, photos, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("keys", [("left", "right"), ("name", "image"), ("image", "name")])
+def test_label_studio_tasks_of_two_images(keys, photos, tmp_path):
+    """Nothing tells on which of them a region was drawn."""
+    both = task(region("rectangle", x=10, y=10, width=9, height=9))
+    both["data"] = dict(zip(keys, ("a.png", "b.png"), strict=True))
+    with pytest.raises(InputError, match="task 5: .*a.png and to b.png, expected one image"):
+        read_label_studio(tasks(tmp_path, both), photos, ImportLog())
+    both["data"] = dict.fromkeys(keys, "b.png")
+    (picture,) = read_label_studio(tasks(tmp_path, both), photos, ImportLog())
+    assert picture.file_name == "b.png"
+
+
 # ---------------------------------------------------------------- files of other tools
 
 COCO = {"images": [], "categories": [], "annotations": []}

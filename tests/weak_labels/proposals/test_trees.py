@@ -347,5 +347,5 @@ def test_unknown_source_is_refused():
     add_wsis_config(cfg)
     assert isinstance(build_proposal_source(cfg), MCGSource)
     cfg.WEAK_LABELS.PROPOSALS.NAME = "sam"
-    with pytest.raises(InputError, match="PROPOSALS.NAME: 'sam', expected one of coco_json, mcg"):
+    with pytest.raises(InputError, match="PROPOSALS.NAME is 'sam', expected one of coco_json, mcg"):
         build_proposal_source(cfg)

@@ -115,8 +115,15 @@ class ImageIndex:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"--images {root}: no such folder")
-        paths = []
-        for folder, folders, files in os.walk(self.root):
+        paths, seen = [], [Path(os.path.realpath(self.root))]
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            for name in sorted(folders):
+                path = Path(folder) / name
+                if path.is_symlink():  # what it leads to may hold it, or be listed already
+                    target = path.resolve()
+                    if any(target.is_relative_to(s) or s.is_relative_to(target) for s in seen):
+                        folders.remove(name)
+                    seen.append(target)
             folders.sort()
             for name in sorted(files):
                 if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:

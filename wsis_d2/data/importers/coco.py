@@ -11,6 +11,7 @@ from wsis_d2.data.importers.files import box_order, hull, is_finite, to_number, 
 from wsis_d2.data.importers.foreign import what_it_is
 from wsis_d2.data.importers.names import fold, to_flag
 from wsis_d2.data.importers.own_data import file_categories
+from wsis_d2.data.importers.tags import split_names
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -164,14 +165,16 @@ def _without_dummy(categories: list, used: set[int], source: str, log: ImportLog
 
 
 def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[str]:
-    """Tags as class names: ids of the file, names, or ``{"name": ...}`` objects."""
+    """Tags as class names: ids of the file, (lists of) names, or ``{"name": ...}`` objects."""
     result = set()
+    whole = {fold(name) for name in names.values()}
     for tag in tags if isinstance(tags, list) else [tags] if tags else []:
         if isinstance(tag, dict):
             tag = tag.get("name", tag.get("label"))
         name = names.get(tag, tag) if isinstance(tag, int | str) else None
-        if isinstance(name, str) and name.strip():
-            result.add(name.strip())
+        found = split_names(name, whole) if isinstance(name, str) else None
+        if found:
+            result |= found
         else:
             log.bad("tag", where, f"tag {shorten(tag)} is no class of the file")
     return result
@@ -188,6 +191,7 @@ def _coco_corners(annotation: dict, picture: Picture, where: str, log: ImportLog
         x, y, w, h = box
         attributes = annotation.get("attributes")
         angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+        angle = to_number(angle) if isinstance(angle, str) else angle
         if is_finite(angle) and angle % 180:
             log.change("box", where, "rotated, taken by its upright box")
             return upright(x, y, x + w, y + h, angle)

@@ -84,15 +84,22 @@ def _result(task: Any, where: str, log: ImportLog) -> list[dict] | None:
 
 
 def _image(task: dict, images: ImageIndex, where: str, log: ImportLog) -> str | None:
-    """The image of a task: the first text of its data that leads to one."""
+    """The image of a task: the one that texts of its data lead to."""
     texts = [v for v in task["data"].values() if isinstance(v, str) and v]
     texts += [v for v in [task.get("file_upload")] if isinstance(v, str) and v]
+    ways: dict[str, list[dict[str, str]]] = {}
     for text in texts:
         quiet = ImportLog(keep_going=True)
         found = images.find(text, where, quiet)
         if found:
-            log.changed += quiet.changed
-            return found
+            ways.setdefault(found, quiet.changed)
+    if len(ways) > 1:  # nothing tells which of them a region was drawn on
+        first, second = list(ways)[:2]
+        log.bad("image", where, f"its data leads to {first} and to {second}, expected one image")
+        return None
+    for found, changed in ways.items():
+        log.changed += changed
+        return found
     if not texts:
         log.bad("image", where, "its data names no image")
         return None

@@ -60,8 +60,12 @@ def to_own_data(
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(pictures)} images{_because(log)}"
         )
-    for name in sorted(stuff - boxed - tagged - {c["name"] for c in known}):
-        raise InputError(f"--stuff {name}: no such class; there are {_names(boxed | tagged)}")
+    there = boxed | tagged | {c["name"] for c in known}
+    for option, wanted in (("stuff", stuff), ("ignore", ignore)):
+        for name in sorted(wanted - there):
+            raise InputError(f"--{option} {name}: no such class; there are {_names(there)}")
+    for name in sorted(stuff & ignore):
+        raise InputError(f"--stuff and --ignore both name {name}; choose one")
     categories = _categories(known, boxed, tagged, stuff, ignore, fixed)
     ids = {c["name"]: c["id"] for c in categories}
     things = {c["name"] for c in categories if c["isthing"]}

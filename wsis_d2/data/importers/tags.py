@@ -30,10 +30,11 @@ def read_tags_csv(
 ) -> list[Picture]:
     """Add tags from a CSV file; images that had no annotation become pictures.
 
-    The header names the columns. ``image`` (or ``file_name``, ``filename``) is the image; ``tags``
-    (or ``tag``, ``choices``, ``choice``) holds names separated by ``;``, ``|`` or ``,``, or a list
-    as JSON or Python writes it; an image may have many rows. With ``x, y, width, height`` a row
-    tags that crop. Without a tags column every other column is a class and holds 0 or 1.
+    The header names the columns, which ``,``, ``;`` or tabs separate. ``image`` (or ``file_name``,
+    ``filename``) is the image; ``tags`` (or ``tag``, ``choices``, ``choice``) holds names separated
+    by ``;``, ``|``, ``,`` or line ends, or a list as JSON or Python writes it; an image may have
+    many rows. With ``x, y, width, height`` a row tags that crop. Without a tags column every other
+    column is a class and holds 0 or 1.
 
     Args:
         path, images, log: as for all readers.
@@ -43,8 +44,13 @@ def read_tags_csv(
     path = Path(path)
     try:
         text = read_bytes(path).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+        # Spreadsheets write ";" where "," is the decimal sign.
+        first = re.split("[\r\n]", text, maxsplit=1)[0].lower()
+        marks = [m for m in ",;\t" if any(c.strip(' "') in _IMAGE_COLUMNS for c in first.split(m))]
+        rows = list(csv.reader(io.StringIO(text), strict=True, delimiter=(marks or [","])[0]))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text ({error}); save it as CSV UTF-8") from None
+    except csv.Error as error:
         raise InputError(f"{path}: no readable CSV ({error})") from None
     header = [h.strip() for h in rows[0]] if rows else []
     lower = [h.lower() for h in header]
@@ -53,6 +59,9 @@ def read_tags_csv(
             f"{path}: is VIA (VGG Image Annotator) CSV, boxes and no tags; choose "
             '"Export Annotations (COCO format)" in its menu and read that'
         )
+    twice = [h for h in header if lower.count(h.lower()) > 1]
+    if twice:
+        raise InputError(f"{path}: two columns are named {shorten(twice[0])}; join or rename them")
     image_column = next((lower.index(n) for n in _IMAGE_COLUMNS if n in lower), None)
     if image_column is None:
         raise InputError(f'{path}: header is {shorten(header)}; expected a column "image"')
@@ -60,8 +69,10 @@ def read_tags_csv(
     if tag_column is None and not all(header):
         raise InputError(f"{path}: column {header.index('') + 1} has no name; each names a class")
     crop_columns = [lower.index(n) for n in ("x", "y", "width", "height") if n in lower]
-    if len(crop_columns) not in (0, 4) or (crop_columns and tag_column is None):
-        raise InputError(f"{path}: crops need the columns x, y, width, height and tags")
+    corners = [n for n in ("xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2") if n in lower]
+    if corners or len(crop_columns) not in (0, 4) or (crop_columns and tag_column is None):
+        found = f", and no {', '.join(corners)}" if corners else ""
+        raise InputError(f"{path}: crops need the columns x, y, width, height and tags{found}")
     by_name = {p.file_name: p for p in pictures}
     whole = {fold(name) for name in known} | {fold(b[0]) for p in pictures for b in p.boxes}
     for number, row in enumerate(rows[1:], start=2):
@@ -81,9 +92,14 @@ def read_tags_csv(
             by_name[found] = picture
         picture = by_name[found]
         if tag_column is not None:
-            tags = _names(row[tag_column], whole)
+            tags = split_names(row[tag_column], whole)
             if tags is None:
                 log.bad("tag", where, f"{shorten(row[tag_column])} is no list of names")
+                continue
+            number = next((t for t in sorted(tags) if to_number(t) is not None), "nan")
+            if number.lower() != "nan" and fold(number) not in whole:
+                why = f"tag {number} is a number, no class; --stuff {number} makes it one"
+                log.bad("tag", where, why)
                 continue
         else:
             tags = _one_hot(row, header, image_column, where, log)
@@ -93,6 +109,8 @@ def read_tags_csv(
         x, y, w, h = crop = [to_number(row[c]) for c in crop_columns]
         if not all(map(is_finite, crop)) or w <= 0 or h <= 0:
             log.bad("tag", where, f"crop {shorten(crop)}: expected x, y, width, height")
+        elif max(x + w, y + h) <= 1:
+            log.bad("tag", where, f"crop {shorten(crop)} is relative to the image; expected pixels")
         elif min(x, y) < -1 or x + w > picture.width + 1 or y + h > picture.height + 1:
             log.bad("tag", where, f"crop {shorten(crop)} leaves its image {found}")
         else:
@@ -100,10 +118,15 @@ def read_tags_csv(
     return list(by_name.values())
 
 
-def _names(cell: str, whole: set[str]) -> set[str] | None:
-    """The names in a cell; None where it is a broken list or holds something else than names."""
+def split_names(cell: str, whole: set[str]) -> set[str] | None:
+    """The names in a cell; None where it is a broken list or holds something else than names.
+
+    Args:
+        cell: the text.
+        whole: folded names that may hold a separator themselves.
+    """
     cell = cell.strip()
-    if cell.startswith(("[", "{")):
+    if cell.startswith(("[", "{", "(")):
         try:
             content: Any = json.loads(cell)
         except (ValueError, RecursionError):
@@ -114,13 +137,14 @@ def _names(cell: str, whole: set[str]) -> set[str] | None:
         if isinstance(content, dict):  # Label Studio, several choices
             content = content.get("choices")
         content = [content] if isinstance(content, str) else content
+        content = sorted(content, key=str) if isinstance(content, tuple | set) else content
         if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
             return None
         return {name.strip() for name in content if name.strip()}
     if fold(cell) in whole:
         return {cell}
     names = set()
-    for part in re.split(r"[;|]", cell):
+    for part in re.split(r"[;|\n]", cell):
         names |= {part} if fold(part) in whole else set(part.split(","))
     return {name.strip() for name in names if name.strip()}
 

@@ -210,7 +210,7 @@ def read_yolo_classes(
 
 
 def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
-    shape = None
+    shape = count = None
     try:
         text = read_bytes(path).decode("utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
@@ -218,8 +218,14 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
             content = yaml.load(text, Loader=yaml.BaseLoader)
             content = content if isinstance(content, dict) else {}
             names, shape = content.get("names"), content.get("kpt_shape")
+            count = content.get("nc")
         else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = [line.strip() for line in text.rstrip().splitlines()]
+            if "" in names:
+                raise InputError(
+                    f"{path}: line {names.index('') + 1} is empty, and a name's line is its class "
+                    "number; name the class there or remove the line"
+                )
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -228,6 +234,10 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
         names = dict(enumerate(names))
     if isinstance(names, dict) and all(str(k).isascii() and str(k).isdigit() for k in names):
         names = {int(k): v for k, v in names.items()}
+        if count is not None and str(count) != str(len(names)):
+            raise InputError(
+                f"{path}: nc is {shorten(count)}, and there are {len(names)} names; correct it"
+            )
         if names and all(isinstance(n, str) and n.strip() for n in names.values()):
             return names, _key_points(shape, path)
     raise InputError(

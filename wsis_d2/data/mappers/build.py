@@ -6,7 +6,7 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
@@ -22,9 +22,9 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
         InputError: there is none of that name, or the INPUT section does not fit it.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in DATASET_MAPPER_REGISTRY:
-        known = sorted(key for key, _ in DATASET_MAPPER_REGISTRY)
-        raise InputError(f"INPUT.DATASET_MAPPER_NAME is {name!r}, expected one of {known}")
+    check_choice(
+        "INPUT.DATASET_MAPPER_NAME", name, sorted(key for key, _ in DATASET_MAPPER_REGISTRY)
+    )
     try:
         return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
     except (AssertionError, ValueError) as error:

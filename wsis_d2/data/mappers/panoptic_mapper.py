@@ -21,7 +21,7 @@ from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.structures.stages import stage_named
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 from wsis_d2.weak_labels.store import LabelStore
 
 _MASK_FIELDS = ("pan_seg_file_name", "sem_seg_file_name", "segments_info")
@@ -120,7 +120,7 @@ class PanopticMapper:
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
         if not self.is_train:
-            sample["image"] = _to_tensor(image)
+            sample["image"] = image_tensor(image)
             return sample
         sample["supervision"] = supervision_of(record)
         self._refuse_masks(record, sample["supervision"])
@@ -130,7 +130,7 @@ class PanopticMapper:
             maps, table = _pack(semantic, instance)
         aug_input = T.AugInput(image, sem_seg=maps)
         transforms = self.augmentations(aug_input)
-        sample["image"] = _to_tensor(aug_input.image)
+        sample["image"] = image_tensor(aug_input.image)
         sample["instances"] = self._boxes(record, transforms, aug_input.image.shape[:2])
         if self.with_maps:
             semantic, instance = _unpack(aug_input.sem_seg, table)
@@ -140,7 +140,7 @@ class PanopticMapper:
         if self.with_regions and sample["supervision"] == "weak":
             sample.update(self._regions(record, transforms))
         if self.with_detector_image:
-            sample["detector_image"] = _to_tensor(image)
+            sample["detector_image"] = image_tensor(image)
             sample["transforms"] = transforms
         return sample
 
@@ -237,10 +237,6 @@ class PanopticMapper:
                 f"one of {sorted(self.thing_index)}"
             )
         return self.thing_index[category]
-
-
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _paint(

@@ -14,7 +14,7 @@ from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -95,7 +95,7 @@ class TagMapper:
         }
         whole = (0, 0, record["width"], record["height"])
         if not self.is_train:
-            sample["image"] = _to_tensor(image)
+            sample["image"] = image_tensor(image)
             sample["tags"] = self.target(record, whole, image_tags(record))
             if crops:
                 sample["crops"] = [window for window, _ in crops]
@@ -110,7 +110,7 @@ class TagMapper:
         x0, y0, x1, y1 = window
         augmented = T.AugInput(np.ascontiguousarray(image[y0:y1, x0:x1]))
         self.augmentations(augmented)
-        sample["image"] = _to_tensor(augmented.image)
+        sample["image"] = image_tensor(augmented.image)
         sample["tags"] = self.target(record, window, tags)
         return sample
 
@@ -184,7 +184,3 @@ def _share_inside(annotation: Mapping, window: Sequence[int]) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     return width * height / ((x1 - x0) * (y1 - y0))
-
-
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,17 +1,18 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are."""
+"""Samples of the tag segmenter: a whole image, what its windows hold, where its boxes are.
+
+Addition, not in the paper.
+"""
 
 from collections.abc import Mapping
 
-import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import annotation_regions
 from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -36,7 +37,7 @@ class TagRegionMapper(TagMapper):
         metadata = MetadataCatalog.get(record["dataset_name"]) if "dataset_name" in record else None
         return {
             **{k: record[k] for k in ("file_name", "image_id", "height", "width") if k in record},
-            "image": torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),
+            "image": image_tensor(augmented.image),
             **annotation_regions(
                 record,
                 [(window, self.target(record, window, tags)) for window, tags in windows],

@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Colour, texture and place of an image's cells: features that need no training."""
+"""Colour, texture and place of an image's cells: features that need no training.
+
+Addition, not in the paper: what a tag segmenter sees.
+"""
 
 import math
 

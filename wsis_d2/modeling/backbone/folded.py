@@ -1,11 +1,10 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Frozen batch norm inside the convolution before it.
+"""Frozen batch norm inside the convolution before it. Addition, not in the paper.
 
 A frozen norm is a scale and a shift of each channel. As arithmetic on the feature map they are most
 of the operators of a training step and much of its memory traffic; multiplied into the
 convolution's weights they are next to nothing. Names of parameters and buffers stay what they were,
-and the weights learn as before: the product is made in each forward pass. Addition, not in the
-paper.
+and the weights learn as before: the product is made in each forward pass.
 """
 
 import math

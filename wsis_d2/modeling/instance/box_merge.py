@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The baseline without a CRF: each pixel to the best-scored detection of its class covering it."""
+"""The baseline without a CRF: each pixel to the best-scored detection of its class covering it.
+
+Addition, not in the paper.
+"""
 
 import torch
 from detectron2.config import CfgNode, configurable

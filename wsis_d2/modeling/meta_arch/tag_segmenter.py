@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Learns from tags where each class is, without pretrained weights: another source of stuff cues.
 
+Addition, not in the paper.
+
 Grad-CAM on a classifier (paper 3.3) lives on pretrained weights; one that starts from random
 weights finds what tells crops apart, not what fills them. Here each cell of an image gets a
 distribution over the classes, learned from what tags and boxes say of sets of cells. The

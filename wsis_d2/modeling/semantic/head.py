@@ -86,6 +86,8 @@ _DEEPLAB = {
 class RegistryHead(SemanticHead):
     """A head of Detectron2's registry: SemSegFPNHead, DeepLabV3PlusHead or one's own.
 
+    Addition, not in the paper, which uses PSPNet and says that any network will do (3.5).
+
     Such a head returns losses while training and logits at the image's size otherwise. Here logits
     are needed in both, for the CRF and for what annotation says.
     """

@@ -15,6 +15,8 @@ Classifier = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 class SemanticInference:
     """Average class probabilities over tiles, sizes and the mirror image.
 
+    Addition, not in the paper, which evaluates whole images at a single scale (4.3).
+
     Args:
         tile_size: side in pixels of overlapping square tiles whose probabilities are blended with
             weights that fall off towards a tile's border, so that no seam reaches the CRF. The

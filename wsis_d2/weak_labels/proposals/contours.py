@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Contour strength of an image: how likely a pixel lies on the outline of something.
 
+Addition, not in the paper: MCG's own detector is a structured forest, whose weights are not free.
 Soft histograms of colour and texture energies are smoothed at several widths; the structure
 tensor of each map tells how strongly it changes there, and how much in one direction: a quick
 relative of comparing the halves of a disc (gPb). A small network, trained on generated scenes

@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Dead-leaves scenes: textured shapes that hide one another, with the true outlines.
 
+Addition, not in the paper.
+
 They have what photographs' statistics are made of (occlusion, all sizes, texture, shading, blur,
 noise, compression), and belong to nobody: the contour network is trained on them.
 """

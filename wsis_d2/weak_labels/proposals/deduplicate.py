@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Proposals without near-copies, in an order worth cutting: to compare at an equal budget."""
+"""Proposals without near-copies, in an order worth cutting: to compare at an equal budget.
+
+Addition, not in the paper.
+"""
 
 import numba
 import numpy as np

@@ -1,5 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Proposals that others have made: published MCG files, COCO result files, or none at all."""
+"""Proposals that others have made: published MCG files, COCO result files, or none at all.
+
+Addition, not in the paper.
+"""
 
 import dataclasses
 import functools

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import check_choice
 
 #: Caps of singles, pairs, triples and 4-tuples for each tree. "scg" has one scale; "mcg" names
 #: the trees multi-scale, scale 0.5, scale 1, scale 2 (published working points, in that order).
@@ -54,10 +54,7 @@ def preset(name: str) -> dict:
     Raises:
         InputError: there is none of this name.
     """
-    if name not in PRESETS:
-        raise InputError(
-            f"WEAK_LABELS.PROPOSALS.PRESET: {name!r}, expected one of {', '.join(PRESETS)}"
-        )
+    check_choice("WEAK_LABELS.PROPOSALS.PRESET", name, PRESETS)
     return PRESETS[name]
 
 

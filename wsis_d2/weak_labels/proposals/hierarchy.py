@@ -4,7 +4,8 @@
 Contours of each scale give an oriented-watershed ultrametric contour map; the maps are projected
 on the finest superpixels, averaged, and linked again: a tree for each scale and one for all
 (Arbelaez et al., "Multiscale Combinatorial Grouping", sections 3 and 4). Region trees, by Ward's
-rule on colour and texture and by contour plus colour contrast, stand in for spectral globalisation.
+rule on colour and texture and by contour plus colour contrast, stand in for spectral globalisation:
+an addition, not in the paper nor in MCG.
 """
 
 import dataclasses

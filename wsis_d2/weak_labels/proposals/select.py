@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
 
 MODES = ("bbox", "bbox_area", "mask_vs_box")
@@ -24,10 +24,7 @@ def select_proposal(
     Raises:
         InputError: no such mode.
     """
-    if mode not in MODES:
-        raise InputError(
-            f"WEAK_LABELS.PROPOSALS.SELECTION: {mode!r}, expected one of {', '.join(MODES)}"
-        )
+    check_choice("WEAK_LABELS.PROPOSALS.SELECTION", mode, MODES)
     if not len(proposals):
         return None
     box_area = float((box[2] - box[0]) * (box[3] - box[1]))

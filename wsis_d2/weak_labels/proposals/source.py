@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from fvcore.common.registry import Registry
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.proposals.contours import make_contours, texture_energies, to_lab
 from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
 from wsis_d2.weak_labels.proposals.hierarchy import (
@@ -70,16 +70,17 @@ class ProposalSource(abc.ABC):
 def build_proposal_source(cfg) -> ProposalSource:
     """Build the source that ``cfg.WEAK_LABELS.PROPOSALS.NAME`` names."""
     name = cfg.WEAK_LABELS.PROPOSALS.NAME
-    if name not in PROPOSAL_SOURCE_REGISTRY:
-        known = ", ".join(sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
-        raise InputError(f"WEAK_LABELS.PROPOSALS.NAME: {name!r}, expected one of {known}")
+    check_choice("WEAK_LABELS.PROPOSALS.NAME", name, sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
     return PROPOSAL_SOURCE_REGISTRY.get(name).from_config(cfg)
 
 
 @PROPOSAL_SOURCE_REGISTRY.register_as("mcg")
 @dataclasses.dataclass(frozen=True)
 class MCGSource(ProposalSource):
-    """Multiscale combinatorial grouping, ours.
+    """Multiscale combinatorial grouping (paper 3.2, by its reference [50]), ours.
+
+    Additions, not in the paper: contours without a structured forest, region trees in the place of
+    spectral globalisation, and ``size_damping``.
 
     Attributes:
         preset_name: "default", "scg" or "mcg": scales, trees and caps.

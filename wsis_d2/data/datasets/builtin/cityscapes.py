@@ -10,7 +10,7 @@ Rules, beside the release's own:
 * A bare label id of a thing is a group: one box around its pixels, ``iscrowd``.
 * Boxes follow ascending instance id, so groups come before objects.
 * Tags: classes of the image, and of 15 crops of 400 x 500 (height x width; general rule in
-  :func:`wsis_d2.data.datasets.builtin.preparation.crop_starts`).
+  :func:`wsis_d2.data.datasets.builtin.segments.crop_starts`).
 * ``train_extra`` (coarse polygons): boxes and tags as of the fine images, as the authors release
   them. Coarse annotation misses objects, so these boxes make masks and labels, and nothing is
   concluded from their absence (``has_boxes`` of the registered sets). The full twin keeps things
@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
-from wsis_d2.data.datasets.builtin.preparation import (
-    Converted,
-    Job,
+from wsis_d2.data.datasets.builtin.preparation import Converted, Job
+from wsis_d2.data.datasets.builtin.segments import (
     crop_starts,
     image_size,
     read_labels,

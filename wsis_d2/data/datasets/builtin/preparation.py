@@ -8,13 +8,12 @@ Every file is written under a temporary name and renamed. Finished images are no
 so that a command that was killed continues where it stopped.
 """
 
+import argparse
 import contextlib
 import hashlib
-import io
 import json
 import multiprocessing
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
+from wsis_d2.data.datasets.builtin.segments import encode_panoptic, segment_entries
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import picture_size
+from wsis_d2.utils.files import write_bytes
 from wsis_d2.utils.progress import progress
 
 VERSION = 1
@@ -68,108 +66,6 @@ class Converted:
     segment_ids: np.ndarray | None = None
     segments: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, atomically."""
-    write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
-
-
-def read_labels(path: str | Path, what: str) -> np.ndarray:
-    """Read a label PNG (palette, 8 or 16 bit grey) as an int32 array (H, W).
-
-    Raises:
-        InputError: the file is missing, broken or a colour picture.
-    """
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing ({what})") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read ({what}: {error}); download it again") from None
-    if labels.ndim != 2:
-        raise InputError(
-            f"{path}: a picture with {labels.shape[-1]} channels, expected one channel of label "
-            f"values ({what}); take the file as it was released, not a coloured copy"
-        )
-    return labels.astype(np.int32)
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) from the header of an official archive's image."""
-    try:
-        width, height = picture_size(path, whole=False)
-    except InputError as error:
-        raise InputError(f"{error}; unpack the official archive again") from None
-    return height, width
-
-
-def segment_sizes(segment_ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
-    """Measure the segments of an int (H, W) map; 0 is void.
-
-    Returns:
-        {segment id, ascending: (area, tight box [x, y, width, height])}; the box holds the first
-        and the last pixel.
-    """
-    areas = np.bincount(segment_ids.reshape(-1))
-    areas[0] = 0
-    values = np.flatnonzero(areas)
-    places = np.zeros(len(areas), np.int32)
-    places[values] = np.arange(1, len(values) + 1)
-    sizes = {}
-    slices = ndimage.find_objects(places[segment_ids])
-    for value, (rows, columns) in zip(values.tolist(), slices, strict=True):
-        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        sizes[value] = (int(areas[value]), box)
-    return sizes
-
-
-def crop_starts(length: int, crop: int) -> list[int]:
-    """Return the starts of the crops that cover a side of ``length`` pixels.
-
-    n = ceil(length / crop) crops share ceil((n * crop - length) / (n - 1)) pixels with the next.
-    """
-    count = -(-length // crop)
-    if count <= 1:
-        return [0]
-    overlap = -(-(count * crop - length) // (count - 1))
-    return [k * (crop - overlap) for k in range(count)]
-
-
-def encode_panoptic(segment_ids: np.ndarray) -> bytes:
-    """Return the PNG of a COCO panoptic map: id = R + 256 G + 65536 B."""
-    rgb = np.stack([segment_ids, segment_ids >> 8, segment_ids >> 16], axis=-1) & 255
-    buffer = io.BytesIO()
-    Image.fromarray(rgb.astype(np.uint8)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def segment_entries(
-    segment_ids: np.ndarray, segments: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Complete segments with their area and box; those without a pixel are left out."""
-    sizes = segment_sizes(segment_ids)
-    return [
-        {**segment, "area": sizes[segment["id"]][0], "bbox": sizes[segment["id"]][1]}
-        for segment in segments
-        if segment["id"] in sizes
-    ]
 
 
 def _fingerprint(job: Job) -> list[list[int]]:
@@ -380,45 +276,74 @@ def _panoptic_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def command_parser(description: str, examples: str, tags: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options that every preparation command has.
+
+    Args:
+        description: the command's docstring.
+        examples: calls of it, shown last.
+        tags: also which classes ``image_tags`` name.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
+    if tags:
+        parser.add_argument(
+            "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
+        )
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--force", action="store_true", help="redo images that are done")
+    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="allow other counts than the official ones"
+    )
+    return parser
+
+
 def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
     """Compare the derived files of a split with their checksums; return the manifest.
 
     Raises:
-        InputError: a file is missing or differs; the message names it and the mending command.
+        InputError: a file is missing or differs; the message names it and the command that makes
+            it again.
     """
     output = Path(output)
-    mend = f"; make it again: {command}"
+    hint = f"; make it again: {command}"
     try:
         manifest = json.loads((output / f"manifest_{split}.json").read_bytes())
         sums = (output / f"checksums_{split}.txt").read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: missing{mend}") from None
+        raise InputError(f"{error.filename}: missing{hint}") from None
     if hashlib.sha256(sums).hexdigest() != manifest["checksums_sha256"]:
         raise InputError(
-            f"{output / f'checksums_{split}.txt'}: not the list that was written{mend}"
+            f"{output / f'checksums_{split}.txt'}: not the list that was written{hint}"
         )
     for line in progress(sums.decode().splitlines(), desc=f"check {split}", unit="file"):
         digest, name = line.split("  ", 1)
         path = output / name
         if not path.exists():
-            raise InputError(f"{path}: missing{mend} --force")
+            raise InputError(f"{path}: missing{hint} --force")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise InputError(f"{path}: its SHA-256 is not that of the checksums{mend} --force")
+            raise InputError(f"{path}: its SHA-256 is not that of the checksums{hint} --force")
     return manifest
 
 
-def expect_count(name: str, found: int, expected: int, *, partial: bool, mend: str) -> None:
+def expect_count(name: str, found: int, expected: int, *, partial: bool, hint: str) -> None:
     """Raise unless a list has the length of the official release.
 
     Args:
         name: what was counted.
         found, expected: numbers of images.
         partial: the user said that the tree is incomplete on purpose.
-        mend: what to do about it.
+        hint: what to do about it.
     """
     if found != expected and not partial:
         raise InputError(
-            f"{name}: found {found} images, the official release gives {expected}; {mend}, or add "
+            f"{name}: found {found} images, the official release gives {expected}; {hint}, or add "
             "--allow-partial if the tree is incomplete on purpose"
         )
 

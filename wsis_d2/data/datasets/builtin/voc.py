@@ -26,14 +26,8 @@ from scipy import sparse
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from wsis_d2.data.datasets.builtin.preparation import (
-    Converted,
-    Job,
-    expect_count,
-    image_size,
-    read_labels,
-    segment_sizes,
-)
+from wsis_d2.data.datasets.builtin.preparation import Converted, Job, expect_count
+from wsis_d2.data.datasets.builtin.segments import image_size, read_labels, segment_sizes
 from wsis_d2.utils.errors import InputError
 
 FOLDER = "wsis_voc_2012"
@@ -88,8 +82,8 @@ def split_lists(voc: Path, sbd: Path | None, *, partial_tree: bool) -> dict[str,
         extra = set()
         for name, length in SBD_LENGTHS.items():
             names = read_list(sbd / f"{name}.txt", f"SBD ({SBD_URL})")
-            mend = f"take {sbd / f'{name}.txt'} from the official archive"
-            expect_count(f"SBD {name}", len(names), length, partial=partial_tree, mend=mend)
+            hint = f"take {sbd / f'{name}.txt'} from the official archive"
+            expect_count(f"SBD {name}", len(names), length, partial=partial_tree, hint=hint)
             extra.update(names)
         lists["trainaug"] = sorted((extra | set(lists["train"])) - set(lists["val"]))
     if (segmentation / "test.txt").exists():
@@ -97,7 +91,7 @@ def split_lists(voc: Path, sbd: Path | None, *, partial_tree: bool) -> dict[str,
     for name, names in lists.items():
         expect_count(
             f"VOC 2012 {name}", len(names), LIST_LENGTHS[name], partial=partial_tree,
-            mend=f"take {segmentation} from the official archive",
+            hint=f"take {segmentation} from the official archive",
         )  # fmt: skip
     return lists
 
@@ -238,16 +232,16 @@ def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
     Raises:
         InputError: missing, broken, or without that variable.
     """
-    mend = f"unpack SBD again ({SBD_URL})"
+    hint = f"unpack SBD again ({SBD_URL})"
     try:
         struct = loadmat(path, variable_names=[name])[name][0, 0]
         segmentation = np.asarray(struct["Segmentation"]).astype(np.int32)
         names = struct.dtype.names
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; {mend}") from None
+        raise InputError(f"{path}: missing; {hint}") from None
     except (KeyError, IndexError, ValueError, TypeError, OSError, MatReadError) as error:
         raise InputError(
-            f"{path}: no SBD file with {name}.Segmentation ({error}); {mend}"
+            f"{path}: no SBD file with {name}.Segmentation ({error}); {hint}"
         ) from None
     classes = None
     if "Categories" in names:

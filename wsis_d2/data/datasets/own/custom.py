@@ -17,7 +17,7 @@ from wsis_d2.structures.classes import (
     parse_categories,
     record_in_classes,
 )
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.json_io import read_json
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,7 @@ def register_known_panoptic(
 
     Other arguments and errors: :func:`register_weak_panoptic`.
     """
-    if supervision not in SUPERVISIONS:
-        raise InputError(
-            f'dataset "{name}": supervision is {supervision!r}; expected one of '
-            + ", ".join(SUPERVISIONS)
-        )
+    check_choice(f'dataset "{name}": supervision', supervision, SUPERVISIONS)
     if supervision != "weak" and not (panoptic_json and panoptic_dir):
         raise InputError(
             f'dataset "{name}": supervision "{supervision}" trains from truth; give panoptic_json '

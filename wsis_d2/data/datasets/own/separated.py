@@ -1,11 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A twin of a dataset in the shape that stock Detectron2 panoptic models train from.
 
+Addition, not in the paper.
+
 Detectron2's Panoptic FPN wants things and stuff apart ("separated", as in
 ``coco_2017_train_panoptic_separated``): instance masks with contiguous ids of things, and a
 semantic map in which 0 is "things" and 1... are the stuff classes. This module makes that twin
-from pseudo ground truth (the label store of a weak set) or from truth (a full set). Addition, not
-in the paper.
+from pseudo ground truth (the label store of a weak set) or from truth (a full set).
 
 Objects have their annotated boxes, not those of their masks, which may be small parts of them. What
 stock models cannot be told:
@@ -37,6 +38,7 @@ from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.structures.annotation import touched_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.classes import match_classes, parse_categories
+from wsis_d2.structures.labels import IGNORE, id_table
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
@@ -211,10 +213,8 @@ def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, li
     """Yield each record with its (H, W) uint8 semantic map and its instances."""
     names = base.stuff_classes  # all of them, see ClassTable.metadata
     thing_index = {names.index(name): i for i, name in enumerate(twin.thing_classes)}
-    to_stuff = np.full(256, 255, np.uint8)
-    to_stuff[list(thing_index)] = 0
-    for i, name in enumerate(twin.stuff_classes[1:], start=1):
-        to_stuff[names.index(name)] = i
+    stuff_index = {names.index(n): i for i, n in enumerate(twin.stuff_classes[1:], start=1)}
+    to_stuff = id_table(dict.fromkeys(thing_index, 0) | stuff_index)
     for record in records:
         if record["supervision"] == "weak":
             store.check(record)
@@ -225,11 +225,11 @@ def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, li
                 rgb = np.array(image.convert("RGB")).astype(np.int32)
             ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
             segments = record["segments_info"]
-            semantic = np.full(ids.shape, 255, np.uint8)
+            semantic = np.full(ids.shape, IGNORE, np.uint8)
             for segment in segments:
                 semantic[ids == segment["id"]] = to_stuff[segment["category_id"]]
         things = [s for s in segments if s["category_id"] in thing_index]
-        unknown = semantic == 255
+        unknown = semantic == IGNORE
         if record["supervision"] == "weak":  # a thing whose instance nobody knows
             unknown |= (semantic == 0) & (ids <= 0)
         annotations = [

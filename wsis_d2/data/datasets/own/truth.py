@@ -11,6 +11,7 @@ from wsis_d2.structures.classes import (
     match_classes,
     parse_categories,
 )
+from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -28,9 +29,10 @@ def add_truth(
         classes: the dataset's classes, which the file's meet by name.
 
     Raises:
-        InputError: an image without truth, a missing PNG, other classes, a double segment id.
+        InputError: an image without truth, a missing PNG, other classes, a double segment id, an
+            id that stands for another picture there.
     """
-    wanted = {r["image_id"] for r in records if r["supervision"] == "full"}
+    wanted = {r["image_id"]: r["file_name"] for r in records if r["supervision"] == "full"}
     if not wanted:
         return records
     truth = _read_panoptic(panoptic_json, panoptic_dir, classes, wanted)
@@ -49,7 +51,7 @@ def add_truth(
 
 
 def _read_panoptic(
-    path: str, folder: str, classes: ClassTable, wanted: set
+    path: str, folder: str, classes: ClassTable, wanted: dict[Any, str]
 ) -> dict[Any, dict[str, Any]]:
     content = read_json(path)
     annotations = content.get("annotations") if isinstance(content, dict) else None
@@ -61,6 +63,7 @@ def _read_panoptic(
         there = set(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+    pictures = PictureNames(content.get("images") or [], path)
     truth: dict[Any, dict[str, Any]] = {}
     for position, annotation in enumerate(annotations):
         where = f"{path}: annotations[{position}]"
@@ -69,8 +72,9 @@ def _read_panoptic(
                 f"{where}: has no segments_info; expected COCO panoptic JSON, not instances"
             )
         image_id = annotation.get("image_id")
-        if image_id not in wanted:
+        if not isinstance(image_id, int | str) or image_id not in wanted:
             continue
+        pictures.check(image_id, wanted[image_id], "the own-data file")
         where += f" (image {shorten(image_id)})"
         if image_id in truth:
             raise InputError(f"{where}: the image is annotated twice")

@@ -70,7 +70,7 @@ def load_weak_json(
         them); ``bbox`` is XYXY_ABS floats inside the image; class ids are contiguous.
 
     Raises:
-        InputError: naming the file, the record, what was found and what mends it.
+        InputError: naming the file, the record, what was found and what to change.
     """
     weak_file = read_weak_file(
         json_file, image_root, supervision=supervision, check_files=check_files

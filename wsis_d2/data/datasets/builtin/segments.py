@@ -1,0 +1,96 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Pictures of the official archives, and segments as COCO's panoptic format describes them."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import picture_size
+
+
+def read_labels(path: str | Path, what: str) -> np.ndarray:
+    """Read a label PNG (palette, 8 or 16 bit grey) as an int32 array (H, W).
+
+    Raises:
+        InputError: the file is missing, broken or a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing ({what})") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read ({what}: {error}); download it again") from None
+    if labels.ndim != 2:
+        raise InputError(
+            f"{path}: a picture with {labels.shape[-1]} channels, expected one channel of label "
+            f"values ({what}); take the file as it was released, not a coloured copy"
+        )
+    return labels.astype(np.int32)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) from the header of an official archive's image."""
+    try:
+        width, height = picture_size(path, whole=False)
+    except InputError as error:
+        raise InputError(f"{error}; unpack the official archive again") from None
+    return height, width
+
+
+def segment_sizes(segment_ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
+    """Measure the segments of an int (H, W) map; 0 is void.
+
+    Returns:
+        {segment id, ascending: (area, tight box [x, y, width, height])}; the box holds the first
+        and the last pixel.
+    """
+    areas = np.bincount(segment_ids.reshape(-1))
+    areas[0] = 0
+    values = np.flatnonzero(areas)
+    places = np.zeros(len(areas), np.int32)
+    places[values] = np.arange(1, len(values) + 1)
+    sizes = {}
+    slices = ndimage.find_objects(places[segment_ids])
+    for value, (rows, columns) in zip(values.tolist(), slices, strict=True):
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        sizes[value] = (int(areas[value]), box)
+    return sizes
+
+
+def crop_starts(length: int, crop: int) -> list[int]:
+    """Return the starts of the crops that cover a side of ``length`` pixels.
+
+    n = ceil(length / crop) crops share ceil((n * crop - length) / (n - 1)) pixels with the next.
+    """
+    count = -(-length // crop)
+    if count <= 1:
+        return [0]
+    overlap = -(-(count * crop - length) // (count - 1))
+    return [k * (crop - overlap) for k in range(count)]
+
+
+def encode_panoptic(segment_ids: np.ndarray) -> bytes:
+    """Return the PNG of a COCO panoptic map: id = R + 256 G + 65536 B."""
+    rgb = np.stack([segment_ids, segment_ids >> 8, segment_ids >> 16], axis=-1) & 255
+    buffer = io.BytesIO()
+    Image.fromarray(rgb.astype(np.uint8)).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def segment_entries(
+    segment_ids: np.ndarray, segments: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Complete segments with their area and box; those without a pixel are left out."""
+    sizes = segment_sizes(segment_ids)
+    return [
+        {**segment, "area": sizes[segment["id"]][0], "bbox": sizes[segment["id"]][1]}
+        for segment in segments
+        if segment["id"] in sizes
+    ]
