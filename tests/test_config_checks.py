@@ -141,8 +141,8 @@ def test_what_is_refused_is_not_read(keys_read):
     "kind,key,value,hint",
     [
         ("TagSegmenter", "SOLVER.AMP.ENABLED", True, "full precision"),
-        ("semantic", "TEST.AUG.ENABLED", True, "MODEL.SEMANTIC.INFERENCE.SCALES"),
-        ("semantic", "TEST.AUG.FLIP", False, "MODEL.SEMANTIC.INFERENCE"),
+        ("detector", "TEST.AUG.ENABLED", True, "the semantic subnetwork's predictions alone"),
+        ("semantic", "TEST.AUG.FLIP", False, "TEST.AUG.ENABLED is False"),
         ("end_to_end", "TEST.PRECISE_BN.ENABLED", True, "FrozenBN"),
         ("detector", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "FULL_FRACTION"),
         ("detector", "DATALOADER.REPEAT_THRESHOLD", 0.1, "equally often"),
@@ -157,7 +157,7 @@ def test_what_is_refused_is_not_read(keys_read):
         ("TagClassifier", "INPUT.CROP.ENABLED", True, "crop_tags"),
         ("detector", "INPUT.CROP.PAD", True, "semantic subnetwork"),
         ("TagClassifier", "INPUT.RANDOM_FLIP", "vertical", "left to right"),
-        ("TagSegmenter", "INPUT.MIN_SIZE_TRAIN", (600,), "TAG_SEGMENTER.SIZE"),
+        ("TagSegmenter", "INPUT.MIN_SIZE_TRAIN", (600,), "INPUT.SCALE_RANGE"),
         ("TagSegmenter", "VIS_PERIOD", 20, "no label map"),
         ("semantic", "GLOBAL.HACK", 2.0, "no code"),
     ],
@@ -177,6 +177,7 @@ def test_a_setting_that_does_nothing_is_named(kind, key, value, hint):
         # Another part of the pipeline: a shared file tells of all.
         ("semantic", ["MODEL.RPN.NMS_THRESH", 0.6, "MODEL.FPN.OUT_CHANNELS", 64]),
         ("semantic", ["SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.8]),
+        ("end_to_end", ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (300,)]),
         ("TagClassifier", ["INPUT.MIN_SIZE_TRAIN", (0,), "INPUT.MIN_SIZE_TEST", 0]),
         # Another model than ours reads the keys that it likes.
         ("detector", ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CONVS", 2]),

@@ -120,7 +120,7 @@ for registry, names in (
                              "cityscapes_fine_panoptic_train_weak"]),
     (DATASET_MAPPER_REGISTRY, ["PanopticMapper", "TagMapper", "TagRegionMapper"]),
     (META_ARCH_REGISTRY, ["WeakPanopticRCNN", "TagClassifier", "TagSegmenter"]),
-    (BACKBONE_REGISTRY, ["build_dilated_resnet_backbone", "build_resnet_any_fpn_backbone"]),
+    (BACKBONE_REGISTRY, ["build_resnet_any_backbone", "build_resnet_any_fpn_backbone"]),
     (SEM_SEG_HEADS_REGISTRY, ["PSPHead"]),
 ):
     for name in names:

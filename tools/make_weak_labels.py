@@ -33,7 +33,7 @@ EPILOG = """examples:
 
   # a baseline to compare with, and another option of the recipe
   tools/make_weak_labels.py boxes --annotations cows.json --images photos \\
-      --masks grabcut --output cow_grabcut WEAK_LABELS.GRABCUT.SIZE 256
+      --masks grabcut --output cow_grabcut WEAK_LABELS.GRABCUT.SEED_RADIUS 0
 
 A run can be stopped at any moment; the same command goes on where it stopped.
 Exit status: 0 all images labelled, 1 some images failed (named above), 2 bad input.

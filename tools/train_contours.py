@@ -39,7 +39,8 @@ EPILOG = """examples:
   # the same on BSDS500 (images/train, groundTruth/train below the folder)
   tools/train_contours.py --bsds BSDS500/data --output bsds_weights.npz
 
-use them: tools/make_weak_labels.py boxes ... WEAK_LABELS.PROPOSALS.CONTOUR_WEIGHTS FILE.npz
+use them: tools/make_weak_labels.py boxes ... WEAK_LABELS.PROPOSALS.CONTOURS learned \\
+    WEAK_LABELS.PROPOSALS.PATH FILE.npz
 """
 
 logger = logging.getLogger(__name__)

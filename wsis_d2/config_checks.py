@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
+from wsis_d2.structures.stages import STAGES, stage_of
 from wsis_d2.utils.errors import InputError
 
-JOINT = ("instance_piecewise", "end_to_end")
-PANOPTIC = ("detector", "semantic", *JOINT)
+JOINT = tuple(stage.name for stage in STAGES.values() if stage.joint)
+PANOPTIC = tuple(STAGES)
 TAGS = ("TagClassifier", "TagSegmenter")
 OWN = (*PANOPTIC, *TAGS)
 _OWN_BACKBONES = (
     "build_resnet_any_backbone",
     "build_resnet_any_fpn_backbone",
-    "build_dilated_resnet_backbone",
+    "build_pspnet_resnet_backbone",
 )
 _MAPPERS = {"TagClassifier": "TagMapper", "TagSegmenter": "TagRegionMapper"}
 
 
 def kind_of(cfg: CfgNode) -> str:
     """Return the stage of a WeakPanopticRCNN, else the meta-architecture."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    return cfg.MODEL.WSIS.STAGE if name == "WeakPanopticRCNN" else name
+    return stage_of(cfg).name or cfg.MODEL.META_ARCHITECTURE
 
 
 class Unused(NamedTuple):
@@ -53,7 +53,7 @@ class Unused(NamedTuple):
 
 _NO_PROPOSALS = "the detector makes its own proposals"
 _NO_MASKS = "a detector here learns from boxes alone; its things get masks in the joint stages"
-_TAG_SIZE = "crops are read in their own size (INPUT.SCALE_RANGE, MODEL.TAG_SEGMENTER.SIZE)"
+_TAG_SIZE = "crops are read in their own size (INPUT.SCALE_RANGE)"
 _OWN_RESNET = "the backbone has no deformable convolutions; Detectron2's build_resnet_* have"
 
 
@@ -73,7 +73,19 @@ UNUSED = (
         "SOLVER.AMP.ENABLED is False",
         where=lambda cfg: not cfg.SOLVER.AMP.ENABLED,
     ),
-    Unused("TEST.AUG", "MODEL.SEMANTIC.INFERENCE.SCALES and FLIP average semantic predictions"),
+    Unused(
+        "TEST.AUG",
+        "it averages the semantic subnetwork's predictions alone",
+        where=lambda cfg: "semantic" not in stage_of(cfg).parts,
+    ),
+    *(
+        Unused(
+            f"TEST.AUG.{name}",
+            "TEST.AUG.ENABLED is False",
+            where=lambda cfg: not cfg.TEST.AUG.ENABLED,
+        )
+        for name in ("MIN_SIZES", "MAX_SIZE", "FLIP")
+    ),
     Unused("TEST.PRECISE_BN", "batch norms keep their running averages; FrozenBN and GN have none"),
     Unused("TEST.KEYPOINT_OKS_SIGMAS", "there are no keypoints"),
     Unused("DATALOADER.SAMPLER_TRAIN", "DATALOADER.FULL_FRACTION weighs weak and full images"),
@@ -131,22 +143,6 @@ UNUSED = (
         lambda cfg: cfg.MODEL.SEM_SEG_HEAD.NAME == "PSPHead",
     ),
     Unused("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "labels say ignore by 255", OWN),
-    *(
-        Unused(
-            f"MODEL.SEM_SEG_HEAD.{name}",
-            "it is DeepLabV3PlusHead's",
-            OWN,
-            lambda cfg: not cfg.MODEL.SEM_SEG_HEAD.NAME.startswith("DeepLab"),
-        )
-        for name in (
-            "PROJECT_CHANNELS",
-            "ASPP_CHANNELS",
-            "ASPP_DILATIONS",
-            "ASPP_DROPOUT",
-            "USE_DEPTHWISE_SEPARABLE_CONV",
-            "LOSS_TYPE",
-        )
-    ),
     *(
         Unused(
             f"{part}RESNETS.DEFORM_{name}",
@@ -319,8 +315,6 @@ TRAINING_VALUES = (
     _at_least("SOLVER.WEIGHT_DECAY_NORM", 0),
     _at_least("SOLVER.BIAS_LR_FACTOR", 0),
     _at_least("SOLVER.HEAD_LR_FACTOR", 0),
-    _at_least("SOLVER.CRF_LR_FACTOR", 0),
-    _positive("SOLVER.POLY_LR_POWER"),
     _positive("SOLVER.GAMMA"),
     _one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
     _one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "norm", "full_model"),

@@ -21,7 +21,7 @@ SEMANTIC = ("MODEL.WSIS.STAGE", "semantic")
 # Without batch statistics and dropout, so that one process and two may be compared.
 PLAIN = (
     "MODEL.SEMANTIC.RESNETS.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "",
-    "SOLVER.OPTIMIZER", "SGD", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0,
+    "SOLVER.OPTIMIZER", "SGD", "MODEL.SEM_SEG_HEAD.NAME", "PSPHeadWithoutDropout",
     "MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS", 32,
     "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 32,
 )  # fmt: skip

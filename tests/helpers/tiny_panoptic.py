@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from PIL import Image
 
 from wsis_d2.data.datasets import register_weak_panoptic, set_label_store
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import load_cfg
+from wsis_d2.modeling.semantic import PSPHead
 from wsis_d2.weak_labels.store import LabelStore
 
 HEIGHT, WIDTH = 40, 56
@@ -24,6 +26,15 @@ CATEGORIES = [
 ]
 THING_IDS = [0, 2]
 COLORS = {0: (220, 30, 30), 1: (90, 120, 240), 2: (230, 220, 40), 3: (20, 180, 170)}
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PSPHeadWithoutDropout(PSPHead):
+    """So that two runs may be compared."""
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "dropout": 0.0}
 
 
 def scene(index: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:

@@ -21,7 +21,6 @@ FPN = [
     "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"],
     "MODEL.SEM_SEG_HEAD.NORM", "BN",
     "MODEL.SEMANTIC.BACKBONE.NAME", "build_resnet_any_fpn_backbone",
-    "MODEL.SEMANTIC.RESNETS.RES4_DILATION", 1,
     "MODEL.SEMANTIC.RESNETS.RES5_DILATION", 1,
     "MODEL.SEMANTIC.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
     "MODEL.SEMANTIC.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
@@ -30,8 +29,6 @@ FPN = [
 DEEPLAB = [
     "MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3PlusHead",
     "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res5"],
-    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [4],
-    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8,
     "MODEL.SEM_SEG_HEAD.NORM", "BN",
     "MODEL.SEMANTIC.RESNETS.OUT_FEATURES", ["res2", "res5"],
 ]  # fmt: skip
@@ -41,11 +38,12 @@ def of_timm(name):
     return [
         "MODEL.SEMANTIC.BACKBONE.NAME", "build_timm_backbone",
         "MODEL.SEMANTIC.TIMM.NAME", name,
-        "MODEL.SEMANTIC.TIMM.OUTPUT_STRIDE", 16,
-        "MODEL.SEMANTIC.TIMM.NORM", "BN",
+        "MODEL.SEMANTIC.RESNETS.RES5_DILATION", 2,
+        "MODEL.SEMANTIC.RESNETS.OUT_FEATURES", ["res4", "res5"],
+        "MODEL.SEMANTIC.RESNETS.NORM", "BN",
         "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone",
         "MODEL.TIMM.NAME", name,
-        "MODEL.TIMM.NORM", "BN",
+        "MODEL.RESNETS.NORM", "BN",
     ]  # fmt: skip
 
 
@@ -131,8 +129,10 @@ def test_losses_and_logits_are_the_heads_own(data, tmp_path, network):
 
 
 def test_hard_pixels(data, tmp_path):
-    opts = [*DEEPLAB, "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "hard_pixel_mining"]
-    semantic = build_model(config(tmp_path, "semantic", opts)).semantic
+    cfg = config(tmp_path, "semantic", DEEPLAB).clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "hard_pixel_mining"  # as a project of one's own adds it
+    semantic = build_model(cfg).semantic
     logits = torch.randn(2, 4, 16, 16)
     targets = torch.randint(0, 4, (2, 16, 16))
     losses = F.cross_entropy(logits, targets, reduction="none").flatten()
@@ -166,8 +166,8 @@ class OnesHeadOfATest(nn.Module):
             ["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res6"]],
             "names 'res6', the backbone gives res4, res5",
         ),
-        (["MODEL.SEM_SEG_HEAD.AUX_FEATURE", "res3"], "AUX_FEATURE is 'res3'"),
-        ([*DEEPLAB, "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [4, 4]], "cannot be built"),
+        (["MODEL.SEMANTIC.RESNETS.OUT_FEATURES", ["res5"]], "AUX_DIM is 4, and"),
+        ([*DEEPLAB, "MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3Head"], "cannot be built"),
         (["MODEL.SEM_SEG_HEAD.NAME", "OnesHeadOfATest"], "expected (N, 4, H, W)"),
     ],
 )

@@ -192,8 +192,7 @@ def test_what_is_no_detector(data, tmp_path, name):
         model.detector.detect([torch.zeros(3, 64, 64)])
 
 
-@pytest.mark.parametrize("inference", [[], ["MODEL.SEMANTIC.INFERENCE.MODE", "tiles",
-                                            "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", 65]])  # fmt: skip
+@pytest.mark.parametrize("inference", [[], ["MODEL.SEMANTIC.TILE_SIZE", 65]])
 def test_a_batch_gives_what_single_images_give(data, tmp_path, inference):
     opts = [*SURE, *inference, "TEST.IMS_PER_BATCH", 4]
     cfg = tiny_cfg(tmp_path, STAGE, "end_to_end", *opts, train="tiny_full")
@@ -218,7 +217,15 @@ def test_a_batch_gives_what_single_images_give(data, tmp_path, inference):
 @pytest.mark.parametrize("stage", ["detector", "semantic", "end_to_end"])
 def test_bfloat16(data, tmp_path, stage):
     """Networks in 16 bits, losses and probabilities in 32, close to those of full precision."""
-    opts = [STAGE, stage, "MODEL.WSIS.TRAIN_BOXES", "gt", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, *SURE]
+    opts = [
+        STAGE,
+        stage,
+        "MODEL.WSIS.TRAIN_BOXES",
+        "gt",
+        "MODEL.SEM_SEG_HEAD.NAME",
+        "PSPHeadWithoutDropout",
+        *SURE,
+    ]
     amp = ["SOLVER.AMP.ENABLED", True]
     found, seen = [], []
     for extra in ([], amp):

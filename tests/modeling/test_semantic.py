@@ -18,7 +18,6 @@ from wsis_d2.modeling.semantic import (
     SemanticSubnetwork,
 )
 from wsis_d2.modeling.semantic.inference import tile_starts
-from wsis_d2.utils.errors import InputError
 
 
 def default_cfg(*opts):
@@ -124,7 +123,7 @@ def test_msra_weights_fit_all_but_the_heads():
 
 @pytest.mark.parametrize("aux", [0.4, 0.0])
 def test_loss_is_the_mean_over_labelled_pixels(aux):
-    head = small_head(aux_loss_weight=aux)
+    head = small_head(aux_loss_weight=aux, aux_dim=4 if aux else 0)
     logits, other = torch.randn(2, 5, 9, 7), torch.randn(2, 5, 9, 7)
     targets = torch.randint(0, 5, (2, 9, 7))
     targets[:, :4] = 255
@@ -171,7 +170,7 @@ def test_tiles_and_mirror_image_of_a_pointwise_classifier_change_nothing(size):
     image = torch.randint(0, 256, (3, *size)).float()
     whole = SemanticInference()(each(pointwise), [image])[0]
     assert torch.equal(whole, pointwise(image))
-    tiles = SemanticInference(mode="tiles", tile_size=16, tile_overlap=0.4, flip=True)
+    tiles = SemanticInference(tile_size=16, tile_overlap=0.4, flip=True)
     assert torch.allclose(tiles(each(pointwise), [image])[0], whole, atol=1e-5)
 
 
@@ -185,9 +184,7 @@ def test_tiles_are_blended_without_a_seam():
         return torch.cat([share, 1 - share])
 
     image = torch.zeros(3, 20, 32)
-    out = SemanticInference(mode="tiles", tile_size=20, tile_overlap=0.4)(
-        each(disagreeing), [image]
-    )[0]
+    out = SemanticInference(tile_size=20, tile_overlap=0.4)(each(disagreeing), [image])[0]
     assert len(calls) == 2 and all(shape == (3, 20, 20) for shape in calls)
     assert torch.allclose(out.sum(0), torch.ones(20, 32))
     row = out[0, 10]
@@ -202,8 +199,7 @@ def square_network(*opts):
         "MODEL.SEMANTIC.RESNETS.DEPTH", 18, "MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS", 4,
         "MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS", 4, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
         "MODEL.SEM_SEG_HEAD.PPM_DIM", 2, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 4,
-        "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [65, 65],
-        "INPUT.CROP.PAD", True, "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", 65, *opts,
+        *opts,
     )  # fmt: skip
     network, sizes = SemanticSubnetwork(cfg).eval(), []
     network.backbone.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[-2:])))
@@ -211,7 +207,7 @@ def square_network(*opts):
 
 
 def test_the_network_sees_one_size_in_training_and_in_tiles():
-    network, sizes = square_network("MODEL.SEMANTIC.INFERENCE.MODE", "tiles")
+    network, sizes = square_network("MODEL.SEMANTIC.TILE_SIZE", 65)
     images = [torch.full((3, 40, 65), 90.0), torch.full((3, 65, 20), 90.0)]
     batch = network.batch(images, network.crop_size)
     assert batch.shape == (2, 3, 65, 65)
@@ -225,37 +221,59 @@ def test_the_network_sees_one_size_in_training_and_in_tiles():
     assert set(sizes) == {(65, 65)}
 
 
-def test_the_whole_image_is_an_option_and_padding_needs_a_crop_of_one_size():
+def test_without_tiles_crops_and_images_are_seen_whole():
     network, sizes = square_network()
     with torch.no_grad():
         network.probabilities([torch.rand(3, 50, 60) * 255])
-    assert sizes == [(57, 65)]
-    with pytest.raises(InputError, match="INPUT.CROP.PAD is True, but .* TYPE 'relative_range'"):
-        square_network("INPUT.CROP.TYPE", "relative_range")
+    assert sizes == [(57, 65)] and network.crop_size is None
 
 
-def test_scales_average_probabilities_at_the_image_size():
-    image = torch.randint(0, 256, (3, 24, 36)).float()
-    out = SemanticInference(scales=(0.5, 1.0, 1.5), flip=True)(each(pointwise), [image])[0]
+def test_sizes_are_averaged_at_the_image_size():
+    image, seen = torch.randint(0, 256, (3, 24, 36)).float(), []
+
+    def classify(tile):
+        seen.append(tuple(tile.shape[-2:]))
+        return pointwise(tile)
+
+    inference = SemanticInference(min_sizes=(12, 24, 36), max_size=48, flip=True)
+    out = inference(each(classify), [image])[0]
+    # Detectron2's ResizeShortestEdge: the longer side is at most 48, so 32 for 36.
+    assert seen == [size for size in ((12, 18), (24, 36), (32, 48)) for _ in range(2)]
     assert out.shape == (3, 24, 36)
     assert torch.allclose(out.sum(0), torch.ones(24, 36), atol=1e-5)
     flat = torch.full((3, 24, 36), 80.0)
     flat[1] = 120
     assert torch.allclose(
-        SemanticInference(scales=(0.5, 1.5))(each(pointwise), [flat])[0],
+        SemanticInference(min_sizes=(12, 36))(each(pointwise), [flat])[0],
         pointwise(flat),
         atol=1e-4,
     )
 
 
-@pytest.mark.parametrize("options", [{"mode": "windows"}, {"scales": ()}, {"scales": (0.0,)},
-                                     {"tile_overlap": 1.0}, {"tile_size": 0}])  # fmt: skip
-def test_impossible_inference_options_are_named(options):
-    with pytest.raises(ValueError, match="MODEL.SEMANTIC.INFERENCE"):
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"min_sizes": (0,)}, "TEST.AUG.MIN_SIZES"),
+        ({"max_size": 0}, "MAX_SIZE"),
+        ({"tile_overlap": 1.0}, "tile_overlap"),
+        ({"tile_size": -1}, "MODEL.SEMANTIC.TILE_SIZE"),
+    ],
+)
+def test_impossible_inference_options_are_named(options, name):
+    with pytest.raises(ValueError, match=name):
         SemanticInference(**options)
 
 
-@pytest.mark.parametrize("key,value", [("DEPTH", 19), ("STEM_TYPE", "tall"), ("RES4_DILATION", 3)])
+def test_the_keys_of_inference():
+    cfg = default_cfg("MODEL.SEMANTIC.TILE_SIZE", 65)
+    assert SemanticInference.from_config(cfg).min_sizes == ()
+    cfg = default_cfg("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (300, 400))
+    inference = SemanticInference.from_config(cfg)
+    assert inference.min_sizes == (300, 400) and inference.flip and not inference.is_plain
+    assert SemanticInference.from_config(default_cfg()).is_plain
+
+
+@pytest.mark.parametrize("key,value", [("DEPTH", 19), ("RES5_DILATION", 3)])
 def test_impossible_backbones_are_named(key, value):
     cfg = default_cfg(f"MODEL.SEMANTIC.RESNETS.{key}", value)
     with pytest.raises(ValueError, match=f"RESNETS.{key}"):

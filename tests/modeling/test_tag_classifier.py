@@ -28,13 +28,10 @@ def image(height, width, seed=0):
 
 def test_is_built_from_the_registry_with_any_backbone():
     assert isinstance(build_model(small_config()), TagClassifier)
-    cfg = small_config(**{"MODEL.TAG_CLASSIFIER.BACKBONE_FROM": "MODEL.SEMANTIC"})
-    cfg.MODEL.SEMANTIC.RESNETS.DEPTH = 18
-    cfg.MODEL.SEMANTIC.RESNETS.NORM = "BN"
-    cfg.MODEL.SEMANTIC.RESNETS.STEM_OUT_CHANNELS = 8
-    cfg.MODEL.SEMANTIC.RESNETS.RES2_OUT_CHANNELS = 8
-    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res5"
-    assert build_model(cfg).stride == 8  # dilated
+    cfg = small_config(**{"MODEL.RESNETS.OUT_FEATURES": ["res3", "res5"]})
+    cfg.MODEL.RESNETS.RES5_DILATION = 4
+    model = build_model(cfg)
+    assert model.in_feature == "res5" and model.stride == 8  # dilated
     stock = small_config(**{"MODEL.BACKBONE.NAME": "build_resnet_backbone"})
     stock.MODEL.RESNETS.DEPTH = 50
     assert isinstance(build_model(stock), TagClassifier)
@@ -90,7 +87,6 @@ def test_crops_are_classified_as_images_of_their_own(classifier):
 
 
 def test_wrong_keys_are_named():
-    with pytest.raises(ValueError, match="IN_FEATURE is 'res5', the backbone gives \\['res3'\\]"):
-        build_model(small_config(**{"MODEL.TAG_CLASSIFIER.IN_FEATURE": "res5"}))
-    with pytest.raises(ValueError, match="BACKBONE_FROM is 'x'"):
-        build_model(small_config(**{"MODEL.TAG_CLASSIFIER.BACKBONE_FROM": "x"}))
+    arguments = TagClassifier.from_config(small_config())
+    with pytest.raises(ValueError, match="in_feature is 'res5', the backbone gives \\['res3'\\]"):
+        TagClassifier(**arguments, in_feature="res5")

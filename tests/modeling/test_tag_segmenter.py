@@ -165,9 +165,9 @@ def test_is_built_from_a_config_and_names_wrong_keys():
     base = ["MODEL.META_ARCHITECTURE", "TagSegmenter", "MODEL.DEVICE", "cpu"]
     model = build_model(read_config(None, [*base, "MODEL.WSIS.THING_IDS", [2]]))
     assert isinstance(model, TagSegmenter) and model.thing_ids == [2]
-    with pytest.raises(ValueError, match="TAG_SEGMENTER.TAG_SHARE is 0.0"):
-        build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.TAG_SHARE", 0.0]))
-    with pytest.raises(ValueError, match="TAG_SEGMENTER.SIZE is 2"):
-        build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.SIZE", 2]))
+    for wrong in ({"tag_share": 0.0}, {"size": 2}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            TagSegmenter(num_classes=3, thing_ids=[2], **wrong)
     with pytest.raises(ValueError, match="TAG_SEGMENTER.EVIDENCE is 1.5"):
         build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.EVIDENCE", 1.5]))

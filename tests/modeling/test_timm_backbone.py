@@ -103,7 +103,7 @@ def test_norms_and_freezing():
     [
         ({"name": "resnet1O1"}, "no such model; near are resnet101"),
         ({"name": "resnet10t", "out_features": ["p2"]}, "has ['res1', 'res2'"),
-        ({"name": "resnet10t", "output_stride": 4}, "OUTPUT_STRIDE is 4"),
+        ({"name": "resnet10t", "output_stride": 4}, "output stride 4"),
         ({"name": "resnet10t", "norm": "GN"}, "NORM is 'GN'"),
         ({"name": "vit_tiny_patch16_224"}, "strides [16, 16, 16]"),
         ({"name": "swin_tiny_patch4_window7_224"}, "cannot run on images of any size"),

@@ -15,6 +15,7 @@ from wsis_d2.data.records import load_records
 from wsis_d2.layers import CRFParameters
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.instance import InstanceCRFHead, make_labels, unary_scores
+from wsis_d2.modeling.meta_arch import WeakPanopticRCNN
 from wsis_d2.utils.errors import InputError
 
 JOINT = ("instance_piecewise", "end_to_end")
@@ -82,7 +83,12 @@ def test_single_stages_hold_only_their_own_part(data, tmp_path):
 
 
 def test_annotation_losses_are_those_of_the_prediction_on_every_fourth_pixel(data, tmp_path):
-    weight = ["MODEL.WSIS.ANNOTATION_LOSS_WEIGHT", 0.5, "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0]
+    weight = [
+        "MODEL.WSIS.ANNOTATION_LOSS_WEIGHT",
+        0.5,
+        "MODEL.SEM_SEG_HEAD.NAME",
+        "PSPHeadWithoutDropout",
+    ]
     cfg, model = model_of(tmp_path, "semantic", *weight)
     batch = batch_of(cfg)
     losses = losses_of(model, batch)
@@ -108,10 +114,8 @@ def test_annotation_losses_are_those_of_the_prediction_on_every_fourth_pixel(dat
 
 
 def test_end_to_end_reaches_the_semantic_net_through_the_crf_alone(data, tmp_path):
-    cfg, model = model_of(
-        tmp_path, "end_to_end", "MODEL.WSIS.SEMANTIC_LOSS_WEIGHT", 0.0,
-        "MODEL.WSIS.TRAIN_BOXES", "gt",
-    )  # fmt: skip
+    cfg, _ = model_of(tmp_path, "end_to_end", "MODEL.WSIS.TRAIN_BOXES", "gt")
+    model = WeakPanopticRCNN(**WeakPanopticRCNN.from_config(cfg), semantic_loss_weight=0.0)
     losses = losses_of(model, batch_of(cfg))
     assert set(losses) == {"loss_instance"}
     losses["loss_instance"].backward()
@@ -274,13 +278,19 @@ def test_backbone_starts_from_the_detectors(data, tmp_path):
 @pytest.mark.parametrize(
     "key,value",
     [("MODEL.WSIS.STAGE", "both"), ("MODEL.WSIS.TRAIN_BOXES", "true"),
-     ("MODEL.INSTANCE_HEAD.STUFF_SCORE", "one"), ("MODEL.INSTANCE_HEAD.BOX_SCORE", "log")],
+     ("MODEL.INSTANCE_HEAD.BOX_SCORE", "log")],
 )  # fmt: skip
 def test_impossible_options_are_named(data, tmp_path, key, value):
     stage = value if key.endswith("STAGE") else "instance_piecewise"
     with pytest.raises(ValueError, match=key):
         cfg, model = model_of(tmp_path, stage, key, value)
         model.eval()(batch_of(cfg, 1, train=False))
+
+
+def test_scores_that_cannot_rank_are_named(data, tmp_path):
+    cfg, _ = model_of(tmp_path, "semantic")
+    with pytest.raises(ValueError, match="stuff_score is 'one'"):
+        WeakPanopticRCNN(**WeakPanopticRCNN.from_config(cfg), stuff_score="one")
 
 
 @pytest.mark.parametrize(
@@ -314,11 +324,11 @@ def test_one_image_and_a_norm_that_learns_is_refused_by_name(data, tmp_path):
 
 
 def test_an_image_larger_than_a_tile_is_explained_whole(data, tmp_path):
-    """Tiles, scales and the mirror image meet before the CRF, which sees the full image."""
+    """Tiles, sizes and the mirror image meet before the CRF, which sees the full image."""
     _, model = model_of(
-        tmp_path, "instance_piecewise", "MODEL.SEMANTIC.INFERENCE.MODE", "tiles",
-        "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", 65, "MODEL.SEMANTIC.INFERENCE.SCALES", [0.5, 1.0],
-        "MODEL.SEMANTIC.INFERENCE.FLIP", True, "MODEL.WSIS.DETECTION_SCORE_THRESH", 0.0,
+        tmp_path, "instance_piecewise", "MODEL.SEMANTIC.TILE_SIZE", 65,
+        "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (50, 100),
+        "MODEL.WSIS.DETECTION_SCORE_THRESH", 0.0,
     )  # fmt: skip
     seen = []
     forward = model.instance.forward

@@ -250,12 +250,6 @@ def test_a_segmenters_cues_are_its_surest_classes_among_those_that_annotation_al
         best = np.take_along_axis(distribution, np.minimum(semantic, 6)[None].astype(int), 0)[0]
         assert labelled.any() and (best[labelled] >= 0.4).all()
         np.testing.assert_array_equal(best[labelled], distribution.max(0)[labelled])
-    with pytest.raises(InputError, match="CAM.SCALES"):
-        make_tag_labels(
-            plain_cfg("CAM.SCALES", [1.0, 2.0]), records, CATEGORIES, root / "no",
-            classifier=segmenter,
-        )  # fmt: skip
-    assert not (root / "no").exists()
 
 
 def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(

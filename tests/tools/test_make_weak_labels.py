@@ -112,8 +112,8 @@ def test_a_damaged_image_is_named_and_the_status_says_so(own, caplog):
 
 
 def test_key_value_pairs_and_wrong_ones(own):
-    assert call(own, "--masks", "grabcut", "WEAK_LABELS.GRABCUT.SIZE", "64") == 0
-    assert LabelStore.open(own / "store").recipe["grabcut"]["size"] == 64
+    assert call(own, "--masks", "grabcut", "WEAK_LABELS.GRABCUT.SEED_RADIUS", "0.5") == 0
+    assert LabelStore.open(own / "store").recipe["grabcut"]["seed_radius"] == 0.5
     with pytest.raises(InputError, match="WEAK_LABELS.GRABCUT.INIT"):
         call(own, "WEAK_LABELS.GRABCUT.INIT", "circle", output="other")
     with pytest.raises(InputError, match="config"):

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long
 # Instead of the recipes' lengths and sizes.
 SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
 SMALL = ["INPUT.CROP.SIZE", "[65, 65]", "INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "128",
-         "MODEL.SEMANTIC.INFERENCE.TILE_SIZE", "65"]  # fmt: skip
+         "MODEL.SEMANTIC.TILE_SIZE", "65"]  # fmt: skip
 BOXES = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "128"]
 
 

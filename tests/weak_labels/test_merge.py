@@ -107,8 +107,7 @@ def test_background_outside_boxes_needs_no_cue_and_no_tag():
 
 def test_unreliable_boxes_switch_tags_prior_and_instances_off():
     cfg = config()
-    cfg.CLEAN.TAGS = cfg.CLEAN.PRIOR = cfg.CLEAN.INSTANCES = False
-    annotation = AnnotatedClasses.of(CATEGORIES)
+    annotation = AnnotatedClasses.of(CATEGORIES, has_boxes=False)
     labels = merge_record(
         record(annotations=[], image_tags=[]),
         CUES,
@@ -122,7 +121,7 @@ def test_unreliable_boxes_switch_tags_prior_and_instances_off():
 
 def test_steps_by_round():
     cfg = config()
-    cfg.CLEAN.SCORE_THRESHOLD, cfg.CLEAN.MERGE_ROUNDS = 0.99, 5
+    cfg.CLEAN.SCORE_THRESHOLD = 0.99
     annotation = AnnotatedClasses.of(CATEGORIES)
     rounds = {k: clean_options(cfg, annotation, k) for k in (0, 1, 5, 6)}
     assert [o.score_threshold for o in rounds.values()] == [None, 0.99, 0.99, 0.99]

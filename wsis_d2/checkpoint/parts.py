@@ -27,11 +27,11 @@ from wsis_d2.checkpoint.coverage import TRAINED, check, first_of, is_auxiliary, 
 from wsis_d2.checkpoint.names import Weights, match_ends, read_weights
 from wsis_d2.modeling.backbone import TimmBackbone
 from wsis_d2.modeling.backbone.folded import NormInConv
+from wsis_d2.structures.stages import PARTS, stage_named
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("detector", "semantic", "instance")
 PART_KEYS = {
     "detector": "MODEL.WSIS.DETECTOR_WEIGHTS",
     "semantic": "MODEL.WSIS.SEMANTIC_WEIGHTS",
@@ -81,10 +81,9 @@ def only_weights(cfg: CfgNode, weights: str | Path = "", **parts: str | Path) ->
 
 def weight_files(cfg: CfgNode) -> list[str]:
     """Return the files that a config's training begins with, in the order of ``WEIGHT_KEYS``."""
-    semantic = cfg.MODEL.WSIS.STAGE == "semantic"
-    return [
-        _value(cfg, key) for key in WEIGHT_KEYS if not (semantic and key == PART_KEYS["detector"])
-    ]
+    parts = stage_named(cfg.MODEL.WSIS.STAGE).parts
+    unused = {key for part, key in PART_KEYS.items() if part not in parts}
+    return [_value(cfg, key) for key in WEIGHT_KEYS if key not in unused]
 
 
 def outline(cfg: CfgNode) -> nn.Module:
@@ -347,7 +346,7 @@ class _Start:
         if not parts:
             raise InputError(
                 f"{weights.source}: holds {' and '.join(sorted(held))}, which the stage "
-                f"{self.model.stage!r} does not have; its ResNet can be taken with {BACKBONE_KEY}, "
+                f"'{self.model.stage}' does not have; its ResNet can be taken with {BACKBONE_KEY}, "
                 f"a part for the instance stages with {' or '.join(PART_KEYS.values())}"
             )
         for part in parts:
@@ -359,7 +358,7 @@ class _Start:
         """MODEL.WSIS.DETECTOR_WEIGHTS and SEMANTIC_WEIGHTS."""
         if part not in self.parts:
             if part == "detector" and self.parts:
-                logger.info("%s is not used while the stage 'semantic' is trained", key)
+                logger.info("%s is not used while %s is trained", key, _title(self.model))
                 return
             raise InputError(
                 f"{key} is {path!r}, and the network that is trained, {_title(self.model)}, has no "
@@ -412,7 +411,7 @@ class _Start:
         frozen = [n for n, p in learned.items() if n in self.left and not p.requires_grad]
         if frozen and not self.partial:
             keys = [PART_KEYS[p] for p in PART_KEYS if any(n.startswith(f"{p}.") for n in frozen)]
-            if getattr(self.model, "stage", "") in PARTS or not self.parts:
+            if len(self.parts) < 2:
                 keys = ["MODEL.WEIGHTS"]
             raise InputError(
                 f"{' and '.join(keys)}: {len(frozen)} arrays of {_title(self.model)} that are "

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import count_supervision, load_records, supervision_of
 from wsis_d2.data.sampling import SeededDataset, TrainingStream
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
 
@@ -52,9 +53,7 @@ def build_train_loader(
             f"SOLVER.IMS_PER_BATCH is {batch}, expected a multiple of the {world_size} processes"
         )
     records = load_records(cfg.DATASETS.TRAIN)
-    detector_stage = (
-        cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" and cfg.MODEL.WSIS.STAGE == "detector"
-    )
+    detector_stage = "detector" in stage_of(cfg).trained
     for name in cfg.DATASETS.TRAIN if detector_stage else ():
         if not MetadataCatalog.get(name).get("has_boxes", True):
             raise InputError(

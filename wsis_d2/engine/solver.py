@@ -9,6 +9,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
+POLY_POWER = 0.9
+"""Power of "WarmupPolyLR", PSPNet's."""
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 
 
@@ -107,7 +109,7 @@ def build_lr_scheduler(
                 "'WarmupPolyLR', 'WarmupMultiStepLR' or 'WarmupCosineLR'"
             ) from error
     schedule = WarmupParamScheduler(
-        PolynomialDecayParamScheduler(1.0, cfg.SOLVER.POLY_LR_POWER),
+        PolynomialDecayParamScheduler(1.0, POLY_POWER),
         cfg.SOLVER.WARMUP_FACTOR,
         min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
         cfg.SOLVER.WARMUP_METHOD,

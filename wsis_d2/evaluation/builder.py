@@ -17,6 +17,7 @@ from wsis_d2.evaluation.evaluators import (
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.prediction_writer import PredictionWriter
 from wsis_d2.evaluation.tag_evaluation import TagEvaluator
+from wsis_d2.structures.stages import stage_of
 
 
 def build_evaluator(
@@ -44,19 +45,20 @@ def build_evaluator(
         )
     if output_folder is None:
         output_folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
-    folder = output_folder if cfg.TEST.WRITE_PREDICTIONS else None
     if cfg.MODEL.META_ARCHITECTURE in ("TagClassifier", "TagSegmenter"):
         return TagEvaluator(MetadataCatalog.get(dataset_name).thing_classes)
-    stage = cfg.MODEL.WSIS.STAGE if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN" else ""
-    if stage == "detector":
+    stage = stage_of(cfg)
+    if stage.parts == ("detector",):
         return BoxAPEvaluator(dataset_name)
     if not MetadataCatalog.get(dataset_name).get("panoptic_json", None):
         return PredictionWriter(dataset_name, output_folder)
-    if stage == "semantic":
-        return SemSegIoUEvaluator(dataset_name, folder)
+    if stage.parts == ("semantic",):
+        return SemSegIoUEvaluator(dataset_name, output_folder)
     truth = PanopticTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = [
-        PanopticQualityEvaluator(dataset_name, folder, variant=cfg.TEST.PQ_VARIANT, truth=truth),
+        PanopticQualityEvaluator(
+            dataset_name, output_folder, variant=cfg.TEST.PQ_VARIANT, truth=truth
+        ),
         APrEvaluator(
             dataset_name,
             thresholds=cfg.TEST.APR_THRESHOLDS,
@@ -64,7 +66,7 @@ def build_evaluator(
             score_mode=cfg.TEST.SCORE_MODE,
             truth=truth,
         ),
-        SemSegIoUEvaluator(dataset_name, folder, truth=truth),
+        SemSegIoUEvaluator(dataset_name, output_folder, truth=truth),
     ]
     if cfg.TEST.INSTANCE_AP != "none":
         evaluators.append(InstanceAPEvaluator(dataset_name, cfg.TEST.INSTANCE_AP, truth=truth))

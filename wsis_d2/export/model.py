@@ -100,10 +100,10 @@ def export_model(model: nn.Module, detect: bool = True) -> torch.export.Exported
     model = model.eval()
     graph = PanopticGraph(model, detect).eval()
     options = model.semantic.inference_mode
-    if options.mode != "whole" or tuple(options.scales) != (1.0,) or options.flip:
+    if not options.is_plain:
         raise InputError(
-            "MODEL.SEMANTIC.INFERENCE: tiles, scales and flips are loops outside the network; "
-            "export with MODE whole, SCALES [1.0], FLIP False"
+            "MODEL.SEMANTIC.TILE_SIZE, TEST.AUG: tiles, sizes and mirror images are loops outside "
+            "the network; export with TILE_SIZE 0, TEST.AUG.ENABLED False"
         )
     from torch.fx.experimental import _config
 

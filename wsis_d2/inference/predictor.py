@@ -14,6 +14,7 @@ from wsis_d2.checkpoint.parts import load_trained, only_weights
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
@@ -125,7 +126,7 @@ class PanopticPredictor:
                 f"--model {name}: is a {cfg.MODEL.META_ARCHITECTURE}, expected a WeakPanopticRCNN"
             )
         if score_threshold is not None:
-            if cfg.MODEL.WSIS.STAGE == "detector":
+            if stage_of(cfg).parts == ("detector",):
                 cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
             else:
                 cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
@@ -133,7 +134,7 @@ class PanopticPredictor:
         self.classes = class_list(model_classes(metadata, name).categories)
         self.max_side = max_side
         # Boxes cost nothing at full size; the detector has no labels to bring up.
-        self.full_size = full_size or cfg.MODEL.WSIS.STAGE == "detector"
+        self.full_size = full_size or stage_of(cfg).parts == ("detector",)
         self.model = build_model(cfg).eval()
         load_trained(self.model, weights, key="--model")
 

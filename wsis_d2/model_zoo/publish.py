@@ -141,7 +141,7 @@ def publish(
     metadata = read_metadata(run / "metadata.json")
     fill_classes(cfg, ClassTable.of_metadata(metadata, str(run / "metadata.json")))
     # The auxiliary classifier serves training alone.
-    cfg.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.0
+    cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 0
     state = strip_checkpoint(read_checkpoint(source), source, half)
     wanted = check_trained(cfg, str(source), key="--checkpoint" if checkpoint else "--run")
     state = {name: value for name, value in state.items() if name in set(wanted)}

@@ -8,6 +8,7 @@ from torch import nn
 
 from wsis_d2.checkpoint.parts import load_trained
 from wsis_d2.modeling.build import build_model
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
 
@@ -15,13 +16,15 @@ def prediction_config(cfg: CfgNode) -> CfgNode:
     """Return the config of the model that predicts: the semantic subnetwork alone where it can."""
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN":
-        if cfg.MODEL.WSIS.STAGE == "detector":
+    stage = stage_of(cfg)
+    if stage.parts:
+        if "semantic" not in stage.parts:
             raise InputError(
-                "MODEL.WSIS.STAGE is 'detector', which predicts no semantics; iterate with "
+                f"MODEL.WSIS.STAGE is {stage.name!r}, which predicts no semantics; iterate with "
                 "'semantic', 'instance_piecewise' or 'end_to_end'"
             )
         cfg.MODEL.WSIS.STAGE = "semantic"
+        cfg.TEST.AUG.ENABLED = False  # REFINE.SCALES and FLIP say what labels are averaged over
     cfg.freeze()
     return cfg
 

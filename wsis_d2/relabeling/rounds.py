@@ -44,6 +44,7 @@ from wsis_d2.relabeling.identity import config_fingerprint
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.prediction_model import prediction_config
 from wsis_d2.relabeling.round_labels import relabel, weak_datasets
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json
@@ -212,7 +213,7 @@ class IterativeRun:
     def round_config(self, number: int) -> CfgNode:
         """Return the config that a round trains with, its labels and its weights named."""
         cfg = self.cfg.clone()
-        if number > 0 and not cfg.ITERATIVE.RESTART:
+        if number > 0:
             cfg = only_weights(cfg, self.round_folder(number - 1) / "model_final.pth")
         cfg.defrost()
         cfg.OUTPUT_DIR = str(self.round_folder(number))
@@ -410,11 +411,7 @@ def label_round(cfg: CfgNode, jobs: Sequence[Mapping]) -> None:
 
 def composes(cfg: CfgNode) -> bool:
     """Whether a round's semantics can be measured in PQ by joining them with a detector."""
-    return (
-        cfg.MODEL.META_ARCHITECTURE == "WeakPanopticRCNN"
-        and cfg.MODEL.WSIS.STAGE == "semantic"
-        and bool(cfg.DATASETS.TEST)
-    )
+    return stage_of(cfg).parts == ("semantic",) and bool(cfg.DATASETS.TEST)
 
 
 def store_quality(name: str, store: Path) -> dict | None:

@@ -48,7 +48,9 @@ class CueLabeller:
         classifier: in evaluation mode.
         layer: module whose activations are weighted.
         thing_ids: classes that get no cues unless ``things``.
-        threshold, scales, flip, things: the ``CAM`` section.
+        threshold: see :func:`wsis_d2.weak_labels.cam_labels.cue_labels`.
+        scales, flip: sizes of the image that maps are averaged over, and its mirror image.
+        things: give cues for things too; their masks come from boxes, so the merge drops them.
         image_format: channel order of the classifier's input.
     """
 
@@ -82,9 +84,6 @@ class CueLabeller:
             layer=cfg.CAM.LAYER,
             thing_ids=thing_ids,
             threshold=cfg.CAM.THRESHOLD,
-            scales=cfg.CAM.SCALES,
-            flip=cfg.CAM.FLIP,
-            things=cfg.CAM.THINGS,
             image_format=cfg.INPUT.FORMAT,
         )
 
@@ -180,16 +179,9 @@ def build_labeller(
                 "activation maps are no distribution that it could weigh: leave it at 0"
             )
         return CueLabeller.from_config(cfg, weights, thing_ids)
-    if list(cfg.CAM.SCALES) != [1.0]:
-        raise InputError(
-            f"CAM.SCALES is {list(cfg.CAM.SCALES)}; a TagSegmenter sees every image in one size, "
-            "MODEL.TAG_SEGMENTER.SIZE: leave it at [1.0]"
-        )
     return RegionCueLabeller(
         load_classifier(cfg, weights, thing_ids),
         threshold=cfg.CAM.THRESHOLD,
-        flip=cfg.CAM.FLIP,
-        things=cfg.CAM.THINGS,
         image_format=cfg.INPUT.FORMAT,
         has_boxes=has_boxes,
         appearance_weight=cfg.CAM.APPEARANCE_WEIGHT,
@@ -212,9 +204,6 @@ def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
         "architecture": architecture,
         "layer": cfg.CAM.LAYER,
         "threshold": float(cfg.CAM.THRESHOLD),
-        "scales": [float(scale) for scale in cfg.CAM.SCALES],
-        "flip": bool(cfg.CAM.FLIP),
-        "things": bool(cfg.CAM.THINGS),
         "appearance_weight": float(cfg.CAM.APPEARANCE_WEIGHT),
     }
 

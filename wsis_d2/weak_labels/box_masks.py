@@ -28,7 +28,17 @@ TINY_IMAGE = 8
 
 @dataclasses.dataclass(frozen=True)
 class BoxLabelOptions:
-    """How boxes become labels; the keys of ``WEAK_LABELS`` of the same names."""
+    """How boxes become labels.
+
+    Attributes:
+        masks, min_agreement, fallback, overlap, selection: the keys of ``WEAK_LABELS`` and of its
+            ``PROPOSALS`` of the same names.
+        fallback_radius: relative radius of the fallback's ellipse; 1 is inscribed in the box.
+        min_box_side: a box with a side shorter than this many pixels is tiny: it counts as failed.
+        max_box_share: a box that covers at least this share of the image has no background to
+            compare with: it counts as failed.
+        grabcut: see :class:`GrabCutOptions`.
+    """
 
     masks: str = "agreement"
     min_agreement: float = 0.0
@@ -48,11 +58,13 @@ class BoxLabelOptions:
             ("PROPOSALS.SELECTION", self.selection, MODES),
         ):
             check_choice(f"WEAK_LABELS.{key}", value, known)
-        for key in ("min_agreement", "fallback_radius", "max_box_share"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InputError(
-                    f"WEAK_LABELS.{key.upper()}: {getattr(self, key)}, expected a value in 0..1"
-                )
+        for key, value in (
+            ("WEAK_LABELS.MIN_AGREEMENT", self.min_agreement),
+            ("fallback_radius", self.fallback_radius),
+            ("max_box_share", self.max_box_share),
+        ):
+            if not 0 <= value <= 1:
+                raise InputError(f"{key}: {value}, expected a value in 0..1")
 
     @classmethod
     def from_config(cls, cfg) -> "BoxLabelOptions":
@@ -62,9 +74,6 @@ class BoxLabelOptions:
             masks=node.MASKS,
             min_agreement=node.MIN_AGREEMENT,
             fallback=node.FALLBACK,
-            fallback_radius=node.FALLBACK_RADIUS,
-            min_box_side=node.MIN_BOX_SIDE,
-            max_box_share=node.MAX_BOX_SHARE,
             overlap=node.OVERLAP,
             selection=node.PROPOSALS.SELECTION,
             grabcut=GrabCutOptions.from_config(cfg),

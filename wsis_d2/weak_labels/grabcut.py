@@ -42,20 +42,18 @@ class GrabCutOptions:
         if not 0 <= self.seed_radius <= 1:
             raise InputError(f"{prefix}.SEED_RADIUS: {self.seed_radius}, expected 0..1")
         if self.margin < 0:
-            raise InputError(f"{prefix}.MARGIN: {self.margin}, expected 0 or more")
+            raise InputError(f"margin: {self.margin}, expected 0 or more")
         if self.iterations < 1:
-            raise InputError(f"{prefix}.ITERATIONS: {self.iterations}, expected 1 or more")
+            raise InputError(f"iterations: {self.iterations}, expected 1 or more")
         for name in ("size", "min_size"):
             if getattr(self, name) != 0 and getattr(self, name) < 16:
-                raise InputError(
-                    f"{prefix}.{name.upper()}: {getattr(self, name)}, expected 0 or at least 16"
-                )
+                raise InputError(f"{name}: {getattr(self, name)}, expected 0 or at least 16")
 
     @classmethod
     def from_config(cls, cfg) -> "GrabCutOptions":
         """Read ``cfg.WEAK_LABELS.GRABCUT``."""
         node = cfg.WEAK_LABELS.GRABCUT
-        return cls(**{f.name: node[f.name.upper()] for f in dataclasses.fields(cls)})
+        return cls(init=node.INIT, seed_radius=node.SEED_RADIUS)
 
 
 def grabcut_mask(

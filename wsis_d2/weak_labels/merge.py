@@ -26,6 +26,8 @@ from wsis_d2.weak_labels.store import LabelStore
 logger = logging.getLogger(__name__)
 
 INSTANCE_SOURCES = ("boxes", "masks")
+#: The last round whose labels have the box masks merged, as in the authors' code.
+MERGE_ROUNDS = 5
 
 
 def clean_options(cfg, annotation: AnnotatedClasses, round_number: int = 0) -> CleanOptions:
@@ -35,16 +37,14 @@ def clean_options(cfg, annotation: AnnotatedClasses, round_number: int = 0) -> C
     return CleanOptions(
         score_threshold=score,
         tags=own.TAGS and annotation.has_boxes,
-        merge=own.MERGE and round_number <= own.MERGE_ROUNDS,
+        merge=own.MERGE and round_number <= MERGE_ROUNDS,
         keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
         fill=own.FILL,
-        add_box_classes_to_tags=own.ADD_BOX_CLASSES_TO_TAGS,
         outside_label=annotation.outside_label,
-        fill_threshold=own.FILL_THRESHOLD,
         # In a label store 0 is a class like any other.
         zero_is_no_box=False,
-        instances=own.INSTANCES and annotation.has_boxes,
+        instances=annotation.has_boxes,
     )
 
 

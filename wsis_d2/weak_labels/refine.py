@@ -76,7 +76,6 @@ class RefineOptions(CRFParameters):
         return cls(
             enabled=own.ENABLED,
             **cls.config_values(own),
-            backend=own.BACKEND,
             within_annotation=own.WITHIN_ANNOTATION,
             class_balance=own.CLASS_BALANCE,
             first_labels_vote=own.FIRST_LABELS_VOTE,

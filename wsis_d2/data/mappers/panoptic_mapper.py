@@ -19,6 +19,7 @@ from wsis_d2.data.panoptic_format import picture_ids
 from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.labels import IGNORE
+from wsis_d2.structures.stages import stage_named
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record
 from wsis_d2.weak_labels.store import LabelStore
@@ -86,7 +87,7 @@ class PanopticMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         options = cfg.MODEL.WSIS
-        joint = options.STAGE in ("instance_piecewise", "end_to_end")
+        stage = stage_named(options.STAGE)
         names = cfg.DATASETS.TRAIN if is_train else ()
         return {
             "is_train": is_train,
@@ -95,10 +96,9 @@ class PanopticMapper:
             "thing_ids": options.THING_IDS,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "label_stores": {n: MetadataCatalog.get(n).get("label_store") for n in names},
-            "with_maps": options.STAGE != "detector",
-            "with_detector_image": joint and options.TRAIN_BOXES == "detector",
-            "with_regions": options.ANNOTATION_LOSS_WEIGHT > 0
-            and options.STAGE in ("semantic", "end_to_end"),
+            "with_maps": "semantic" in stage.parts,
+            "with_detector_image": stage.joint and options.TRAIN_BOXES == "detector",
+            "with_regions": options.ANNOTATION_LOSS_WEIGHT > 0 and "semantic" in stage.trained,
         }
 
     def check(self, records: Sequence[dict]) -> None:

@@ -82,7 +82,6 @@ class TagMapper:
             "scale_range": tuple(cfg.INPUT.SCALE_RANGE),
             "flip": cfg.INPUT.RANDOM_FLIP != "none",
             "color_jitter": cfg.INPUT.COLOR_JITTER,
-            "box_share": cfg.INPUT.TAG_BOX_SHARE,
         }
 
     def __call__(self, record: Mapping) -> dict:

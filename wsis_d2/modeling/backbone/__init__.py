@@ -3,7 +3,7 @@
 
 from wsis_d2.modeling.backbone.resnet import (
     DilatedBasicBlock,
-    build_dilated_resnet_backbone,
+    build_pspnet_resnet_backbone,
     build_resnet_any_backbone,
     build_resnet_any_fpn_backbone,
     build_semantic_backbone,
@@ -17,7 +17,7 @@ from wsis_d2.modeling.backbone.timm import (
 __all__ = [
     "DilatedBasicBlock",
     "TimmBackbone",
-    "build_dilated_resnet_backbone",
+    "build_pspnet_resnet_backbone",
     "build_resnet_any_backbone",
     "build_resnet_any_fpn_backbone",
     "build_semantic_backbone",

@@ -132,12 +132,12 @@ def build_resnet(
         raise ValueError(f"RESNETS.DEPTH is {depth}, expected one of {sorted(_BLOCKS)}")
     if (res4_dilation, res5_dilation) not in {(1, 1), (1, 2), (2, 4)}:
         raise ValueError(
-            f"RESNETS.RES4_DILATION {res4_dilation} with RES5_DILATION {res5_dilation}: expected "
-            "1 and 1 (output stride 32), 1 and 2 (16) or 2 and 4 (8)"
+            f"RESNETS.RES5_DILATION is {res5_dilation} (res4's {res4_dilation}), expected 1 "
+            "(output stride 32), 2 (16) or 4 (8, with 2 of res4)"
         )
     stems = {"basic": BasicStem, "deep": DeepStem}
     if stem not in stems:
-        raise ValueError(f"RESNETS.STEM_TYPE is {stem!r}, expected one of {sorted(stems)}")
+        raise ValueError(f"stem is {stem!r}, expected one of {sorted(stems)}")
     stem_module = stems[stem](in_channels=in_channels, out_channels=stem_channels, norm=norm)
     dilations = (1, 1, res4_dilation, res5_dilation)
     inputs, outputs, inner, stages = stem_channels, res2_channels, bottleneck_channels, []
@@ -176,6 +176,7 @@ def _arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         "bottleneck_channels": resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP,
         "num_groups": resnets.NUM_GROUPS,
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
+        "res4_dilation": 2 if resnets.RES5_DILATION == 4 else 1,
         "res5_dilation": resnets.RES5_DILATION,
         "out_features": tuple(resnets.OUT_FEATURES),
         "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -184,7 +185,7 @@ def _arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_any_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet of any depth and width from MODEL.RESNETS and MODEL.BACKBONE."""
+    """A ResNet of any depth, width and output stride from MODEL.RESNETS and MODEL.BACKBONE."""
     return build_resnet(**_arguments(cfg, input_shape))
 
 
@@ -202,15 +203,9 @@ def build_resnet_any_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A dilated ResNet; MODEL.RESNETS is a node like MODEL.SEMANTIC.RESNETS."""
-    resnets = cfg.MODEL.RESNETS
-    return build_resnet(
-        **_arguments(cfg, input_shape),
-        stem=resnets.STEM_TYPE,
-        res4_dilation=resnets.RES4_DILATION,
-        res5_multi_grid=tuple(resnets.RES5_MULTI_GRID),
-    )
+def build_pspnet_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """The same with the stem of the public PSPNet, three 3x3 convolutions."""
+    return build_resnet(**_arguments(cfg, input_shape), stem="deep")
 
 
 def build_semantic_backbone(cfg: CfgNode) -> Backbone:

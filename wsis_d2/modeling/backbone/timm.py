@@ -64,13 +64,11 @@ class TimmBackbone(Backbone):
         super().__init__()
         timm = import_optional("timm", "pretrained")
         if norm not in NORMS:
-            raise InputError(f"MODEL.TIMM.NORM is {norm!r}, expected one of {', '.join(NORMS)}")
+            raise InputError(f"RESNETS.NORM is {norm!r}, expected one of {', '.join(NORMS)}")
         full, levels = self._levels(timm, name, output_stride, in_channels)
         unknown = [f for f in out_features if f not in levels]
         if unknown or not out_features:
-            raise InputError(
-                f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}, {name} has {levels}"
-            )
+            raise InputError(f"RESNETS.OUT_FEATURES is {list(out_features)}, {name} has {levels}")
         last = max(levels.index(f) for f in out_features)
         self.name = name
         self.in_channels = in_channels
@@ -99,7 +97,10 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.NAME is {name!r}, timm {timm.__version__} has no such model{hint}"
             )
         if stride not in (8, 16, 32):
-            raise InputError(f"MODEL.TIMM.OUTPUT_STRIDE is {stride}, expected 8, 16 or 32")
+            raise InputError(
+                f"output stride {stride}: RESNETS.RES5_DILATION is expected to be 1 (output stride "
+                "32), 2 (16) or 4 (8)"
+            )
         try:
             with torch.device("meta"):
                 body = timm.create_model(
@@ -109,7 +110,7 @@ class TimmBackbone(Backbone):
         except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(
-                f"MODEL.TIMM.NAME {name}: gives no features at OUTPUT_STRIDE {stride} ({text})"
+                f"MODEL.TIMM.NAME {name}: gives no features at output stride {stride} ({text})"
             ) from None
         names: list[int] = []
         for reduction in body.feature_info.reduction():
@@ -275,14 +276,14 @@ class TimmBackbone(Backbone):
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    own = cfg.MODEL.TIMM
-    if not own.NAME:
+    name, resnets = cfg.MODEL.TIMM.NAME, cfg.MODEL.RESNETS
+    if not name:
         raise InputError("MODEL.TIMM.NAME is empty, expected a model of timm, e.g. convnext_tiny")
     return TimmBackbone(
-        own.NAME,
-        out_features=own.OUT_FEATURES,
-        output_stride=own.OUTPUT_STRIDE,
-        norm=own.NORM,
+        name,
+        out_features=resnets.OUT_FEATURES,
+        output_stride=32 // max(1, resnets.RES5_DILATION),
+        norm=resnets.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels,
         pixel_mean=list(cfg.MODEL.PIXEL_MEAN),
@@ -293,7 +294,7 @@ def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The network MODEL.TIMM.NAME of timm, by the keys of MODEL.TIMM and MODEL.BACKBONE."""
+    """The network MODEL.TIMM.NAME of timm, by the keys of MODEL.RESNETS and BACKBONE."""
     return _bottom_up(cfg, input_shape)
 
 

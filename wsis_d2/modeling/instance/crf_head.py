@@ -50,10 +50,7 @@ class InstanceCRFHead(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         head = cfg.MODEL.INSTANCE_HEAD
         return {
-            "box_weight": head.BOX_WEIGHT,
-            "global_weight": head.GLOBAL_WEIGHT,
             "box_score": head.BOX_SCORE,
-            "epsilon": head.EPSILON,
             "crf": CRFParameters(**CRFParameters.config_values(head)),
         }
 

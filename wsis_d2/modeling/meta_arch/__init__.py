@@ -3,6 +3,6 @@
 
 from wsis_d2.modeling.meta_arch.tag_classifier import TagClassifier
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
-from wsis_d2.modeling.meta_arch.weak_panoptic_rcnn import STAGES, TRAIN_BOXES, WeakPanopticRCNN
+from wsis_d2.modeling.meta_arch.weak_panoptic_rcnn import TRAIN_BOXES, WeakPanopticRCNN
 
-__all__ = ["STAGES", "TRAIN_BOXES", "TagClassifier", "TagSegmenter", "WeakPanopticRCNN"]
+__all__ = ["TRAIN_BOXES", "TagClassifier", "TagSegmenter", "WeakPanopticRCNN"]

@@ -16,6 +16,7 @@ from torch import nn
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.precision import amp_dtype, autocast
 from wsis_d2.modeling.semantic.inference import in_groups
+from wsis_d2.structures.stages import stage_named
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -103,7 +104,7 @@ class Detector(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         options = cfg.MODEL.WSIS
-        alone = options.STAGE == "detector"
+        alone = "detector" in stage_named(options.STAGE).trained
         if alone and options.DETECTOR_CLASSES:
             raise InputError(
                 "MODEL.WSIS.DETECTOR_CLASSES names another detector's classes, and the stage "
@@ -130,7 +131,6 @@ class Detector(nn.Module):
             "rcnn": META_ARCH_REGISTRY.get(name)(cfg),
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "channels_last": options.CHANNELS_LAST,
             "class_map": options.DETECTOR_CLASS_MAP if options.DETECTOR_CLASSES else (),
             "limits": limits,
             "amp": amp_dtype(cfg),
@@ -333,7 +333,7 @@ def build_detector(cfg: CfgNode) -> nn.Module:
     """Build the source of boxes: a network, or files where MODEL.WSIS.DETECTOR_BOXES names them."""
     if not cfg.MODEL.WSIS.DETECTOR_BOXES:
         return Detector(cfg)
-    if cfg.MODEL.WSIS.STAGE == "detector":
+    if "detector" in stage_named(cfg.MODEL.WSIS.STAGE).trained:
         raise InputError(
             "MODEL.WSIS.DETECTOR_BOXES: boxes of files leave nothing to train in the stage "
             "'detector'; go on with 'semantic'"

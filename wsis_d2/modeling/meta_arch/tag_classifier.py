@@ -9,7 +9,6 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
-from wsis_d2.modeling.backbone.resnet import build_semantic_backbone
 from wsis_d2.modeling.precision import amp_dtype, autocast
 
 
@@ -27,31 +26,29 @@ class TagClassifier(nn.Module):
         self,
         *,
         backbone: Backbone,
-        in_feature: str,
         num_classes: int,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
-        new_layer_prefix_lr_factor: float = 1.0,
+        in_feature: str | None = None,
+        head_lr_factor: float = 10.0,
         channels_last: bool = True,
         amp: torch.dtype | None = None,
     ) -> None:
         """
         Args:
             backbone: any Detectron2 backbone.
-            in_feature: the output of it that is pooled.
             num_classes: number of classes, stuff and things.
             pixel_mean, pixel_std: of each channel, in the image's channel order.
-            new_layer_prefix_lr_factor: learning-rate factor of the linear layer.
+            in_feature: the output of the backbone that is pooled; None: its last.
+            head_lr_factor: learning-rate factor of the linear layer.
             channels_last: run convolutions in channels-last memory order.
             amp: 16-bit type that the backbone runs in; None: float32.
         """
         super().__init__()
         shapes = backbone.output_shape()
+        in_feature = in_feature or list(shapes)[-1]
         if in_feature not in shapes:
-            raise ValueError(
-                f"MODEL.TAG_CLASSIFIER.IN_FEATURE is {in_feature!r}, the backbone gives "
-                f"{sorted(shapes)}"
-            )
+            raise ValueError(f"in_feature is {in_feature!r}, the backbone gives {sorted(shapes)}")
         if num_classes < 1:
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         self.backbone = backbone
@@ -61,7 +58,7 @@ class TagClassifier(nn.Module):
         self.in_feature = in_feature
         self.num_classes = num_classes
         self.amp = amp
-        self.lr_factor = new_layer_prefix_lr_factor
+        self.lr_factor = head_lr_factor
         self.stride = shapes[in_feature].stride
         self.classifier = nn.Linear(shapes[in_feature].channels, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -71,22 +68,12 @@ class TagClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        own = cfg.MODEL.TAG_CLASSIFIER
-        semantic = own.BACKBONE_FROM == "MODEL.SEMANTIC"
-        if own.BACKBONE_FROM not in ("MODEL", "MODEL.SEMANTIC"):
-            raise ValueError(
-                f"MODEL.TAG_CLASSIFIER.BACKBONE_FROM is {own.BACKBONE_FROM!r}, expected "
-                "'MODEL' or 'MODEL.SEMANTIC'"
-            )
-        source = cfg.MODEL.SEMANTIC if semantic else cfg.MODEL
         return {
-            "backbone": build_semantic_backbone(cfg) if semantic else build_backbone(cfg),
-            "in_feature": own.IN_FEATURE,
+            "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "pixel_mean": tuple(source.PIXEL_MEAN),
-            "pixel_std": tuple(source.PIXEL_STD),
-            "new_layer_prefix_lr_factor": own.HEAD_LR_FACTOR,
-            "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "head_lr_factor": cfg.SOLVER.HEAD_LR_FACTOR,
             "amp": amp_dtype(cfg),
         }
 

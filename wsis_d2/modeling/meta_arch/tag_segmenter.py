@@ -65,17 +65,15 @@ class TagSegmenter(nn.Module):
             ValueError: a share outside its range, no class, or a size below a cell.
         """
         super().__init__()
-        for key, value in (("TAG_SHARE", tag_share), ("BOX_SHARE", box_share)):
+        for name, value in (("tag_share", tag_share), ("box_share", box_share)):
             if not 0 < value <= 1:
-                raise ValueError(
-                    f"MODEL.TAG_SEGMENTER.{key} is {value}, expected a share in (0, 1]"
-                )
+                raise ValueError(f"{name} is {value}, expected a share in (0, 1]")
         if not 0 <= evidence <= 1:
             raise ValueError(f"MODEL.TAG_SEGMENTER.EVIDENCE is {evidence}, expected 0 to 1")
         if num_classes < 1:
             raise ValueError("MODEL.SEM_SEG_HEAD.NUM_CLASSES: expected at least one class")
         if size < 4:
-            raise ValueError(f"MODEL.TAG_SEGMENTER.SIZE is {size}, expected at least 4 pixels")
+            raise ValueError(f"size is {size}, expected at least 4 pixels")
         self.num_classes = num_classes
         self.thing_ids = list(thing_ids)
         self.annotation = AnnotationLosses(
@@ -93,17 +91,10 @@ class TagSegmenter(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        own = cfg.MODEL.TAG_SEGMENTER
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "thing_ids": cfg.MODEL.WSIS.THING_IDS,
-            "size": own.SIZE,
-            "hidden": own.HIDDEN,
-            "tag_share": own.TAG_SHARE,
-            "box_share": own.BOX_SHARE,
-            "box_weight": own.BOX_WEIGHT,
-            "entropy_weight": own.ENTROPY_WEIGHT,
-            "evidence": own.EVIDENCE,
+            "evidence": cfg.MODEL.TAG_SEGMENTER.EVIDENCE,
         }
 
     @property

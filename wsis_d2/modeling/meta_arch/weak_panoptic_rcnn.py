@@ -25,9 +25,9 @@ from wsis_d2.modeling.postprocessing import (
     segments_to_instances,
 )
 from wsis_d2.modeling.semantic import SemanticSubnetwork
+from wsis_d2.structures.stages import Stage, stage_named
 
 _STEP = 4
-STAGES = ("detector", "semantic", "instance_piecewise", "end_to_end")
 TRAIN_BOXES = ("detector", "gt", "gt_jitter")
 
 
@@ -35,17 +35,16 @@ TRAIN_BOXES = ("detector", "gt", "gt_jitter")
 class WeakPanopticRCNN(nn.Module):
     """Explains every pixel of an image by a detected thing or a stuff class.
 
-    One stage is trained at a time, and a stage holds only the parts it needs: "detector" and
-    "semantic" are networks of their own; "instance_piecewise" adds the instance head to both and
-    trains the head alone; "end_to_end" trains the semantic subnetwork with it. The detector is
-    back-propagated in its own stage only.
+    One stage is trained at a time, and a stage holds only the parts it needs; which, and what they
+    learn, is the table :data:`wsis_d2.structures.stages.STAGES`. The detector is back-propagated
+    in its own stage only.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        stage: str,
+        stage: Stage,
         detector: Detector | BoxesFromFiles | None,
         semantic: SemanticSubnetwork | None,
         instance: nn.Module | None,
@@ -67,7 +66,7 @@ class WeakPanopticRCNN(nn.Module):
     ) -> None:
         """
         Args:
-            stage: one of ``STAGES``.
+            stage: what is trained; it has the parts that are given.
             detector, semantic, instance: the parts; None where the stage has no use for one.
             num_classes: number of unified classes C.
             thing_ids: ascending unified ids of the things.
@@ -88,18 +87,15 @@ class WeakPanopticRCNN(nn.Module):
             ValueError: an option outside its range, or a stage with nothing to train.
         """
         super().__init__()
-        if stage not in STAGES:
-            raise ValueError(f"MODEL.WSIS.STAGE is {stage!r}, expected one of {STAGES}")
         if train_boxes not in TRAIN_BOXES:
             raise ValueError(
                 f"MODEL.WSIS.TRAIN_BOXES is {train_boxes!r}, expected one of {TRAIN_BOXES}"
             )
-        for key, mode in (("THING_SCORE", thing_score), ("STUFF_SCORE", stuff_score)):
+        for name, mode in (("thing_score", thing_score), ("stuff_score", stuff_score)):
             if mode not in SCORE_MODES:
-                raise ValueError(
-                    f"MODEL.INSTANCE_HEAD.{key} is {mode!r}, expected one of {SCORE_MODES}"
-                )
+                raise ValueError(f"{name} is {mode!r}, expected one of {SCORE_MODES}")
         self.stage = stage
+        self._fixed = [part for part in stage.parts if part not in stage.trained]
         self.detector = detector
         self.semantic = semantic
         self.instance = instance
@@ -128,35 +124,25 @@ class WeakPanopticRCNN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         options, head = cfg.MODEL.WSIS, cfg.MODEL.INSTANCE_HEAD
-        shares = cfg.MODEL.TAG_SEGMENTER
-        joint = options.STAGE in STAGES[2:]
+        stage = stage_named(options.STAGE)
         return {
-            "stage": options.STAGE,
-            "detector": build_detector(cfg) if joint or options.STAGE == "detector" else None,
-            "semantic": SemanticSubnetwork(cfg) if joint or options.STAGE == "semantic" else None,
-            "instance": build_instance_head(cfg) if joint else None,
+            "stage": stage,
+            "detector": build_detector(cfg) if "detector" in stage.parts else None,
+            "semantic": SemanticSubnetwork(cfg) if "semantic" in stage.parts else None,
+            "instance": build_instance_head(cfg) if "instance" in stage.parts else None,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "thing_ids": options.THING_IDS,
             "train_boxes": options.TRAIN_BOXES,
-            "box_jitter": options.BOX_JITTER,
-            "semantic_loss_weight": options.SEMANTIC_LOSS_WEIGHT,
-            "instance_loss_weight": head.LOSS_WEIGHT,
             "annotation": AnnotationLosses(
                 cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
                 options.THING_IDS,
-                shares.TAG_SHARE,
-                shares.BOX_SHARE,
-                shares.BOX_WEIGHT,
+                box_weight=0.3,
                 entropy_weight=0.0,
             ),
             "annotation_loss_weight": options.ANNOTATION_LOSS_WEIGHT,
-            "match_box_weight": head.MATCH_BOX_WEIGHT,
             "min_thing_area": head.MIN_THING_AREA,
             "min_stuff_area": head.MIN_STUFF_AREA,
-            "thing_score": head.THING_SCORE,
-            "stuff_score": head.STUFF_SCORE,
             "head_lr_factor": cfg.SOLVER.HEAD_LR_FACTOR,
-            "crf_lr_factor": cfg.SOLVER.CRF_LR_FACTOR,
         }
 
     @property
@@ -173,12 +159,9 @@ class WeakPanopticRCNN(nn.Module):
 
     def _freeze(self) -> None:
         """Fix the parts that the stage does not train."""
-        joint = self.stage in STAGES[2:]
-        if joint:
-            self.detector.requires_grad_(False)
-        if self.stage == "instance_piecewise":
-            self.semantic.requires_grad_(False)
-        if self.stage == "end_to_end" and self.semantic_loss_weight == 0:
+        for part in self._fixed:
+            getattr(self, part).requires_grad_(False)
+        if self.stage.joint and self.semantic_loss_weight == 0:
             for name, parameter in self.semantic.head.named_parameters():
                 if name.startswith("aux_"):
                     parameter.requires_grad_(False)
@@ -186,10 +169,8 @@ class WeakPanopticRCNN(nn.Module):
     def train(self, mode: bool = True) -> "WeakPanopticRCNN":
         """Switch the trained parts to training; the others stay in evaluation mode."""
         super().train(mode)
-        if mode and self.stage in STAGES[2:]:
-            self.detector.eval()
-            if self.stage == "instance_piecewise":
-                self.semantic.eval()
+        for part in self._fixed if mode else ():
+            getattr(self, part).eval()
         return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
@@ -207,10 +188,10 @@ class WeakPanopticRCNN(nn.Module):
         """
         if not self.training:
             return self._predict(batched_inputs)
-        if self.stage == "detector":
+        if self.semantic is None:
             return self.detector(batched_inputs)
         images = [record["image"].to(self.device, non_blocking=True) for record in batched_inputs]
-        if self.stage == "semantic":
+        if self.instance is None:
             logits, aux = self.semantic.logits(images, self.semantic.crop_size)
             return self._semantic_losses(logits, aux, batched_inputs)
         return self._joint_losses(batched_inputs, images)
@@ -242,7 +223,7 @@ class WeakPanopticRCNN(nn.Module):
     def _joint_losses(
         self, batched_inputs: list[dict], images: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        trained = self.stage == "end_to_end"
+        trained = "semantic" in self.stage.trained
         self.instance.project()
         with torch.set_grad_enabled(trained):
             logits, aux = self.semantic.logits(images, self.semantic.crop_size)
@@ -308,10 +289,10 @@ class WeakPanopticRCNN(nn.Module):
     @torch.no_grad()
     def _predict(self, records: list[dict]) -> list[dict]:
         images, sizes = zip(*(self.input_of(record) for record in records), strict=True)
-        if self.stage == "detector":
+        if self.semantic is None:
             return [{"instances": self._unified(f)} for f in self.detector.detect(images, records)]
         probabilities = self.class_probabilities(images, sizes)
-        if self.stage == "semantic":
+        if self.instance is None:
             return [{"sem_seg": own} for own in probabilities]
         labels = self.instance_labels(images, records)
         return [

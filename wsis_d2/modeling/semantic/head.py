@@ -73,6 +73,16 @@ class SemanticHead(nn.Module):
         return losses
 
 
+# Detectron2's DeepLab heads read these; a project that adds them to its config has its own.
+_DEEPLAB = {
+    "ASPP_CHANNELS": 256,
+    "ASPP_DILATIONS": [6, 12, 18],
+    "ASPP_DROPOUT": 0.1,
+    "USE_DEPTHWISE_SEPARABLE_CONV": False,
+    "LOSS_TYPE": "cross_entropy",
+}
+
+
 class RegistryHead(SemanticHead):
     """A head of Detectron2's registry: SemSegFPNHead, DeepLabV3PlusHead or one's own.
 
@@ -154,6 +164,10 @@ def build_semantic_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Sema
     plain = cfg.clone()
     plain.defrost()
     plain.INPUT.CROP.ENABLED = False
+    if name.startswith("DeepLab"):
+        projected = [48] * (len(own.IN_FEATURES) - 1)
+        for key, value in {**_DEEPLAB, "PROJECT_CHANNELS": projected}.items():
+            plain.MODEL.SEM_SEG_HEAD.setdefault(key, value)
     try:
         head = SEM_SEG_HEADS_REGISTRY.get(name)(plain, input_shape)
     except (KeyError, AssertionError, ValueError, TypeError) as error:

@@ -13,17 +13,17 @@ Classifier = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 class SemanticInference:
-    """Average class probabilities over tiles, scales and the mirror image.
+    """Average class probabilities over tiles, sizes and the mirror image.
 
     Addition, not in the paper, which evaluates whole images at a single scale (4.3).
 
     Args:
-        mode: "whole", or "tiles": overlapping square tiles whose probabilities are blended with
+        tile_size: side in pixels of overlapping square tiles whose probabilities are blended with
             weights that fall off towards a tile's border, so that no seam reaches the CRF. The
-            network pads smaller images to a tile.
-        tile_size: side of a tile in pixels.
+            network pads smaller images to a tile. 0: images are classified whole.
         tile_overlap: share of a tile that overlaps its neighbour, in [0, 1).
-        scales: factors of the image's size.
+        min_sizes: shorter sides that an image is resized to; none: its own size alone.
+        max_size: longer side that it may have then.
         flip: also classify the mirror image.
 
     Raises:
@@ -33,39 +33,47 @@ class SemanticInference:
     def __init__(
         self,
         *,
-        mode: str = "whole",
-        tile_size: int = 521,
+        tile_size: int = 0,
         tile_overlap: float = 0.33,
-        scales: tuple[float, ...] = (1.0,),
+        min_sizes: Sequence[int] = (),
+        max_size: int = 4000,
         flip: bool = False,
     ) -> None:
-        key = "MODEL.SEMANTIC.INFERENCE"
-        if mode not in ("whole", "tiles"):
-            raise ValueError(f"{key}.MODE is {mode!r}, expected 'whole' or 'tiles'")
-        if not 0 <= tile_overlap < 1 or tile_size < 1:
+        if tile_size < 0:
+            raise ValueError(f"MODEL.SEMANTIC.TILE_SIZE is {tile_size}, expected 0 (off) or a side")
+        if not 0 <= tile_overlap < 1:
+            raise ValueError(f"tile_overlap is {tile_overlap}, expected a share in [0, 1)")
+        if min((*min_sizes, max_size)) < 1:
             raise ValueError(
-                f"{key}: TILE_SIZE {tile_size} and TILE_OVERLAP {tile_overlap}, expected at least "
-                "1 and a share in [0, 1)"
+                f"TEST.AUG.MIN_SIZES is {list(min_sizes)}, MAX_SIZE {max_size}, expected sides in "
+                "pixels"
             )
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"{key}.SCALES is {list(scales)}, expected positive numbers")
-        self.mode = mode
         self.tile_size = tile_size
         self.tile_overlap = tile_overlap
-        self.scales = tuple(scales)
+        self.min_sizes = tuple(min_sizes)
+        self.max_size = max_size
         self.flip = flip
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SemanticInference":
-        """Read MODEL.SEMANTIC.INFERENCE."""
-        options = cfg.MODEL.SEMANTIC.INFERENCE
+        """Read MODEL.SEMANTIC.TILE_SIZE and TEST.AUG."""
+        sizes = cfg.TEST.AUG
         return cls(
-            mode=options.MODE,
-            tile_size=options.TILE_SIZE,
-            tile_overlap=options.TILE_OVERLAP,
-            scales=tuple(options.SCALES),
-            flip=options.FLIP,
+            tile_size=cfg.MODEL.SEMANTIC.TILE_SIZE,
+            min_sizes=sizes.MIN_SIZES if sizes.ENABLED else (),
+            max_size=sizes.MAX_SIZE,
+            flip=sizes.ENABLED and sizes.FLIP,
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an image is classified once, whole."""
+        return not (self.tile_size or self.min_sizes or self.flip)
+
+    def _scale(self, image: torch.Tensor, min_size: int) -> float:
+        """Factor that brings the shorter side to a size, the longer one within the limit."""
+        short, long = sorted(image.shape[-2:])
+        return min(min_size / short, self.max_size / long) if min_size else 1.0
 
     def __call__(self, classify: Classifier, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Classify images.
@@ -79,11 +87,11 @@ class SemanticInference:
         """
         totals: list[torch.Tensor] | None = None
         count = 0
-        for scale in self.scales:
-            scaled = [_scaled(image, scale) for image in images]
+        for min_size in self.min_sizes or (0,):
+            scaled = [_scaled(image, self._scale(image, min_size)) for image in images]
             for mirrored in (False, True) if self.flip else (False,):
                 views = [view.flip(-1) for view in scaled] if mirrored else scaled
-                found = self._tiles(classify, views) if self.mode == "tiles" else classify(views)
+                found = self._tiles(classify, views) if self.tile_size else classify(views)
                 if mirrored:
                     found = [own.flip(-1) for own in found]
                 found = [

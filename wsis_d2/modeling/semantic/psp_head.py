@@ -1,6 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The pyramid scene parsing head and its auxiliary classifier."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -23,7 +25,7 @@ class PyramidPooling(nn.Module):
         norm: a norm's name or a callable.
     """
 
-    def __init__(self, in_channels: int, bins: list[int], out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, bins: Sequence[int], out_channels: int, norm: str) -> None:
         super().__init__()
         self.bins = list(bins)
         self.convs = nn.ModuleList(
@@ -69,10 +71,10 @@ class PSPHead(SemanticHead):
         in_feature: str,
         num_classes: int,
         ignore_value: int,
-        bins: list[int],
         ppm_dim: int,
         conv_dim: int,
         norm: str,
+        bins: Sequence[int] = (1, 2, 3, 6),
         dropout: float = 0.1,
         aux_feature: str = "res4",
         aux_dim: int = 256,
@@ -85,12 +87,13 @@ class PSPHead(SemanticHead):
             in_feature: the feature that is pooled.
             num_classes: number of classes C.
             ignore_value: label of pixels without a class.
-            bins: grid sizes of the pyramid pooling.
-            ppm_dim: channels of each grid.
+            ppm_dim: channels of each grid of the pyramid pooling.
             conv_dim: channels before the classifier.
             norm: norm of every new layer.
+            bins: sizes of the grids.
             dropout: share of channels dropped before the classifier.
-            aux_feature, aux_dim, aux_loss_weight: the auxiliary classifier; weight 0: none.
+            aux_feature, aux_dim, aux_loss_weight: the auxiliary classifier's feature, channels (0:
+                there is none) and weight.
             loss_weight: weight of the main loss.
         """
         super().__init__()
@@ -100,16 +103,17 @@ class PSPHead(SemanticHead):
         self.loss_weight = loss_weight
         self.aux_feature = aux_feature
         self.aux_loss_weight = aux_loss_weight
+        self.aux_dim = aux_dim
         self.stride = input_shape[in_feature].stride
         self.ppm = PyramidPooling(input_shape[in_feature].channels, bins, ppm_dim, norm)
         self.conv = _conv3(self.ppm.out_channels, conv_dim, norm)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = _classifier(conv_dim, num_classes)
-        if aux_loss_weight > 0:
+        if aux_dim > 0:
             if aux_feature not in input_shape:
                 raise InputError(
-                    f"MODEL.SEM_SEG_HEAD.AUX_FEATURE is {aux_feature!r}, the backbone gives "
-                    f"{', '.join(input_shape)}"
+                    f"MODEL.SEM_SEG_HEAD.AUX_DIM is {aux_dim}, and the auxiliary classifier reads "
+                    f"{aux_feature}; the backbone gives {', '.join(input_shape)}; set 0 for none"
                 )
             self.aux_conv = _conv3(input_shape[aux_feature].channels, aux_dim, norm)
             self.aux_predictor = _classifier(aux_dim, num_classes)
@@ -122,14 +126,10 @@ class PSPHead(SemanticHead):
             "in_feature": head.IN_FEATURES[0],
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
-            "bins": head.PPM_BINS,
             "ppm_dim": head.PPM_DIM,
             "conv_dim": head.CONVS_DIM,
             "norm": head.NORM,
-            "dropout": head.DROPOUT,
-            "aux_feature": head.AUX_FEATURE,
             "aux_dim": head.AUX_DIM,
-            "aux_loss_weight": head.AUX_LOSS_WEIGHT,
             "loss_weight": head.LOSS_WEIGHT,
         }
 
@@ -146,7 +146,7 @@ class PSPHead(SemanticHead):
         """
         x = self.conv(self.ppm(features[self.in_feature]))
         logits = self.predictor(self.dropout(x))
-        if not self.training or self.aux_loss_weight <= 0:
+        if not self.training or self.aux_dim == 0:
             return logits, None
         return logits, self.aux_predictor(self.dropout(self.aux_conv(features[self.aux_feature])))
 

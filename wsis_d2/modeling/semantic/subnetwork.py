@@ -14,7 +14,6 @@ from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.precision import amp_dtype, autocast
 from wsis_d2.modeling.semantic.head import SemanticHead, build_semantic_head
 from wsis_d2.modeling.semantic.inference import SemanticInference, in_groups
-from wsis_d2.utils.errors import InputError
 
 
 class SemanticSubnetwork(nn.Module):
@@ -37,7 +36,6 @@ class SemanticSubnetwork(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         inference: SemanticInference,
-        crop_size: tuple[int, int] | None = None,
         channels_last: bool = True,
         amp: torch.dtype | None = None,
         max_batch: int = 1,
@@ -48,8 +46,6 @@ class SemanticSubnetwork(nn.Module):
             head: on the backbone's features.
             pixel_mean, pixel_std: of the input, in its channel order.
             inference: how an image of any size is classified at test time.
-            crop_size: (height, width) that smaller training images are padded to; None: as they
-                are.
             channels_last: run convolutions in channels-last memory order.
             amp: 16-bit type that backbone and head run in; None: float32.
             max_batch: most images or tiles that run together at test time.
@@ -61,7 +57,8 @@ class SemanticSubnetwork(nn.Module):
         divisors = [n for n in (backbone.size_divisibility, head.size_divisibility) if n > 1]
         self.size_divisibility = math.lcm(head.stride, *divisors) if divisors else 0
         self.inference_mode = inference
-        self.crop_size = crop_size
+        side = inference.tile_size
+        self.crop_size = (side, side) if side else None
         self.channels_last = channels_last
         self.amp = amp
         self.max_batch = max_batch
@@ -79,8 +76,6 @@ class SemanticSubnetwork(nn.Module):
             "pixel_mean": cfg.MODEL.SEMANTIC.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.SEMANTIC.PIXEL_STD,
             "inference": SemanticInference.from_config(cfg),
-            "crop_size": _crop_size(cfg),
-            "channels_last": cfg.MODEL.WSIS.CHANNELS_LAST,
             "amp": amp_dtype(cfg),
             "max_batch": cfg.TEST.IMS_PER_BATCH,
         }
@@ -159,8 +154,7 @@ class SemanticSubnetwork(nn.Module):
         Returns:
             (C, H, W) float32 probabilities each.
         """
-        side = self.inference_mode.tile_size
-        least = (side, side) if self.inference_mode.mode == "tiles" else None
+        least = self.crop_size
         smallest = least or (0, 0)
 
         def padded_size(view: torch.Tensor) -> tuple[int, ...]:
@@ -180,16 +174,3 @@ class SemanticSubnetwork(nn.Module):
             return in_groups(views, padded_size, classify, self.max_batch)
 
         return self.inference_mode(classify_all, images)
-
-
-def _crop_size(cfg: CfgNode) -> tuple[int, int] | None:
-    crop = cfg.INPUT.CROP
-    if not crop.PAD:
-        return None
-    if not crop.ENABLED or crop.TYPE != "absolute":
-        raise InputError(
-            f"INPUT.CROP.PAD is True, but ENABLED is {crop.ENABLED} and TYPE {crop.TYPE!r}; it "
-            "needs crops of one size: ENABLED True, TYPE 'absolute'"
-        )
-    height, width = crop.SIZE
-    return int(height), int(width)

@@ -83,6 +83,11 @@ def make_contours(name: str, weights: str = "") -> Contours:
         InputError: no such detector, or its file or OpenCV module is not there.
     """
     if name == "gradient":
+        if weights:
+            raise InputError(
+                f"WEAK_LABELS.PROPOSALS.PATH is {weights!r}, and contours by gradient have no "
+                "weights; leave it empty, or set PROPOSALS.CONTOURS learned"
+            )
         return Contours(gradient_contours, "gradient")
     if name == "learned":
         net = load_weights(weights or WEIGHTS)
@@ -103,7 +108,7 @@ def _structured(path: str) -> Contours:
         )
     if not path or not os.path.exists(path):
         raise InputError(
-            f"WEAK_LABELS.PROPOSALS.CONTOUR_WEIGHTS: {path!r}, expected the file of a structured "
+            f"WEAK_LABELS.PROPOSALS.PATH: {path!r}, expected the file of a structured "
             "forest (model.yml.gz)"
         )
     forest = cv2.ximgproc.createStructuredEdgeDetection(path)

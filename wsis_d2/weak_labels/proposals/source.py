@@ -109,11 +109,8 @@ class MCGSource(ProposalSource):
         node = cfg.WEAK_LABELS.PROPOSALS
         return cls(
             preset_name=node.PRESET,
-            max_side=node.MAX_SIDE,
-            size_damping=node.SIZE_DAMPING,
             contours=node.CONTOURS,
-            weights=node.CONTOUR_WEIGHTS,
-            cache=node.CACHE,
+            weights=node.PATH,
         )
 
     def recipe(self) -> dict:
