@@ -50,10 +50,11 @@ struct ToVolume {
 // A block's pixels: 16 or 8 wide, where so many fit, as they share vertices.
 struct Patches {
   BlockShape shape;
-  int wide, tall, across;
+  int wide, tall, shift, across;
   int64_t count;
   Patches(int height, int width, int parts) : shape(block_shape(parts)) {
-    wide = shape.y >= 128 ? 16 : shape.y >= 8 ? 8 : shape.y;
+    shift = shape.y >= 128 ? 4 : 3;
+    wide = std::min(1 << shift, shape.y);
     tall = shape.y / wide;
     across = (width + wide - 1) / wide;
     count = int64_t(across) * ((height + tall - 1) / tall);
@@ -68,14 +69,14 @@ struct Messages {
   const T* vertices;  // nullptr: without the lattice
   const T* grid;      // nullptr: without the spatial kernel
   uint32_t row_width;
-  int parts, wide, tall, across;
+  int parts, wide, tall, shift, across;
   bool norm;
 
   // This thread's pixel; false where it has none.
   WSIS_DEVICE bool find(const Place& place, int& px, int& py) const {
     const int down = place.block / across;
-    px = (place.block - down * across) * wide + place.y % wide;
-    py = down * tall + place.y / wide;
+    px = (place.block - down * across) * wide + (place.y & ((1 << shift) - 1));
+    py = down * tall + (place.y >> shift);
     return place.y < wide * tall && px < lattice.width && py < lattice.height;
   }
   WSIS_DEVICE uint64_t row(uint32_t pixel, int part) const {
@@ -376,6 +377,7 @@ class DeviceEngine {
             parts(),
             patches_.wide,
             patches_.tall,
+            patches_.shift,
             patches_.across,
             lattice_.normalization == kAfter && transpose_};
   }
