@@ -335,13 +335,13 @@ def training(report: Report, args: argparse.Namespace) -> None:
                     ],
                     cwd=ROOT, env=env, stdout=log, stderr=log,
                 )  # fmt: skip
-        last = {}
+        losses = {}
         for device, run in runs.items():
             if run.wait() != 0:
                 raise AssertionError((args.output / f"training_{device}.log").read_text()[-400:])
             lines = (args.output / f"training_{device}/metrics.json").read_text().splitlines()
-            last[device] = json.loads(lines[-1])
-        losses = {device: found["total_loss"] for device, found in last.items()}
+            found = [entry for entry in map(json.loads, lines) if "total_loss" in entry]
+            losses[device] = found[-1]["total_loss"]
         if not args.dry_run:
             a, b = losses["cuda"], losses["cpu"]
             assert abs(a - b) < 0.1 * b, f"loss {a:.3f} on the GPU, {b:.3f} on the CPU"
