@@ -131,7 +131,9 @@ def test_what_is_refused_is_not_read(keys_read):
     wrong = []
     for row in UNUSED:
         for kind in row.kinds or KINDS:
-            for key in keys_read[kind] if row.prefix not in OVERRULED else ():
+            # The runs are the kinds' own configs, of which a row with a condition may not speak.
+            holds = row.prefix not in OVERRULED and row.where(read_config(None, KINDS[kind]))
+            for key in keys_read[kind] if holds else ():
                 if key == row.prefix or key.startswith(row.prefix + "."):
                     wrong.append((kind, key))
     assert not wrong

@@ -57,12 +57,11 @@ class SemanticInference:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SemanticInference":
         """Read MODEL.SEMANTIC.TILE_SIZE and TEST.AUG."""
-        sizes = cfg.TEST.AUG
+        tile_size, aug = cfg.MODEL.SEMANTIC.TILE_SIZE, cfg.TEST.AUG
+        if not aug.ENABLED:
+            return cls(tile_size=tile_size)
         return cls(
-            tile_size=cfg.MODEL.SEMANTIC.TILE_SIZE,
-            min_sizes=sizes.MIN_SIZES if sizes.ENABLED else (),
-            max_size=sizes.MAX_SIZE,
-            flip=sizes.ENABLED and sizes.FLIP,
+            tile_size=tile_size, min_sizes=aug.MIN_SIZES, max_size=aug.MAX_SIZE, flip=aug.FLIP
         )
 
     @property
