@@ -277,3 +277,13 @@ def test_expected_results_are_verified(data, tmp_path):
         train([["sem_seg", "mIoU"]])
     with pytest.raises(InputError, match="TEST.EXPECTED_RESULTS: DATASETS.TEST is"):
         WSISTrainer(tiny_cfg(tmp_path, "TEST.EXPECTED_RESULTS", [["bbox", "AP", 1.0, 0.2]]))
+
+
+@pytest.mark.parametrize("part", ["MODEL.", "MODEL.SEMANTIC."])
+@pytest.mark.parametrize(
+    "name,value", [("PIXEL_MEAN", [1.0]), ("PIXEL_STD", [0.0, 1.0, 1.0]), ("PIXEL_STD", [1.0] * 4)]
+)
+def test_colours_of_photographs_are_three(part, name, value):
+    """One mean makes a network of grey pictures, and a deviation of 0 a loss that is no number."""
+    with pytest.raises(InputError, match=rf"^{part}{name} is .*expected three numbers"):
+        read_config(None, [f"{part}{name}", value])
