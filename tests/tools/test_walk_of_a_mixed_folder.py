@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.load_tool import ROOT, load_tool
-from pictures import red_square, save
+from helpers.pictures import red_square, save
 from PIL import Image
 
 from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
