@@ -18,7 +18,6 @@ def tag_classifier_config(num_classes: int, *opts: object) -> CfgNode:
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
-    cfg.MODEL.TAG_CLASSIFIER.IN_FEATURE = "res3"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
     cfg.merge_from_list(list(opts))
     return cfg
