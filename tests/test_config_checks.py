@@ -157,7 +157,6 @@ def test_what_is_refused_is_not_read(keys_read):
         ("semantic", "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res4", "res5"], "one feature"),
         ("semantic", "MODEL.SEMANTIC.RESNETS.DEFORM_MODULATED", True, "deformable"),
         ("TagClassifier", "INPUT.CROP.ENABLED", True, "crop_tags"),
-        ("detector", "INPUT.CROP.PAD", True, "semantic subnetwork"),
         ("TagClassifier", "INPUT.RANDOM_FLIP", "vertical", "left to right"),
         ("TagSegmenter", "INPUT.MIN_SIZE_TRAIN", (600,), "INPUT.SCALE_RANGE"),
         ("TagSegmenter", "VIS_PERIOD", 20, "no label map"),

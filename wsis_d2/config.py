@@ -305,18 +305,15 @@ def add_additions_config(cfg: CN) -> None:
     # Divide each class's probability by its share of the labels that the network learned from, to
     # this power: a network predicts rare classes more rarely still. 0: as predicted.
     cfg.REFINE.CLASS_BALANCE = 0.0
-    # Multiply the probability of the class that round 0's labels give a pixel; 1: as predicted.
-    cfg.REFINE.FIRST_LABELS_VOTE = 1.0
     # Weigh the probabilities by how each class looks in the image itself, to this power, before the
     # CRF; 0: off.
     cfg.REFINE.APPEARANCE_WEIGHT = 0.0
     # Multiply each class's probability by how far tags vouch for the cues of round 0, to this
     # power; 0: off. Needs the labels of a tag segmenter.
     cfg.REFINE.RELIABILITY_POWER = 0.0
-    # Labels are made of predictions averaged over these sizes of the image, and its mirror image.
-    # (Evaluations average over sizes by TEST.AUG.)
+    # Labels are made of predictions averaged over these sizes of the image and, with more than
+    # one, over its mirror image. (Evaluations average over sizes by TEST.AUG.)
     cfg.REFINE.SCALES = [1.0]
-    cfg.REFINE.FLIP = False
     # While training with train_net.py, make new labels every so many iterations; 0: never.
     cfg.ITERATIVE.PERIOD = 0
 
@@ -347,9 +344,9 @@ def add_additions_config(cfg: CN) -> None:
     # Mixed precision (SOLVER.AMP.ENABLED) of training, evaluation and new labels: "bfloat16", or
     # "float16", whose gradients are scaled.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # Segments with fewer pixels are dissolved into the next most probable labels; 0 keeps all.
-    cfg.MODEL.INSTANCE_HEAD.MIN_STUFF_AREA = 0
-    cfg.MODEL.INSTANCE_HEAD.MIN_THING_AREA = 0
+    # Segments of stuff and of things with fewer pixels are dissolved into the next most probable
+    # labels; 0 keeps all.
+    cfg.MODEL.INSTANCE_HEAD.MIN_AREAS = [0, 0]
     # Parts replaced by the truth, to see what limits a model: some of "boxes" (detections) and
     # "semantics" (class probabilities). Needs a RUN_VARIANT other than "main".
     cfg.TEST.TRUE_PARTS = []

@@ -165,7 +165,6 @@ UNUSED = (
         if (part, name) != ("MODEL.", "FPN")  # of detectors of all kinds
     ),
     Unused("INPUT.CROP.ENABLED", "crops are those of crop_tags in the annotation", TAGS),
-    Unused("INPUT.CROP.PAD", "it is the semantic subnetwork's", ("detector", *TAGS)),
     Unused("INPUT.MIN_SIZE_TRAIN", _TAG_SIZE, TAGS, harmless=((0,),)),
     Unused("INPUT.MAX_SIZE_TRAIN", _TAG_SIZE, TAGS),
     Unused("INPUT.MIN_SIZE_TRAIN_SAMPLING", _TAG_SIZE, TAGS),

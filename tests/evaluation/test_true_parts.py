@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 def untrained(folder, *opts, stage="instance_piecewise"):
     cfg = tiny_cfg(
         folder, "DATASETS.TEST", "('tiny_full',)", "MODEL.WSIS.STAGE", stage,
-        "MODEL.INSTANCE_HEAD.MIN_STUFF_AREA", 0, "MODEL.INSTANCE_HEAD.MIN_THING_AREA", 0, *opts,
+        "MODEL.INSTANCE_HEAD.MIN_AREAS", [0, 0], *opts,
     )  # fmt: skip
     torch.manual_seed(0)
     return cfg, build_model(cfg)

@@ -90,7 +90,7 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
 def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
     trained = undisturbed / "round_0" / "model_final.pth"
     opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0,
-            "REFINE.SCALES", [1.0, 1.5], "REFINE.FLIP", True]  # fmt: skip
+            "REFINE.SCALES", [1.0, 1.5]]  # fmt: skip
     # Before anything is trained, by the command and by the hook.
     with pytest.raises(InputError, match="reliability.json: no such file"):
         train_iterative(config(prepared, "held_back", *opts), 1)

@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     cfg = load_cfg(
         str(ROOT / "configs" / "Sample-Panoptic" / "tiny_instance.yaml"),
         ["OUTPUT_DIR", str(folder), "MODEL.WSIS.DETECTION_SCORE_THRESH", "0.0",
-         "MODEL.INSTANCE_HEAD.MIN_STUFF_AREA", "0", "MODEL.INSTANCE_HEAD.MIN_THING_AREA", "0"],
+         "MODEL.INSTANCE_HEAD.MIN_AREAS", "[0, 0]"],
     )  # fmt: skip
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")

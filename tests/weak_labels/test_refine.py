@@ -142,5 +142,5 @@ def test_appearance_weighs_what_annotation_allows_before_the_crf(case):
     [("class_balance", -0.1), ("first_labels_vote", 0.0), ("appearance_weight", -1.0)],
 )
 def test_refuses_factors_that_make_no_sense(key, value):
-    with pytest.raises(InputError, match=f"REFINE.{key.upper()} is {value}"):
+    with pytest.raises(InputError, match=f"(REFINE.{key.upper()}|{key}) is {value}"):
         RefineOptions(**{key: value})

@@ -30,7 +30,7 @@ class RefineOptions(CRFParameters):
         appearance_weight: power of what each class looks like in the image itself, before the CRF;
             see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
         scales, flip: sizes of the image that predictions are averaged over, and over its mirror
-            image; see :func:`wsis_d2.modeling.averaged.averaged_semantics`.
+            image (from a config, where there are several sizes); see :func:`wsis_d2.modeling.averaged.averaged_semantics`.
     """
 
     iterations: int = 10
@@ -61,7 +61,7 @@ class RefineOptions(CRFParameters):
             )
         if self.first_labels_vote <= 0:
             raise InputError(
-                f"REFINE.FIRST_LABELS_VOTE is {self.first_labels_vote}, expected above 0 (1: off)"
+                f"first_labels_vote is {self.first_labels_vote}, expected above 0 (1: off)"
             )
 
     @property
@@ -78,11 +78,10 @@ class RefineOptions(CRFParameters):
             **cls.config_values(own),
             within_annotation=own.WITHIN_ANNOTATION,
             class_balance=own.CLASS_BALANCE,
-            first_labels_vote=own.FIRST_LABELS_VOTE,
             appearance_weight=own.APPEARANCE_WEIGHT,
             reliability_power=own.RELIABILITY_POWER,
             scales=tuple(float(scale) for scale in own.SCALES),
-            flip=own.FLIP,
+            flip=len(own.SCALES) > 1,
         )
 
 

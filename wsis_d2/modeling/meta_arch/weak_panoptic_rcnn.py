@@ -140,8 +140,8 @@ class WeakPanopticRCNN(nn.Module):
                 entropy_weight=0.0,
             ),
             "annotation_loss_weight": options.ANNOTATION_LOSS_WEIGHT,
-            "min_thing_area": head.MIN_THING_AREA,
-            "min_stuff_area": head.MIN_STUFF_AREA,
+            "min_stuff_area": head.MIN_AREAS[0],
+            "min_thing_area": head.MIN_AREAS[1],
             "head_lr_factor": cfg.SOLVER.HEAD_LR_FACTOR,
         }
 
