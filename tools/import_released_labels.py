@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
     from wsis_d2.data.datasets.own.custom import dataset_classes
     from wsis_d2.structures.classes import in_order, match_classes, parse_categories
+    from wsis_d2.weak_labels.driver import LabelRun
     from wsis_d2.weak_labels.released import import_released
 
     if args.dataset not in DatasetCatalog.list():
@@ -68,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         [dict(c) for c in metadata.categories],
         args.output,
         has_boxes=metadata.get("has_boxes", True),
-        workers=args.workers,
-        limit=args.limit,
-        force=args.force,
+        run=LabelRun(workers=args.workers, limit=args.limit, force=args.force),
     )
 
 

@@ -51,7 +51,7 @@ def _boxes(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         data.categories,
         args.output,
         outside_boxes=data.outside_boxes,
-        **_common(args),
+        run=_run(args),
     )
 
 
@@ -65,7 +65,7 @@ def _tags(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         args.output,
         classifier=args.classifier,
         has_boxes=data.has_boxes,
-        **_common(args),
+        run=_run(args),
     )
 
 
@@ -81,7 +81,7 @@ def _merge(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         tags=args.tags,
         outside_boxes=data.outside_boxes,
         has_boxes=data.has_boxes,
-        **_common(args),
+        run=_run(args),
     )
 
 
@@ -96,7 +96,7 @@ def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
         classifier=args.classifier,
         outside_boxes=data.outside_boxes,
         has_boxes=data.has_boxes,
-        **_common(args),
+        run=_run(args),
     )
 
 
@@ -105,14 +105,16 @@ def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
 SUBCOMMANDS: dict[str, Callable] = {"boxes": _boxes, "tags": _tags, "merge": _merge, "all": _all}
 
 
-def _common(args: SimpleNamespace) -> dict:
-    return {
-        "workers": args.workers,
-        "limit": args.limit,
-        "force": args.force,
-        "dry_run": args.dry_run,
-        "ray_address": args.ray,
-    }
+def _run(args: SimpleNamespace):
+    from wsis_d2.weak_labels.driver import LabelRun
+
+    return LabelRun(
+        workers=args.workers,
+        limit=args.limit,
+        force=args.force,
+        dry_run=args.dry_run,
+        ray_address=args.ray,
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

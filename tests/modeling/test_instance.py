@@ -13,7 +13,7 @@ from wsis_d2.modeling.instance import (
     instance_loss,
     make_labels,
     match_instances,
-    relabel,
+    to_matched_labels,
     unary_scores,
 )
 from wsis_d2.modeling.instance.matching import mask_iou, tight_boxes
@@ -181,7 +181,7 @@ def test_loss_is_the_mean_over_matched_pixels():
     inst = torch.from_numpy(np.random.default_rng(6).integers(-1, 3, (H, W)))
     classes = torch.tensor([0, 1, 2])
     scores = unary_scores(q, labels, 1.0, 1.0)
-    target = relabel(inst, match_instances(inst, classes, scores.argmax(0), labels))
+    target = to_matched_labels(inst, match_instances(inst, classes, scores.argmax(0), labels))
     logs = torch.log_softmax(scores, 0)
     values = [
         -float(logs[target[y, x], y, x])

@@ -23,9 +23,12 @@ from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.appearance import weigh_by_appearance
 from wsis_d2.weak_labels.cam_labels import cue_labels
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.reliability import load_reliability, tag_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
+ALONE = LabelRun(workers=1)
+FIRST_TWO = LabelRun(workers=1, limit=2)
 THINGS = frozenset({0, 1, 2})
 
 
@@ -82,7 +85,7 @@ def test_maps_are_those_of_each_crop_alone_stitched(scenes, classifier):
 def test_tags_to_a_store_of_cues(scenes, classifier):
     root, records = scenes
     status = make_tag_labels(
-        plain_cfg(), records, CATEGORIES, root / "tags", classifier=classifier, workers=1
+        plain_cfg(), records, CATEGORIES, root / "tags", classifier=classifier, run=ALONE
     )
     assert status == 0
     store = LabelStore.open(root / "tags")
@@ -108,7 +111,7 @@ def test_all_commands_leave_the_same_bytes_with_two_processes(scenes, classifier
     for workers in (1, 2):
         status = make_all_labels(
             plain_cfg("WEAK_LABELS.MASKS", "box"), scenes[1], CATEGORIES, tmp_path / str(workers),
-            classifier=classifier, workers=workers,
+            classifier=classifier, run=LabelRun(workers=workers),
         )  # fmt: skip
         assert status == 0
     one, two = files_of(tmp_path / "1"), files_of(tmp_path / "2")
@@ -127,7 +130,7 @@ def test_all_commands_leave_the_same_bytes_on_two_ray_nodes(scenes, classifier, 
         for name, options in (("ray", {"ray_address": "auto"}), ("here", {"workers": 1})):
             status = make_all_labels(
                 plain_cfg("WEAK_LABELS.MASKS", "box"), scenes[1], CATEGORIES, tmp_path / name,
-                classifier=classifier, **options,
+                classifier=classifier, run=LabelRun(**options),
             )  # fmt: skip
             assert status == 0
         assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
@@ -155,7 +158,7 @@ def test_a_classifier_with_the_classes_in_another_order_says_the_same(
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     for name, file in (("right", weights), ("turned", tmp_path / "model_final.pth")):
         make_tag_labels(
-            plain_cfg(), records, CATEGORIES, tmp_path / name, classifier=file, workers=1
+            plain_cfg(), records, CATEGORIES, tmp_path / name, classifier=file, run=ALONE
         )
     right, other = (LabelStore.open(tmp_path / name) for name in ("right", "turned"))
     for record in records:
@@ -172,7 +175,7 @@ def test_a_classifier_with_the_classes_in_another_order_says_the_same(
     )
     with pytest.raises(InputError, match=r'metadata\.json: its 7 categories lack "fish"'):
         make_tag_labels(
-            plain_cfg(), records, CATEGORIES, tmp_path / "none", classifier=file, workers=1
+            plain_cfg(), records, CATEGORIES, tmp_path / "none", classifier=file, run=ALONE
         )
 
 
@@ -180,7 +183,7 @@ def test_the_commands_cam_keys_win_over_the_classifiers_config(scenes, classifie
     root, records = scenes
     opts = ("CAM.THRESHOLD", 0.9, "CAM.LAYER", "backbone.res2")
     make_tag_labels(
-        plain_cfg(*opts), records, CATEGORIES, root / "high", classifier=classifier, workers=1
+        plain_cfg(*opts), records, CATEGORIES, root / "high", classifier=classifier, run=ALONE
     )
     recipe = LabelStore.open(root / "high").recipe
     assert (recipe["threshold"], recipe["layer"]) == (0.9, "backbone.res2")
@@ -189,9 +192,9 @@ def test_the_commands_cam_keys_win_over_the_classifiers_config(scenes, classifie
 def test_all_keeps_its_parts_and_continues(scenes, classifier):
     root, records = scenes
     cfg = plain_cfg("WEAK_LABELS.MASKS", "grabcut")
-    arguments = dict(classifier=classifier, workers=1)
-    assert make_all_labels(cfg, records, CATEGORIES, root / "all", limit=2, **arguments) == 0
-    assert make_all_labels(cfg, records, CATEGORIES, root / "all", **arguments) == 0
+    arguments = (cfg, records, CATEGORIES, root / "all")
+    assert make_all_labels(*arguments, classifier=classifier, run=FIRST_TWO) == 0
+    assert make_all_labels(*arguments, classifier=classifier, run=ALONE) == 0
     store = LabelStore.open(root / "all")
     boxes = LabelStore.open(root / "all" / "parts" / "boxes")
     tags = LabelStore.open(root / "all" / "parts" / "tags")
@@ -227,7 +230,7 @@ def test_a_segmenters_cues_are_its_surest_classes_among_those_that_annotation_al
     root, records = scenes
     cfg = plain_cfg("CAM.THRESHOLD", 0.4)
     assert make_tag_labels(
-        cfg, records, CATEGORIES, root / "regions", classifier=segmenter, workers=1
+        cfg, records, CATEGORIES, root / "regions", classifier=segmenter, run=ALONE
     ) == 0  # fmt: skip
     store = LabelStore.open(root / "regions")
     own = classifier_config(cfg, segmenter, 7)
@@ -269,7 +272,7 @@ def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
         assert not weighed[plain == 0].any()
     cfg = plain_cfg("CAM.APPEARANCE_WEIGHT", 0.5, "CAM.THRESHOLD", 0.4)
     make_tag_labels(
-        cfg, records, CATEGORIES, root / "looks", classifier=segmenter, workers=1
+        cfg, records, CATEGORIES, root / "looks", classifier=segmenter, run=ALONE
     )  # fmt: skip
     assert LabelStore.open(root / "looks").recipe["appearance_weight"] == 0.5
     with pytest.raises(InputError, match="CAM.APPEARANCE_WEIGHT is 0.5; a TagClassifier"):
@@ -289,7 +292,7 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
 ):
     root, records = scenes
     cfg = plain_cfg("CAM.THRESHOLD", 0.4, "WEAK_LABELS.MASKS", "box")
-    arguments = dict(classifier=segmenter, workers=1)
+    arguments = dict(classifier=segmenter, run=ALONE)
     make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
     names = [c["name"] for c in CATEGORIES]
     found = load_reliability(root / "vouched", names)
@@ -329,7 +332,8 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
     make_all_labels(cfg, records, CATEGORIES, root / "vouched", **arguments)
     assert (root / "vouched/parts/tags/reliability.json").stat().st_mtime_ns == before
     # Of two images first; stopped before that of all is known, it is not taken for theirs.
-    make_all_labels(cfg, records, CATEGORIES, root / "partly", limit=2, **arguments)
+    first = arguments | {"run": FIRST_TWO}
+    make_all_labels(cfg, records, CATEGORIES, root / "partly", **first)
     assert not np.array_equal(load_reliability(root / "partly", names), found)
     with monkeypatch.context() as patch:
         patch.setattr(RegionCueLabeller, "reliability", interrupt)
@@ -339,7 +343,7 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
     make_all_labels(cfg, records, CATEGORIES, root / "partly", **arguments)
     assert np.array_equal(load_reliability(root / "partly", names), found)
     make_tag_labels(
-        plain_cfg(), records, CATEGORIES, root / "maps", classifier=classifier, workers=1
+        plain_cfg(), records, CATEGORIES, root / "maps", classifier=classifier, run=ALONE
     )
     assert not (root / "maps/reliability.json").exists()
 
@@ -374,8 +378,7 @@ def test_dry_run_writes_nothing(scenes, classifier, tmp_path):
         CATEGORIES,
         tmp_path / "a",
         classifier=classifier,
-        workers=1,
-        dry_run=True,
+        run=LabelRun(workers=1, dry_run=True),
     )
     assert status == 0 and not (tmp_path / "a").exists()
 
@@ -392,10 +395,10 @@ def test_no_mask_is_read(scenes, classifier, tmp_path):
         (data / name).unlink()
     own = load_weak_json(data / "weak_train.json", data / "images/train")
     make_tag_labels(
-        plain_cfg(), own, CATEGORIES, tmp_path / "tags", classifier=classifier, workers=1
+        plain_cfg(), own, CATEGORIES, tmp_path / "tags", classifier=classifier, run=ALONE
     )
     make_tag_labels(
-        plain_cfg(), records, CATEGORIES, tmp_path / "tags2", classifier=classifier, workers=1
+        plain_cfg(), records, CATEGORIES, tmp_path / "tags2", classifier=classifier, run=ALONE
     )
     for record in own:
         np.testing.assert_array_equal(

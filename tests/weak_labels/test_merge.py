@@ -9,8 +9,11 @@ from wsis_d2.config import add_wsis_config
 from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.merge import clean_options, make_merged_labels, merge_record
 from wsis_d2.weak_labels.store import LabelStore
+
+ALONE = LabelRun(workers=1)
 
 # File ids are not contiguous and a thing comes first: 0 fish (thing), 1 cow (thing), 2 sky, 3 mud.
 CATEGORIES = [
@@ -150,7 +153,7 @@ def test_from_store_to_store(parts):
         parts / "merged",
         boxes=parts / "boxes",
         tags=parts / "tags",
-        workers=1,
+        run=ALONE,
     )
     assert status == 0
     store = LabelStore.open(parts / "merged")
@@ -162,13 +165,14 @@ def test_from_store_to_store(parts):
 
 
 def test_another_recipe_of_a_part_is_not_merged_into_an_old_store(parts):
-    arguments = dict(boxes=parts / "boxes", tags=parts / "tags", workers=1)
+    arguments = dict(boxes=parts / "boxes", tags=parts / "tags", run=ALONE)
     make_merged_labels(config(), [record()], CATEGORIES, parts / "merged", **arguments)
     cfg = config()
     cfg.CLEAN.FILL = True
     with pytest.raises(InputError, match="clean.fill: False there, True asked for"):
         make_merged_labels(cfg, [record()], CATEGORIES, parts / "merged", **arguments)
-    make_merged_labels(cfg, [record()], CATEGORIES, parts / "merged", **arguments, force=True)
+    forced = arguments | {"run": LabelRun(workers=1, force=True)}
+    make_merged_labels(cfg, [record()], CATEGORIES, parts / "merged", **forced)
 
 
 def test_a_part_that_is_missing_or_stale_is_an_error(parts):
@@ -181,7 +185,7 @@ def test_a_part_that_is_missing_or_stale_is_an_error(parts):
         make_merged_labels(config(), [record()], other, parts / "m", boxes=parts / "boxes")
     changed = record(image_tags=[2])
     status = make_merged_labels(
-        config(), [changed], CATEGORIES, parts / "m", boxes=parts / "boxes", workers=1
+        config(), [changed], CATEGORIES, parts / "m", boxes=parts / "boxes", run=ALONE
     )
     assert status == 1
     assert "is stale" in LabelStore.open(parts / "m").failed[7]

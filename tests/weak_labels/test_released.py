@@ -9,9 +9,12 @@ from PIL import Image
 from wsis_d2.config import add_wsis_config
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_label_png
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.merge import make_merged_labels
 from wsis_d2.weak_labels.released import import_released
 from wsis_d2.weak_labels.store import LabelStore
+
+ALONE = LabelRun(workers=1)
 
 N = 255
 # Three classes as on Cityscapes: stuff first. 0 road, 1 sky, 2 car.
@@ -61,7 +64,7 @@ def test_indices_are_read_not_colours(released):
 
 def test_merged_labels_become_a_store_with_instances(released, record):
     status = import_released(
-        "merged", released / "merged", [record], CATEGORIES, released / "out", workers=1
+        "merged", released / "merged", [record], CATEGORIES, released / "out", run=ALONE
     )
     assert status == 0
     store = LabelStore.open(released / "out")
@@ -71,8 +74,15 @@ def test_merged_labels_become_a_store_with_instances(released, record):
     assert [s["category_id"] for s in segments] == [0, 1, 2]
 
 
+def test_dry_run_writes_nothing(released, record):
+    status = import_released(
+        "cam", released / "cam", [record], CATEGORIES, released / "out", run=LabelRun(dry_run=True)
+    )
+    assert status == 0 and not (released / "out").exists()
+
+
 def test_zero_in_box_masks_is_no_box_not_road(released, record):
-    import_released("mandg", released / "mandg", [record], CATEGORIES, released / "out", workers=1)
+    import_released("mandg", released / "mandg", [record], CATEGORIES, released / "out", run=ALONE)
     store = LabelStore.open(released / "out")
     assert store.semantic("bonn_000001").tolist() == [[N, N, N, N], [N, N, 2, N]]
 
@@ -82,7 +92,7 @@ def test_the_parts_merge_to_the_authors_own_merge(released, record):
     add_wsis_config(cfg)
     for kind in ("cam", "mandg"):
         import_released(
-            kind, released / kind, [record], CATEGORIES, released / f"s_{kind}", workers=1
+            kind, released / kind, [record], CATEGORIES, released / f"s_{kind}", run=ALONE
         )
     make_merged_labels(
         cfg,
@@ -91,7 +101,7 @@ def test_the_parts_merge_to_the_authors_own_merge(released, record):
         released / "s_merged",
         boxes=released / "s_mandg",
         tags=released / "s_cam",
-        workers=1,
+        run=ALONE,
     )
     merged = LabelStore.open(released / "s_merged").semantic("bonn_000001")
     assert merged.tolist() == MERGED.tolist()
@@ -108,7 +118,7 @@ def test_the_parts_merge_to_the_authors_own_merge(released, record):
 def test_files_that_cannot_be_right_are_named(tmp_path, record, kind, labels, message):
     palette_png(tmp_path / "in" / "bonn_000001_leftImg8bit.png", labels)
     out = tmp_path / "out"
-    assert import_released(kind, tmp_path / "in", [record], CATEGORIES, out, workers=1) == 1
+    assert import_released(kind, tmp_path / "in", [record], CATEGORIES, out, run=ALONE) == 1
     failed = LabelStore.open(out).failed["bonn_000001"]
     assert message in failed and "bonn_000001_leftImg8bit.png" in failed
 
@@ -116,19 +126,19 @@ def test_files_that_cannot_be_right_are_named(tmp_path, record, kind, labels, me
 def test_things_without_a_box_and_missing_files_are_named(released, record):
     record["annotations"] = []
     out = released / "out"
-    import_released("merged", released / "merged", [record], CATEGORIES, out, workers=1)
+    import_released("merged", released / "merged", [record], CATEGORIES, out, run=ALONE)
     assert (
         "holds thing class 2, and the record has no box"
         in (LabelStore.open(out).failed["bonn_000001"])
     )
     # Without reliable boxes that says nothing, and there are no instances.
     import_released(
-        "merged", released / "merged", [record], CATEGORIES, out, has_boxes=False, workers=1
+        "merged", released / "merged", [record], CATEGORIES, out, has_boxes=False, run=ALONE
     )
     instance, segments = LabelStore.open(out).instance("bonn_000001")
     assert (instance == -1).all() and segments == []
     other = {**record, "file_name": "x/ulm_1_leftImg8bit.png", "image_id": "ulm_1"}
-    import_released("cam", released / "cam", [other], CATEGORIES, released / "o2", workers=1)
+    import_released("cam", released / "cam", [other], CATEGORIES, released / "o2", run=ALONE)
     assert "no label file ulm_1_leftImg8bit.png" in LabelStore.open(released / "o2").failed["ulm_1"]
 
 

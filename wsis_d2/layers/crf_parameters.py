@@ -2,7 +2,6 @@
 """The dense CRF's six parameters, and checks of its arguments."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,6 @@ def check_positive(name: str, value: float) -> float:
     if not 0 < number < math.inf:
         raise InputError(f"{name}: expected a finite number above 0, found {number}.")
     return number
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise InputError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise InputError(f"{name}: found {value!r}, allowed are {', '.join(map(repr, allowed))}.")
 
 
 def check_image(image: torch.Tensor, height: int | None = None, width: int | None = None) -> None:

@@ -4,9 +4,9 @@
 import numpy as np
 import torch
 
-from wsis_d2.layers.crf_parameters import CRFParameters, check_choice, check_image, check_scores
+from wsis_d2.layers.crf_parameters import CRFParameters, check_image, check_scores
 from wsis_d2.layers.dense_crf import mean_field
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 REFINE_BACKENDS = ("auto", "native", "exact", "pydensecrf")
 # Probabilities below this are lifted to it before the logarithm.

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from wsis_d2.layers import native_crf
-from wsis_d2.layers.crf_parameters import CRFParameters, check_choice, check_image, check_scores
+from wsis_d2.layers.crf_parameters import CRFParameters, check_image, check_scores
 from wsis_d2.layers.exact_crf import exact_mean_field
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 NORMALIZATIONS = ("after", "symmetric")
 SPATIAL = ("auto", "exact")

@@ -14,12 +14,11 @@ import torch
 from wsis_d2.layers._extension import extension_error, require_extension
 from wsis_d2.layers.crf_parameters import (
     CRFParameters,
-    check_choice,
     check_image,
     check_positive,
     check_scores,
 )
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, check_choice
 
 _NORMALIZATIONS = {"none": 0, "after": 1, "symmetric": 2}
 _HEADER_SIZE = 48

@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Boxes and tags to the labels of round 0: the parts and their merge in one command."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from wsis_d2.relabeling.tag_cues import make_tag_labels, tags_recipe
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.box_labels import boxes_recipe, make_box_store
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.merge import clean_options, make_merged_labels, merge_recipe
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -28,11 +30,7 @@ def make_all_labels(
     classifier: str | os.PathLike | None = None,
     outside_boxes: int | str = "ignore",
     has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    ray_address: str | None = None,
+    run: LabelRun = LabelRun(),
 ) -> int:
     """The ``all`` command: boxes, tags and merge; the parts stay in ``output/parts``.
 
@@ -45,7 +43,7 @@ def make_all_labels(
             the class outside boxes.
         outside_boxes: "ignore" or the class outside all boxes.
         has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
-        workers, limit, force, dry_run, ray_address: as for each part.
+        run: how to run each part.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -69,14 +67,10 @@ def make_all_labels(
             f"{TRAIN_COMMAND}; or make labels of boxes alone with: tools/make_weak_labels.py boxes"
         )
     parts = Path(output) / "parts"
-    common = {
-        "workers": workers, "limit": limit, "force": force, "dry_run": dry_run,
-        "ray_address": ray_address,
-    }  # fmt: skip
     tags = None
     if tagged:
         tags = tags_recipe(classifier_config(cfg, classifier, len(categories)), classifier)
-    if not dry_run:
+    if not run.dry_run:
         # Before its parts: a folder with files in it is no new store.
         recipe = merge_recipe(
             boxes_recipe(cfg, outside_boxes),
@@ -84,9 +78,9 @@ def make_all_labels(
             clean_options(cfg, annotation),
             cfg.CLEAN.INSTANCES_FROM,
         )
-        LabelStore.create(output, recipe, categories, force)
+        LabelStore.create(output, recipe, categories, run.force)
     status = make_box_store(
-        cfg, records, categories, parts / "boxes", outside_boxes=outside_boxes, **common
+        cfg, records, categories, parts / "boxes", outside_boxes=outside_boxes, run=run
     )
     if tagged:
         status |= make_tag_labels(
@@ -96,9 +90,9 @@ def make_all_labels(
             parts / "tags",
             classifier=classifier,
             has_boxes=has_boxes,
-            **common,
+            run=run,
         )
-    if dry_run:
+    if run.dry_run:
         logger.info("would merge both into %s", output)
         return status
     status |= make_merged_labels(
@@ -110,8 +104,6 @@ def make_all_labels(
         tags=parts / "tags" if tagged else None,
         outside_boxes=outside_boxes,
         has_boxes=has_boxes,
-        workers=workers,
-        limit=limit,
-        ray_address=ray_address,
+        run=dataclasses.replace(run, force=False),  # the store is made above
     )
     return status

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.structures.labels import IGNORE
+from wsis_d2.structures.labels import keep_table
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -25,8 +25,7 @@ class MaskSource:
     def __init__(self, store: str | os.PathLike, classes: ClassTable) -> None:
         self.path = Path(store)
         self._store = LabelStore.open(store).in_classes(classes)
-        self._things = np.zeros(256, bool)
-        self._things[: len(classes)] = classes.thing_mask
+        self._things = keep_table(np.flatnonzero(classes.thing_mask))
 
     @property
     def recipe_hash(self) -> str:
@@ -40,8 +39,7 @@ class MaskSource:
             InputError: the masks are missing, or were made from other boxes.
         """
         self._store.check(record)
-        semantic = self._store.semantic(record["image_id"])
-        return np.where(self._things[semantic], semantic, IGNORE).astype(np.uint8)
+        return self._things[self._store.semantic(record["image_id"])]
 
 
 def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path | None:

@@ -31,6 +31,7 @@ from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import cue_labels, stitch_maps
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -216,11 +217,7 @@ def make_tag_labels(
     *,
     classifier: str | os.PathLike | None,
     has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    ray_address: str | None = None,
+    run: LabelRun = LabelRun(),
 ) -> int:
     """The ``tags`` command: a trained classifier and tags to a store of cue labels.
 
@@ -231,12 +228,7 @@ def make_tag_labels(
         output: the store to write.
         classifier: the classifier's checkpoint.
         has_boxes: whether the dataset's boxes are complete.
-        workers: processes; None is one a core, or one where the classifier runs on a GPU.
-        limit: only the first so many records.
-        force: throw away a store of another recipe.
-        dry_run: say what would be done.
-        ray_address: see :func:`wsis_d2.weak_labels.driver.run`; a task takes a GPU where the
-            classifier runs on one.
+        run: how to run; a task of ray takes a GPU where the classifier runs on one.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -253,7 +245,7 @@ def make_tag_labels(
         )
     own = classifier_config(cfg, classifier, len(ordered))
     recipe = tags_recipe(own, classifier)
-    if dry_run:
+    if run.dry_run:
         logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
         return 0
     places = None
@@ -263,21 +255,22 @@ def make_tag_labels(
         places = None if in_order(places) else places
     # Errors now, not by image.
     labeller = build_labeller(own, classifier, thing_ids, has_boxes, places)
-    store = LabelStore.create(output, recipe, categories, force)
+    store = LabelStore.create(output, recipe, categories, run.force)
     on_gpu = own.MODEL.DEVICE != "cpu"
-    if workers is None and on_gpu and ray_address is None:
+    workers = run.workers
+    if workers is None and on_gpu and run.ray_address is None:
         workers = 1
     make = functools.partial(
         _make_labeller, own.dump(), os.fspath(classifier), thing_ids, has_boxes, places
     )
     reliability = store.path / RELIABILITY_FILE
-    if driver.plan(records, store, limit):  # wherever this stops, no file tells of other labels
+    if driver.plan(records, store, run.limit):  # wherever this stops, no file tells of other labels
         reliability.unlink(missing_ok=True)
     result = driver.run(
-        make, records, store, workers=workers, limit=limit, desc="tag cues",
-        ray_address=ray_address, gpus=int(on_gpu),
+        make, records, store, workers=workers, limit=run.limit, desc="tag cues",
+        ray_address=run.ray_address, gpus=int(on_gpu),
     )  # fmt: skip
     if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]
-        save_reliability(store.path, names, labeller.reliability(records[:limit]))
+        save_reliability(store.path, names, labeller.reliability(records[: run.limit]))
     return result.exit_status

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
+from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
-from wsis_d2.weak_labels.driver import Labels, report_plan, run
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -32,7 +33,7 @@ class BoxLabeller:
         self._options = options
         self._outside = outside
 
-    def __call__(self, record: Mapping) -> Labels:
+    def __call__(self, record: Mapping) -> driver.Labels:
         """Read the record's image and label it from its boxes."""
         image = read_record(record, "BGR")
         proposals = None
@@ -62,11 +63,7 @@ def make_box_store(
     output: str | os.PathLike,
     *,
     outside_boxes: str | int = "ignore",
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    ray_address: str | None = None,
+    run: LabelRun = LabelRun(),
 ) -> int:
     """Label every record from its boxes into a label store.
 
@@ -76,28 +73,26 @@ def make_box_store(
         categories: the annotation file's.
         output: the store's folder.
         outside_boxes: "ignore", or the contiguous class id of pixels outside all boxes.
-        workers, limit, ray_address: see :func:`wsis_d2.weak_labels.driver.run`.
-        force: throw away labels that are there.
-        dry_run: only say what would be done; nothing is written.
+        run: how to run.
 
     Returns:
         Exit status: 0, or 1 if an image failed.
     """
     recipe = boxes_recipe(cfg, outside_boxes)
-    if dry_run:
-        report_plan(records, categories, recipe, output, limit=limit, force=force)
+    if run.dry_run:
+        driver.report_plan(records, categories, recipe, output, limit=run.limit, force=run.force)
         return 0
     options = BoxLabelOptions.from_config(cfg)
     source = build_proposal_source(cfg) if options.needs_proposals else None
     outside = IGNORE if outside_boxes == "ignore" else int(outside_boxes)
-    store = LabelStore.create(output, recipe, categories, force=force)
-    result = run(
+    store = LabelStore.create(output, recipe, categories, force=run.force)
+    result = driver.run(
         functools.partial(BoxLabeller, source, options, outside),
         records,
         store,
-        workers=workers,
-        limit=limit,
+        workers=run.workers,
+        limit=run.limit,
         desc="boxes",
-        ray_address=ray_address,
+        ray_address=run.ray_address,
     )
     return result.exit_status

@@ -63,6 +63,28 @@ class Labels:
     counters: dict
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelRun:
+    """How a label command runs; the labels are the same in any way.
+
+    Attributes:
+        workers: processes; 1 runs in this one; None takes one a core, or 1 where the command's
+            network runs on this machine's GPU. With ray: tasks at once, None takes one a CPU of
+            the cluster, or a GPU where each task needs one.
+        limit: only the first so many records.
+        force: throw away labels that are there.
+        dry_run: only say what would be done; nothing is written.
+        ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
+            machines must see images and store under the same paths.
+    """
+
+    workers: int | None = None
+    limit: int | None = None
+    force: bool = False
+    dry_run: bool = False
+    ray_address: str | None = None
+
+
 @dataclasses.dataclass
 class DriverResult:
     """How a run went.
@@ -118,12 +140,8 @@ def run(
         make_worker: see :data:`MakeWorker`.
         records: weak records of the dataset.
         store: a writable store.
-        workers: processes; 1 runs in this one; None takes one a core. With ray: tasks at once,
-            None takes one a CPU of the cluster.
-        limit: only the first so many records.
+        workers, limit, ray_address: see :class:`LabelRun`.
         desc: what the progress line calls it.
-        ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
-            machines must see images and store under the same paths.
         gpus: with ray, GPUs that each task needs; ``workers`` None then takes all of the cluster.
 
     Returns:

@@ -20,6 +20,7 @@ from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, possible_classes
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -217,11 +218,7 @@ def make_merged_labels(
     tags: str | os.PathLike | None = None,
     outside_boxes: int | str = "ignore",
     has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    ray_address: str | None = None,
+    run: LabelRun = LabelRun(),
 ) -> int:
     """The ``merge`` command: a boxes store and a tags store to a store of round-0 labels.
 
@@ -235,7 +232,7 @@ def make_merged_labels(
             names a class outside boxes.
         outside_boxes: "ignore" or that class.
         has_boxes: see :class:`AnnotatedClasses`.
-        workers, limit, force, dry_run, ray_address: as for all label commands.
+        run: how to run.
 
     Returns:
         The exit status: 0, or 1 if images failed.
@@ -264,10 +261,10 @@ def make_merged_labels(
         options,
         cfg.CLEAN.INSTANCES_FROM,
     )
-    if dry_run:
+    if run.dry_run:
         logger.info("would merge %s into %s, %d images", list(stores), output, len(records))
         return 0
-    store = LabelStore.create(output, recipe, categories, force)
+    store = LabelStore.create(output, recipe, categories, run.force)
     make = functools.partial(
         _MergeWorker,
         Path(boxes),
@@ -278,8 +275,8 @@ def make_merged_labels(
         classes,
     )
     result = driver.run(
-        make, records, store, workers=workers, limit=limit, desc="merged labels",
-        ray_address=ray_address,
+        make, records, store, workers=run.workers, limit=run.limit, desc="merged labels",
+        ray_address=run.ray_address,
     )  # fmt: skip
     if tags is not None:
         copy_reliability(tags, store.path)

@@ -22,6 +22,7 @@ from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import instance_labels
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -125,9 +126,7 @@ def import_released(
     output: str | os.PathLike,
     *,
     has_boxes: bool = True,
-    workers: int | None = None,
-    limit: int | None = None,
-    force: bool = False,
+    run: LabelRun = LabelRun(),
 ) -> int:
     """Import released labels into a store.
 
@@ -138,7 +137,7 @@ def import_released(
         categories: its categories; contiguous ids are Cityscapes' train ids.
         output: the store.
         has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
-        workers, limit, force: as for all label commands.
+        run: how to run.
 
     Returns:
         The exit status: 0, or 1 if an image has no usable file; those are named.
@@ -147,9 +146,15 @@ def import_released(
     annotation = AnnotatedClasses.of(categories, has_boxes=has_boxes)
     files = find_label_files(folder)
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
-    store = LabelStore.create(output, recipe, categories, force)
+    if run.dry_run:
+        driver.report_plan(records, categories, recipe, output, limit=run.limit, force=run.force)
+        return 0
+    store = LabelStore.create(output, recipe, categories, run.force)
     make = functools.partial(ReleasedLabels, kind, files, annotation, len(categories))
-    result = driver.run(make, records, store, workers=workers, limit=limit, desc=f"released {kind}")
+    result = driver.run(
+        make, records, store, workers=run.workers, limit=run.limit, desc=f"released {kind}",
+        ray_address=run.ray_address,
+    )  # fmt: skip
     return result.exit_status
 
 

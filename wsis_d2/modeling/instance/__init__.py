@@ -6,7 +6,7 @@ from wsis_d2.modeling.instance.build import INSTANCE_HEAD_REGISTRY, build_instan
 from wsis_d2.modeling.instance.crf_head import InstanceCRFHead
 from wsis_d2.modeling.instance.labels import InstanceLabels, box_masks, make_labels
 from wsis_d2.modeling.instance.loss import instance_loss
-from wsis_d2.modeling.instance.matching import match_instances, relabel
+from wsis_d2.modeling.instance.matching import match_instances, to_matched_labels
 from wsis_d2.modeling.instance.unaries import box_term, global_term, unary_scores
 
 __all__ = [
@@ -21,6 +21,6 @@ __all__ = [
     "instance_loss",
     "make_labels",
     "match_instances",
-    "relabel",
+    "to_matched_labels",
     "unary_scores",
 ]

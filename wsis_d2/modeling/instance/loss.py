@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from wsis_d2.modeling.instance.labels import InstanceLabels
-from wsis_d2.modeling.instance.matching import match_instances, relabel
+from wsis_d2.modeling.instance.matching import match_instances, to_matched_labels
 from wsis_d2.structures.labels import INSTANCE_IGNORE
 
 
@@ -32,7 +32,7 @@ def instance_loss(
         return scores.sum() * 0.0
     prediction = scores.detach().argmax(dim=0)
     assignment = match_instances(inst_seg, inst_classes, prediction, labels, box_weight)
-    target = relabel(inst_seg, assignment)
+    target = to_matched_labels(inst_seg, assignment)
     total = F.cross_entropy(
         scores[None], target[None], reduction="sum", ignore_index=INSTANCE_IGNORE
     )

@@ -56,7 +56,7 @@ def match_instances(
         return assignment.index_put((rows,), columns)
 
 
-def relabel(inst_seg: torch.Tensor, assignment: torch.Tensor) -> torch.Tensor:
+def to_matched_labels(inst_seg: torch.Tensor, assignment: torch.Tensor) -> torch.Tensor:
     """Write each instance's label into its pixels; unmatched and ignored pixels become -1.
 
     Args:

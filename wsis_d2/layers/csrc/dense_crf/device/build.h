@@ -74,9 +74,9 @@ struct TileSlots {
 // One tile: a thread a pixel, then an odd-even merge sort (Batcher's bitonic network), then a scan.
 template <typename T>
 struct FindTile {
-  static constexpr int kSortPhases = 66;  // 11 * 12 / 2, as kSorted is 2^11
-  static constexpr int kScanPhases = 8;   // kThreads is 2^8
-  static constexpr int kPhases = 1 + kSortPhases + 1 + kScanPhases + 1;
+  static constexpr int kSortTurns = 66;  // 11 * 12 / 2, as kSorted is 2^11
+  static constexpr int kScanTurns = 8;   // kThreads is 2^8
+  static constexpr int kPhases = 5;
   static constexpr int kEach = kSorted / kThreads;
   static constexpr uint64_t kNone = ~uint64_t(0);
   struct Shared {
@@ -126,11 +126,13 @@ struct FindTile {
   }
 
   // One pass of the network: runs of 2^(stage + 1) rise or fall; partners are 2^step apart.
-  template <int STAGE, int STEP>
   WSIS_DEVICE static void sort(const Place& place, Shared& shared) {
+    int stage = 0, step = place.turn;
+    while (step > stage) step -= ++stage;
+    step = stage - step;
     for (int i = place.x; i < kSorted / 2; i += kThreads) {
-      const int low = (i >> STEP << (STEP + 1)) | (i & ((1 << STEP) - 1)), high = low | (1 << STEP);
-      const bool rises = (low >> (STAGE + 1) & 1) == 0;
+      const int low = (i >> step << (step + 1)) | (i & ((1 << step) - 1)), high = low | (1 << step);
+      const bool rises = (low >> (stage + 1) & 1) == 0;
       const uint64_t a = shared.keys[low], b = shared.keys[high];
       const uint16_t p = shared.pairs[low], q = shared.pairs[high];
       const bool greater = a > b || (a == b && p > q);
@@ -147,34 +149,23 @@ struct FindTile {
     return shared.keys[j] != kNone && (j == 0 || shared.keys[j] != shared.keys[j - 1]);
   }
 
-  static constexpr int stage_of(int pass) {
-    int stage = 0;
-    while (pass > stage) pass -= ++stage;
-    return stage;
-  }
-  static constexpr int step_of(int pass) {
-    int stage = 0;
-    while (pass > stage) pass -= ++stage;
-    return stage - pass;
-  }
-
   template <int PHASE>
   WSIS_DEVICE void phase(const Place& place, Local&, Shared& shared) const {
     const int t = place.x;
     if constexpr (PHASE == 0) {
       find(place, shared);
-    } else if constexpr (PHASE <= kSortPhases) {
-      sort<stage_of(PHASE - 1), step_of(PHASE - 1)>(place, shared);
-    } else if constexpr (PHASE == 1 + kSortPhases) {
+    } else if constexpr (PHASE == 1) {
+      sort(place, shared);
+    } else if constexpr (PHASE == 2) {
       int count = 0;
       for (int j = t * kEach; j < (t + 1) * kEach; ++j) count += is_first(shared, j);
       shared.counts[0][t] = count;
-    } else if constexpr (PHASE <= 1 + kSortPhases + kScanPhases) {
-      constexpr int kScan = PHASE - 2 - kSortPhases, kFrom = kScan % 2;
-      const int before = t >= (1 << kScan) ? shared.counts[kFrom][t - (1 << kScan)] : 0;
-      shared.counts[1 - kFrom][t] = shared.counts[kFrom][t] + before;
+    } else if constexpr (PHASE == 3) {
+      const int distance = 1 << place.turn;
+      const int32_t* from = shared.counts[place.turn % 2];
+      shared.counts[1 - place.turn % 2][t] = from[t] + (t >= distance ? from[t - distance] : 0);
     } else {
-      const int32_t* counts = shared.counts[kScanPhases % 2];
+      const int32_t* counts = shared.counts[kScanTurns % 2];
       int rank = t > 0 ? counts[t - 1] : 0;
       const int64_t slot = int64_t(place.block) * kTileKeys;
       for (int j = t * kEach; j < (t + 1) * kEach && shared.keys[j] != kNone; ++j) {
@@ -189,6 +180,13 @@ struct FindTile {
       }
       if (t == kThreads - 1) slots.counts[place.block] = counts[t];
     }
+  }
+};
+
+template <typename T>
+struct Turns<FindTile<T>> {
+  static constexpr int of(int phase) {
+    return phase == 1 ? FindTile<T>::kSortTurns : phase == 3 ? FindTile<T>::kScanTurns : 1;
   }
 };
 

@@ -8,7 +8,8 @@
 //   launch        body(i) for 0 <= i < count
 //   launch_rows   body(row, part): threads side by side share a row
 //   launch_both   two of those at once, where neither waits for the other
-//   launch_blocks body.phase<p>(place, local, shared), all of a block's threads before the next p
+//   launch_blocks body.phase<p>(place, local, shared), all of a block's threads before the next p,
+//                 some phases several times over (Turns)
 #pragma once
 
 #include <ATen/ATen.h>
@@ -46,7 +47,14 @@ inline BlockShape block_shape(int parts) {
 struct Place {
   uint32_t block;
   int x, y, width, height;  // the thread's, the block's
+  int turn = 0;             // of the phase
   WSIS_DEVICE int thread() const { return y * width + x; }
+};
+
+// How often a phase of F comes.
+template <typename F>
+struct Turns {
+  static constexpr int of(int) { return 1; }
 };
 
 inline uint32_t checked_blocks(int64_t blocks) {
@@ -87,11 +95,13 @@ template <int PHASE, typename F>
 void run_phases(const F& body, uint32_t block, BlockShape shape,
                 std::vector<typename F::Local>& local, typename F::Shared& shared) {
   if constexpr (PHASE < F::kPhases) {
-    in_some_order(shape.x * shape.y, [&](int64_t t) {
-      const Place place{block, static_cast<int>(t) % shape.x, static_cast<int>(t) / shape.x,
-                        shape.x, shape.y};
-      body.template phase<PHASE>(place, local[t], shared);
-    });
+    for (int turn = 0; turn < Turns<F>::of(PHASE); ++turn) {
+      in_some_order(shape.x * shape.y, [&](int64_t t) {
+        const Place place{block, static_cast<int>(t) % shape.x, static_cast<int>(t) / shape.x,
+                          shape.x, shape.y, turn};
+        body.template phase<PHASE>(place, local[t], shared);
+      });
+    }
     run_phases<PHASE + 1>(body, block, shape, local, shared);
   }
 }
@@ -136,11 +146,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int PHASE, typename F>
-WSIS_DEVICE void run_phases(const F& body, const Place& place, typename F::Local& local,
+WSIS_DEVICE void run_phases(const F& body, Place& place, typename F::Local& local,
                             typename F::Shared& shared) {
   if constexpr (PHASE < F::kPhases) {
-    if constexpr (PHASE > 0) __syncthreads();
-    body.template phase<PHASE>(place, local, shared);
+    constexpr int kTurns = Turns<F>::of(PHASE);
+#pragma unroll 1
+    for (place.turn = 0; place.turn < kTurns; ++place.turn) {
+      if (PHASE > 0 || place.turn > 0) __syncthreads();
+      body.template phase<PHASE>(place, local, shared);
+    }
     run_phases<PHASE + 1>(body, place, local, shared);
   }
 }
@@ -149,7 +163,7 @@ template <typename F>
 __global__ void __launch_bounds__(kThreads) run_block(F body) {
   __shared__ typename F::Shared shared;
   typename F::Local local;
-  const Place place{blockIdx.x, static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.y),
+  Place place{blockIdx.x, static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.y),
                     static_cast<int>(blockDim.x), static_cast<int>(blockDim.y)};
   run_phases<0>(body, place, local, shared);
 }
