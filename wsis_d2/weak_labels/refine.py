@@ -30,7 +30,8 @@ class RefineOptions(CRFParameters):
         appearance_weight: power of what each class looks like in the image itself, before the CRF;
             see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
         scales, flip: sizes of the image that predictions are averaged over, and over its mirror
-            image (from a config, where there are several sizes); see :func:`wsis_d2.modeling.averaged.averaged_semantics`.
+            image (from a config, where there are several sizes); see
+            :func:`wsis_d2.modeling.averaged.averaged_semantics`.
     """
 
     iterations: int = 10
