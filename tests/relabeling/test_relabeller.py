@@ -8,13 +8,13 @@ from detectron2.config import get_cfg
 from PIL import Image
 
 from wsis_d2.config import add_wsis_config
-from wsis_d2.relabeling.earlier_labels import label_prior
+from wsis_d2.relabeling.earlier_labels import prior_factors
 from wsis_d2.relabeling.relabeller import Relabeller
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.clean import CleanOptions
-from wsis_d2.weak_labels.label_prior import LabelPrior
+from wsis_d2.weak_labels.label_prior import class_factors
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -80,27 +80,23 @@ class Store:
         return self.label
 
 
-def test_rare_classes_and_votes_weigh_what_the_network_says(record):
+def test_rare_classes_weigh_more_than_the_network_says(record):
     """The network gives 0.6, 0.3, 0.1 everywhere; class 1 was a tenth of its labels."""
     del record["crop_tags"], record["annotations"][:]
     last = Store(np.array([0] * 90 + [1] * 10).reshape(10, 10))
-    first = Store(np.full((8, 12), IGNORE))
-    first.label[:4] = 1
     clean = CleanOptions(score_threshold=None, fill=False)
 
-    def labels(balance, vote):
-        prior = LabelPrior(balance, vote, last, first, 3)
-        options = RefineOptions(enabled=False, class_balance=balance, first_labels_vote=vote)
+    def labels(balance):
+        options = RefineOptions(enabled=False, class_balance=balance)
         annotation = AnnotatedClasses(frozenset({2}))
+        factors = class_factors(balance, last, 3)
         return Relabeller(
-            Fixed(), sample_of, annotation, clean, options, None, prior=prior
+            Fixed(), sample_of, annotation, clean, options, None, factors=factors
         )(record).semantic  # fmt: skip
 
-    assert (labels(0.0, 1.0) == 0).all()
-    assert (labels(0.2, 1.0) == 0).all()  # 0.6 against 0.3 * 9 ** 0.2 = 0.47
-    assert (labels(0.4, 1.0) == 1).all()  # 0.3 * 9 ** 0.4 = 0.72
-    voted = labels(0.0, 2.5)
-    assert (voted[:4] == 1).all() and (voted[4:] == 0).all()
+    assert (labels(0.0) == 0).all()
+    assert (labels(0.2) == 0).all()  # 0.6 against 0.3 * 9 ** 0.2 = 0.47
+    assert (labels(0.4) == 1).all()  # 0.3 * 9 ** 0.4 = 0.72
 
 
 def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
@@ -115,14 +111,12 @@ def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
         cfg.REFINE.ENABLED = False
         cfg.REFINE.RELIABILITY_POWER = power
-        options, prior = (
-            RefineOptions.from_config(cfg),
-            label_prior(cfg, first.classes, first.path, first.path),
-        )
+        options = RefineOptions.from_config(cfg)
+        factors = prior_factors(cfg, first.classes, first.path, first.path)
         clean = CleanOptions(score_threshold=None, fill=False)
         annotation = AnnotatedClasses(frozenset({2}))
         return Relabeller(
-            Fixed(), sample_of, annotation, clean, options, None, prior=prior
+            Fixed(), sample_of, annotation, clean, options, None, factors=factors
         )(record).semantic  # fmt: skip
 
     with pytest.raises(InputError, match="reliability.json: no such file"):

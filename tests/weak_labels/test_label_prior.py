@@ -1,12 +1,11 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What earlier labels say of a prediction: shares by hand, votes pixel by pixel."""
+"""What earlier labels say of a prediction: shares and trust, by hand."""
 
 import numpy as np
 import pytest
 
 from wsis_d2.structures.labels import IGNORE
-from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.label_prior import LabelPrior
+from wsis_d2.weak_labels.label_prior import class_factors
 from wsis_d2.weak_labels.store import LabelStore
 
 CATEGORIES = [{"id": k + 1, "name": f"class {k}", "isthing": 0} for k in range(3)]
@@ -30,20 +29,14 @@ def stores(tmp_path):
 
 def test_divides_by_the_shares_of_the_labels_that_the_network_learned_from(stores):
     first, last = stores
-    found = LabelPrior(0.5, 1.0, first, first, 3).factors(5)
-    assert found.shape == (3, 1, 16) and found.dtype == np.float32
+    found = class_factors(0.5, first, 3)
+    assert found.shape == (3,) and found.dtype == np.float32
     # A class without labels is left as it is.
-    wanted = np.array([(12 / 15) ** -0.5, (3 / 15) ** -0.5, 1.0])
-    np.testing.assert_allclose(found, np.repeat(wanted, 16).reshape(3, 1, 16), rtol=1e-6)
-    other = LabelPrior(1.0, 1.0, last, first, 3).factors(5)
-    np.testing.assert_allclose(other[:, 0, 0], [2.0, 2.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(found, [(12 / 15) ** -0.5, (3 / 15) ** -0.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(class_factors(1.0, last, 3), [2.0, 2.0, 1.0], rtol=1e-6)
 
 
-def test_round_0_votes_where_it_has_a_label(stores):
-    first, last = stores
-    found = LabelPrior(0.0, 4.0, last, first, 3).factors(5)[:, 0]
-    wanted = np.ones((3, 16))
-    wanted[0, :12] = wanted[1, 12:15] = 4.0
-    np.testing.assert_array_equal(found, wanted)
-    with pytest.raises(InputError, match="6"):
-        LabelPrior(0.0, 4.0, last, first, 3).factors(6)
+def test_what_is_trusted_less_is_held_back(stores):
+    trust = np.array([0.5, 1.0, 0.25])
+    np.testing.assert_array_equal(class_factors(0.0, stores[0], 3, trust), [0.5, 1.0, 0.25])
+    np.testing.assert_allclose(class_factors(1.0, stores[1], 3, trust), [1.0, 2.0, 0.25], rtol=1e-6)

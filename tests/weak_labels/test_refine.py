@@ -103,17 +103,16 @@ def test_refinement_does_not_bring_back_what_was_ruled_out(case):
 def test_factors_weigh_the_classes_and_the_sum_is_one_again():
     probabilities = torch.tensor([0.6, 0.3, 0.1]).view(3, 1, 1).expand(3, 4, 6)
     image = np.zeros((4, 6, 3), np.uint8)
-    factors = np.ones((3, 4, 6), np.float32)
-    factors[1, :, 3:] = 4.0
+    factors = np.array([1, 4, 1], np.float32)
     possible = np.ones((3, 4, 6), bool)
     possible[1, 0] = False
     off = RefineOptions(enabled=False)
     labels, scores = labels_from_probabilities(probabilities, image, off, possible, factors)
-    assert (labels[:, :3] == 0).all() and (labels[1:, 3:] == 1).all() and (labels[0] == 0).all()
-    np.testing.assert_allclose(scores[1:, 3:], 1.2 / 1.9, rtol=1e-6)
+    assert (labels[1:] == 1).all() and (labels[0] == 0).all()
+    np.testing.assert_allclose(scores[1:], 1.2 / 1.9, rtol=1e-6)
     np.testing.assert_allclose(scores[0], 6 / 7, rtol=1e-6)
-    with pytest.raises(ValueError, match="factors: shape \\(3, 4, 5\\)"):
-        labels_from_probabilities(probabilities, image, off, None, factors[..., 1:])
+    with pytest.raises(ValueError, match="factors: shape \\(2,\\), 3 classes"):
+        labels_from_probabilities(probabilities, image, off, None, factors[1:])
 
 
 def test_appearance_weighs_what_annotation_allows_before_the_crf(case):
@@ -139,7 +138,7 @@ def test_appearance_weighs_what_annotation_allows_before_the_crf(case):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("class_balance", -0.1), ("first_labels_vote", 0.0), ("appearance_weight", -1.0)],
+    [("class_balance", -0.1), ("appearance_weight", -1.0)],
 )
 def test_refuses_factors_that_make_no_sense(key, value):
     with pytest.raises(InputError, match=f"(REFINE.{key.upper()}|{key}) is {value}"):

@@ -13,30 +13,27 @@ from detectron2.config import CfgNode
 
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.weak_labels.label_prior import LabelPrior
+from wsis_d2.weak_labels.label_prior import class_factors
 from wsis_d2.weak_labels.refine import RefineOptions
 from wsis_d2.weak_labels.reliability import load_reliability
 from wsis_d2.weak_labels.store import LabelStore
 
 
-def label_prior(
+def prior_factors(
     cfg: CfgNode,
     classes: ClassTable,
     last_store: str | os.PathLike,
     first_store: str | os.PathLike,
-) -> LabelPrior | None:
-    """Return what earlier labels say, None where the ``REFINE`` section does not ask for it."""
+) -> np.ndarray | None:
+    """Return the factors of the class probabilities, (C,) float32; None where the ``REFINE`` section does not ask for it."""
     refine = RefineOptions.from_config(cfg)
     if not refine.uses_prior:
         return None
-    first = LabelStore.open(first_store).in_classes(classes)
-    return LabelPrior(
+    return class_factors(
         refine.class_balance,
-        refine.first_labels_vote,
         LabelStore.open(last_store).in_classes(classes),
-        first,
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        trust(refine, first),
+        trust(refine, LabelStore.open(first_store).in_classes(classes)),
     )
 
 

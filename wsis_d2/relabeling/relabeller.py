@@ -13,7 +13,6 @@ from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions
-from wsis_d2.weak_labels.label_prior import LabelPrior
 from wsis_d2.weak_labels.merge import clean_record, record_possible_classes
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
 
@@ -28,7 +27,7 @@ class Relabeller:
         clean, refine: options of both steps.
         masks: weak record to the map of its box masks, (H, W) uint8; None: no merge.
         image_format: channel order in which images are read.
-        prior: what earlier labels say, where ``refine`` uses it.
+        factors: of the class probabilities, (C,) float32, from earlier labels; None: none.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Relabeller:
         refine: RefineOptions,
         masks: Callable[[Mapping], np.ndarray] | None,
         image_format: str = "BGR",
-        prior: LabelPrior | None = None,
+        factors: np.ndarray | None = None,
     ) -> None:
         self.model = model
         self.mapper = mapper
@@ -49,7 +48,7 @@ class Relabeller:
         self.refine = refine
         self.masks = masks
         self.image_format = image_format
-        self.prior = prior
+        self.factors = factors
 
     @torch.no_grad()
     def __call__(self, record: Mapping) -> driver.Labels:
@@ -68,8 +67,9 @@ class Relabeller:
             possible = record_possible_classes(
                 record, image.shape[:2], len(predicted), self.annotation, self.clean
             )
-        factors = self.prior.factors(record["image_id"]) if self.prior is not None else None
-        labels, scores = labels_from_probabilities(predicted, image, self.refine, possible, factors)
+        labels, scores = labels_from_probabilities(
+            predicted, image, self.refine, possible, self.factors
+        )
         masks = self.masks(record) if self.masks is not None else None
         result = clean_record(record, labels, self.annotation, self.clean, scores, masks)
         ignored = result.semantic == IGNORE

@@ -16,7 +16,7 @@ from torch import nn
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records, supervision_of
-from wsis_d2.relabeling.earlier_labels import label_prior, trust
+from wsis_d2.relabeling.earlier_labels import prior_factors, trust
 from wsis_d2.relabeling.mask_source import MaskSource, masks_store
 from wsis_d2.relabeling.prediction_model import load_predictor, prediction_config
 from wsis_d2.relabeling.relabeller import Relabeller
@@ -120,9 +120,9 @@ def relabel(
         own = prediction_config(cfg)
         masks = MaskSource(source, classes) if source else None
         mapper = build_mapper(own, is_train=False)
-        prior = label_prior(own, classes, last_store, first_store)
+        factors = prior_factors(own, classes, last_store, first_store)
         labeller = Relabeller(
-            model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, prior
+            model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, factors
         )
 
         def make() -> Relabeller:
@@ -179,5 +179,5 @@ def _make_relabeller(
         RefineOptions.from_config(cfg),
         MaskSource(masks_store, classes) if masks_store is not None else None,
         cfg.INPUT.FORMAT,
-        label_prior(cfg, classes, last_store, first_store),
+        prior_factors(cfg, classes, last_store, first_store),
     )

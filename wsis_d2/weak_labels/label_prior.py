@@ -6,60 +6,35 @@ Addition, not in the paper.
 
 import numpy as np
 
-from wsis_d2.structures.labels import IGNORE
 from wsis_d2.weak_labels.store import LabelStore
 
 
-class LabelPrior:
-    """Factors of a network's class probabilities, from the labels of earlier rounds.
+def class_factors(
+    balance: float, labels: LabelStore, num_classes: int, trust: np.ndarray | None = None
+) -> np.ndarray:
+    """Return what a network's class probabilities are multiplied by, from what it learned from.
 
     Trained on labels of which a class has a small share, a network predicts it on a smaller one,
     and each round would lose more of it. Dividing by the share (to a power) is logit adjustment
-    (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). Round 0's labels
-    vote, because cues know of places where the network has learnt nothing. And a network repeats
+    (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). And a network repeats
     what its labels have too much of: a class that tags did not vouch for is held back.
 
     Args:
         balance: power of the classes' shares that probabilities are divided by; 0: not.
-        vote: factor of the class that round 0 gave a pixel; 1: none.
-        last: the labels that the network learned from; only their shares are read.
-        first: the labels of round 0.
+        labels: those that the network learned from; only the classes' shares are read.
         num_classes: number of classes.
         trust: (C,) float above 0, a factor of each class
             (:func:`wsis_d2.weak_labels.reliability.tag_reliability` to a power); None: none.
+
+    Returns:
+        (C,) float32, above 0. Of a class without labels the network knows nothing: what it says
+        of it is not raised.
     """
-
-    def __init__(
-        self,
-        balance: float,
-        vote: float,
-        last: LabelStore,
-        first: LabelStore,
-        num_classes: int,
-        trust: np.ndarray | None = None,
-    ) -> None:
-        self.vote = vote
-        self.first = first
-        counts = np.zeros(256, np.int64)
-        if balance:
-            for image_id in last.image_ids():
-                counts += np.bincount(last.semantic(image_id).ravel(), minlength=256)
-        counts = counts[:num_classes]
-        shares = np.maximum(counts, 1) / max(counts.sum(), 1)
-        # Of a class without labels the network knows nothing: what it says of it is not raised.
-        self.scale = np.where(counts > 0, shares**-balance, 1.0).astype(np.float32)
-        if trust is not None:
-            self.scale *= trust.astype(np.float32)
-
-    def factors(self, image_id: int | str) -> np.ndarray:
-        """Return the factors of one image's probabilities, (C, H, W) float32, above 0.
-
-        Raises:
-            InputError: round 0 has no label of the image.
-        """
-        label = self.first.semantic(image_id)
-        result = np.repeat(self.scale[:, None], label.size, axis=1).reshape(-1, *label.shape)
-        if self.vote != 1:
-            rows, columns = np.nonzero(label != IGNORE)
-            result[label[rows, columns], rows, columns] *= self.vote
-        return result
+    counts = np.zeros(256, np.int64)
+    if balance:
+        for image_id in labels.image_ids():
+            counts += np.bincount(labels.semantic(image_id).ravel(), minlength=256)
+    counts = counts[:num_classes]
+    shares = np.maximum(counts, 1) / max(counts.sum(), 1)
+    factors = np.where(counts > 0, shares**-balance, 1.0)
+    return (factors if trust is None else factors * trust).astype(np.float32)

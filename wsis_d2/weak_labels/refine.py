@@ -25,8 +25,8 @@ class RefineOptions(CRFParameters):
         within_annotation: before the CRF, leave out the classes that tags and boxes rule out, so
             that a pixel takes the most probable class that it can have. Cleaning alone, as in the
             paper, deletes such a pixel's label after it has spread to its neighbours.
-        class_balance, first_labels_vote, reliability_power: see
-            :class:`wsis_d2.weak_labels.label_prior.LabelPrior`.
+        class_balance, reliability_power: see
+            :func:`wsis_d2.weak_labels.label_prior.class_factors`.
         appearance_weight: power of what each class looks like in the image itself, before the CRF;
             see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
         scales, flip: sizes of the image that predictions are averaged over, and over its mirror
@@ -39,7 +39,6 @@ class RefineOptions(CRFParameters):
     backend: str = "auto"
     within_annotation: bool = False
     class_balance: float = 0.0
-    first_labels_vote: float = 1.0
     appearance_weight: float = 0.0
     reliability_power: float = 0.0
     scales: tuple[float, ...] = (1.0,)
@@ -60,15 +59,11 @@ class RefineOptions(CRFParameters):
             raise InputError(
                 f"REFINE.SCALES is {list(self.scales)}, expected one size above 0 or more"
             )
-        if self.first_labels_vote <= 0:
-            raise InputError(
-                f"first_labels_vote is {self.first_labels_vote}, expected above 0 (1: off)"
-            )
 
     @property
     def uses_prior(self) -> bool:
         """Whether earlier labels weigh the probabilities."""
-        return self.class_balance > 0 or self.first_labels_vote != 1 or self.reliability_power > 0
+        return self.class_balance > 0 or self.reliability_power > 0
 
     @classmethod
     def from_config(cls, cfg) -> "RefineOptions":
@@ -102,7 +97,7 @@ def labels_from_probabilities(
         options: see :class:`RefineOptions`.
         possible: (C, H, W) bool, the classes that a pixel can have; the probability of the others
             goes to these. A pixel that can have none keeps its probabilities. None: all.
-        factors: (C, H, W) float above 0 that the probabilities are multiplied by, for sums of 1
+        factors: (C,) float32 above 0 that the probabilities are multiplied by, for sums of 1
             again; None: as they are.
 
     Returns:
@@ -119,13 +114,15 @@ def labels_from_probabilities(
         raise ValueError(
             f"image: shape {image.shape}, probabilities have {tuple(probabilities.shape[1:])}"
         )
-    for name, given in (("possible", possible), ("factors", factors)):
-        if given is not None and given.shape != tuple(probabilities.shape):
-            raise ValueError(
-                f"{name}: shape {given.shape}, probabilities have {tuple(probabilities.shape)}"
-            )
+    if possible is not None and possible.shape != tuple(probabilities.shape):
+        raise ValueError(
+            f"possible: shape {possible.shape}, probabilities have {tuple(probabilities.shape)}"
+        )
     if factors is not None:
-        weighed = probabilities.float() * torch.from_numpy(factors).to(probabilities.device)
+        if factors.shape != probabilities.shape[:1]:
+            raise ValueError(f"factors: shape {factors.shape}, {len(probabilities)} classes")
+        by_class = torch.from_numpy(factors).to(probabilities.device)[:, None, None]
+        weighed = probabilities.float() * by_class
         probabilities = weighed / weighed.sum(dim=0, keepdim=True).clamp_min(_TINY)
     if possible is not None:
         mask = torch.from_numpy(possible).to(probabilities.device)
