@@ -25,7 +25,10 @@ def prior_factors(
     last_store: str | os.PathLike,
     first_store: str | os.PathLike,
 ) -> np.ndarray | None:
-    """Return the factors of the class probabilities, (C,) float32; None where the ``REFINE`` section does not ask for it."""
+    """Return the factors of the class probabilities, (C,) float32.
+
+    None where the ``REFINE`` section does not ask for any.
+    """
     refine = RefineOptions.from_config(cfg)
     if not refine.uses_prior:
         return None
