@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.modeling.instance.labels import make_labels
-from wsis_d2.modeling.instance.matching import mask_iou, relabel, tight_boxes
+from wsis_d2.modeling.instance.matching import mask_iou, tight_boxes, to_matched_labels
 from wsis_d2.modeling.postprocessing import panoptic_result, segments_to_instances
 
 
@@ -39,7 +39,7 @@ def test_matching_and_annotation_losses():
         regions = torch.zeros(8, 9, dtype=torch.int64)
         assert mask_iou(regions, 3, regions, 4).shape == (3, 4)
         assert tight_boxes(regions, 3).shape == (3, 4)
-        assert relabel(regions, torch.zeros(3, dtype=torch.int64)).shape == (8, 9)
+        assert to_matched_labels(regions, torch.zeros(3, dtype=torch.int64)).shape == (8, 9)
         sample = {
             "image": torch.zeros(3, 8, 9), "crops": [], "crop_targets": [],
             "boxes": [((1, 1, 5, 5), 0, False)], "has_boxes": True,
