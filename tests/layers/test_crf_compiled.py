@@ -166,7 +166,7 @@ def test_sanitizers_find_nothing_in_the_gpu_kernels(tmp_path):
     library = tmp_path / "device.so"
     environment = asan_environment()
     compile_gpu_kernels(library, SANITIZERS)
-    output = run_gpu_tests(library, WSIS_D2_HOST_KERNELS_LARGE="1", **environment)
+    output = run_gpu_tests(library, **environment)
     assert " passed" in output and "runtime error" not in output
 
 
