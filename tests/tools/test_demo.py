@@ -104,9 +104,10 @@ def test_large_pictures_are_given_back_in_their_own_size(run, full_size):
     sizes, model = {}, predictor.model
     classify = model.semantic.probabilities
 
-    def probabilities(image):
+    def probabilities(images):
+        (image,) = images
         sizes["network"] = tuple(image.shape[-2:])
-        return classify(image)
+        return classify(images)
 
     def note(head, inputs):
         sizes["crf"] = tuple(inputs[1].shape[-2:])
