@@ -95,7 +95,7 @@ def only_error(capsys) -> str:
         ("INPUT.SCALE_RANGE", [1.0], "[low, high]"),
         ("INPUT.CROP.TYPE", "random", "'absolute'"),
         ("INPUT.DATASET_MAPPER_NAME", "PanopticMaper", "expected one of PanopticMapper"),
-        ("INPUT.DATASET_MAPPER_NAME", "TagMapper", "expected one of PanopticMapper"),
+        ("INPUT.DATASET_MAPPER_NAME", "TagMapper", "expected 'PanopticMapper'"),
         ("DATALOADER.NUM_WORKERS", -1, "at least 0"),
         ("DATALOADER.FULL_FRACTION", 2.0, "in [0, 1]"),
         ("TEST.EVAL_PERIOD", -1, "at least 0"),
