@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures, classes = _read(args, images, log, [c["name"] for c in known or []])
     known = classes if known is None else known
     if args.tags:
-        names = [*(c["name"] for c in known), *args.stuff]
+        names = [*(c["name"] for c in known or ()), *args.stuff]
+        names += {name for picture in pictures for name, *_ in picture.boxes}
         pictures = read_tags_csv(args.tags, pictures, images, log, names)
     untouched = len(images.paths) - len(pictures)
     if untouched:

@@ -49,6 +49,21 @@ def place(tmp_path):
     return tmp_path
 
 
+def write(kind, place, truth, names):
+    """Write boxes in the format of a tool; return what --annotations takes."""
+    path = {
+        "coco": lambda: annotation_writers.write_coco(place, truth, names),
+        "voc": lambda: annotation_writers.write_voc(place, truth, True),
+        "yolo": lambda: annotation_writers.write_yolo(place, truth, names),
+        "labelme": lambda: annotation_writers.write_labelme(place, truth),
+        "cvat": lambda: annotation_writers.write_cvat(place, truth),
+        "labelstudio": lambda: annotation_writers.write_label_studio(place, truth),
+    }[kind]()
+    if kind == "yolo":
+        (path / "classes.txt").write_text("\n".join(names))
+    return path
+
+
 def arguments(place, kind="coco", annotations="coco.json", output="weak.json"):
     return [kind, "--annotations", str(place / annotations), "--images", str(place / "photos"),
             "--output", str(place / output)]  # fmt: skip
@@ -167,16 +182,7 @@ def test_a_wrong_folder_of_images_is_what_one_reads(tool, place, kind):
     (place / "other").mkdir()
     Image.new("RGB", (60, 40)).save(place / "other" / "x.png")
     truth = {f"{n}.png": (60, 40, [("cow", 1, 2, 30, 20)]) for n in "ab"}
-    path = {
-        "coco": lambda: annotation_writers.write_coco(place, truth, ["cow"]),
-        "voc": lambda: annotation_writers.write_voc(place, truth, True),
-        "yolo": lambda: annotation_writers.write_yolo(place, truth, ["cow"]),
-        "labelme": lambda: annotation_writers.write_labelme(place, truth),
-        "cvat": lambda: annotation_writers.write_cvat(place, truth),
-        "labelstudio": lambda: annotation_writers.write_label_studio(place, truth),
-    }[kind]()
-    if kind == "yolo":
-        (path / "classes.txt").write_text("cow\n")
+    path = write(kind, place, truth, ["cow"])
     call = [kind, "--annotations", path, "--images", place / "other", "--keep-going",
             "--output", place / "weak.json", "--report", place / "report.json"]  # fmt: skip
     with pytest.raises(InputError) as error:
@@ -192,9 +198,9 @@ def test_a_wrong_folder_of_images_is_what_one_reads(tool, place, kind):
 @pytest.mark.parametrize("kind", ["cvat", "labelstudio"])
 def test_the_tools_own_exports(tool, place, kind, capsys):
     truth = {"a.png": (60, 40, [("yak", 1, 2, 30, 20), ("cow", 10, 5, 9, 30)])}
-    write = {"cvat": annotation_writers.write_cvat,
+    writer = {"cvat": annotation_writers.write_cvat,
              "labelstudio": annotation_writers.write_label_studio}[kind]  # fmt: skip
-    assert tool.main(arguments(place, kind, write(place, truth))) == 0
+    assert tool.main(arguments(place, kind, writer(place, truth))) == 0
     assert "things: cow, yak; stuff: grass" in capsys.readouterr().out
     (record,) = load_weak_json(place / "weak.json", place / "photos")
     assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 31, 22], [10, 5, 19, 35]]
@@ -264,3 +270,19 @@ def test_exit_status_of_the_command(place):
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 2 and last.startswith("error: ") and "coco.json" in last
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme", "cvat", "labelstudio"])
+def test_tags_from_csv_reach_the_images_of_every_format(kind, tool, place):
+    """Classes of boxes whose names hold a comma are one tag, as the class list says."""
+    truth = {"a.png": (60, 40, [("cow, calf", 1, 2, 30, 20)])}
+    written = write(kind, place, truth, ["cow, calf"])
+    (place / "tags.csv").write_text('image,tags\na.png,"cow, calf"\nb.png,sky\n')
+    options = ["--stuff", "sky", "--tags", str(place / "tags.csv")]
+    assert tool.main([*arguments(place, kind, written), *options]) == 0
+    content = json.loads((place / "weak.json").read_text())
+    ids = {c["name"]: c["id"] for c in content["categories"]}
+    assert set(ids) - {"grass"} == {"cow, calf", "sky"}  # some writers tag grass
+    tags = {image["file_name"]: image["image_tags"] for image in content["images"]}
+    assert tags["b.png"] == [ids["sky"]] and ids["sky"] not in tags["a.png"]
+    assert len(content["annotations"]) == 1
