@@ -14,7 +14,7 @@ from helpers.load_tool import ROOT, load_tool
 from wsis_d2 import model_zoo
 from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.model_zoo.download import fetch_file
-from wsis_d2.model_zoo.index import NotReleasedError, read_index
+from wsis_d2.model_zoo.index import PACKAGE, NotReleasedError, read_index
 from wsis_d2.utils.errors import InputError
 
 NAME = "Sample-Panoptic/tiny_semantic"
@@ -250,3 +250,15 @@ def test_publishing_bad_input_writes_nothing(run, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         load_tool("publish_model").main(arguments)
     assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize("name", sorted(read_index(str(PACKAGE))))
+def test_every_model_in_the_package_is_built_by_the_present_code(name, monkeypatch):
+    """Its config has only keys that there are, its weights fill it, and it predicts."""
+    monkeypatch.setenv("WSIS_D2_OFFLINE", "1")
+    model = model_zoo.get(name, trained=True, device="cpu").eval()
+    image = torch.rand(3, 64, 80) * 255
+    with torch.no_grad():
+        (output,) = model([{"image": image, "height": 64, "width": 80}])
+    ids, segments = output["panoptic_seg"]
+    assert ids.shape == (64, 80) and {s["id"] for s in segments} == set(ids.unique().tolist())
