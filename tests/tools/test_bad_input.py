@@ -311,8 +311,17 @@ def program(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def weights():
+    """Arrays of the network that the run's config describes, at random."""
+    from wsis_d2.engine import load_cfg
+    from wsis_d2.modeling.build import build_model
+
+    return build_model(load_cfg(str(CONFIG), ["MODEL.DEVICE", "cpu"])).state_dict()
+
+
 @pytest.fixture
-def world(tiny_copy, tmp_path, program):
+def world(tiny_copy, tmp_path, program, weights):
     (tiny_copy.run / "config.yaml").write_text(
         CONFIG.read_text().replace(
             '_BASE_: "semantic_weak.yaml"', f'_BASE_: "{CONFIG.parent / "semantic_weak.yaml"}"'
@@ -321,7 +330,7 @@ def world(tiny_copy, tmp_path, program):
     classes = parse_categories(CATEGORIES, "sample")
     metadata = {k: classes.metadata()[k] for k in ("stuff_classes", "stuff_colors", "thing_ids")}
     (tiny_copy.run / "metadata.json").write_text(json.dumps(metadata))
-    torch.save({"model": {"semantic.w": torch.zeros(2)}}, tiny_copy.run / "model_final.pth")
+    torch.save({"model": weights}, tiny_copy.run / "model_final.pth")
     return World(tiny_copy, tmp_path, program)
 
 
