@@ -139,7 +139,7 @@ def test_the_detector_as_a_graph_detects_what_the_detector_does(run, min_size, m
         generator = torch.Generator().manual_seed(seed)
         image = torch.rand(3, height, width, generator=generator) * 255
         with torch.no_grad():
-            wanted = detector.detect(image)
+            (wanted,) = detector.detect([image])
             boxes, scores, classes = graph(image)
         assert len(wanted) == len(boxes) == 40
         assert torch.allclose(wanted.scores, scores, atol=1e-5)
