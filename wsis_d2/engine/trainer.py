@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -319,7 +319,12 @@ class WSISTrainer(TrainerBase):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, seconds: float | None = None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+        *,
+        seconds: float | None = None,
     ) -> dict:
         """Evaluate on every set of DATASETS.TEST.
 
