@@ -191,9 +191,9 @@ def evaluate_proposals(
         classes: the dataset's, which the truth's meet by name.
 
     Returns:
-        ``{"objects", "images", "raw": mean number of proposals, "J_i": {budget or "all": mean over
-        true objects of the best IoU}, "J_i not small": the same over objects above the smallest
-        size}``.
+        ``objects`` and ``images``, counted; ``raw``, the mean number of proposals; ``J_i``, by
+        budget and for ``all``, the mean over true objects of the best IoU; ``J_i not small``, the
+        same over objects above the smallest size.
     """
     from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.utils.image_io import read_record

@@ -94,7 +94,7 @@ class AnnotationLosses:
     def possible(
         self, sample: Mapping, grid: tuple[int, int], device: torch.device | str = "cpu"
     ) -> torch.Tensor:
-        """Return where annotation allows each class, (C, *grid) bool.
+        """Return where annotation allows each class, bool (C, h, w) of ``grid`` (h, w).
 
         Where no window tells of stuff, none is allowed: nothing is known there. A sample whose
         ``has_boxes`` is False allows things everywhere.

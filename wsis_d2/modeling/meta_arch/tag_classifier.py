@@ -120,8 +120,8 @@ class TagClassifier(nn.Module):
         """Return ``{"loss_tags"}`` while training, else probabilities.
 
         Returns:
-            In evaluation a list of ``{"tags": (classes,) probabilities, "crop_tags": (crops,
-            classes) probabilities}``, the latter for samples with ``crops``.
+            In evaluation a list of dicts. ``tags`` are the (classes,) probabilities of an image,
+            ``crop_tags`` the (crops, classes) ones of a sample with ``crops``.
         """
         if not self.training:
             return [self._classify(sample) for sample in batched_inputs]
