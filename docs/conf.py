@@ -122,7 +122,9 @@ def link_from(folder: Path, target: str, anchor: str) -> str:
         raise ExtensionError(f"no file {file}")
     if file.is_dir():
         raise ExtensionError(f"{file.relative_to(ROOT)}: a page can link to files alone")
-    return os.path.relpath(file, DOCS) + anchor
+    path = os.path.relpath(file, DOCS)
+    # A document that no page holds is a file to look at.
+    return f"path:{path}" if file.suffix == ".md" else path + anchor
 
 
 def with_links(text: str, folder: Path) -> str:

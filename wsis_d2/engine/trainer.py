@@ -171,7 +171,7 @@ class WSISTrainer(TrainerBase):
         if found is None:
             if resume and os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")):
                 logger.warning(
-                    "%s: the run ended before its first checkpoint was whole; it begins anew",
+                    "%s: the run ended before its first checkpoint was complete; it starts over",
                     self.cfg.OUTPUT_DIR,
                 )
             load_for_training(self.cfg, self._plain_model)

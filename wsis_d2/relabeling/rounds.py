@@ -159,7 +159,7 @@ class IterativeRun:
             }
         elif not resume:
             raise InputError(
-                f"{self._state_path}: a run is here, at round {state['round']}, stage "
+                f"{self._state_path}: an unfinished run, at round {state['round']}, stage "
                 f"{state['stage']}; add --resume to continue it, or name another OUTPUT_DIR"
             )
         else:

@@ -86,7 +86,7 @@ def write_report(
     folder = output_html.with_name(output_html.stem + "_files")
     if folder.exists() and not (folder / MARKER).is_file():
         raise InputError(
-            f"{folder}: is in the way and was not written by a report; expected no such folder. "
+            f"{folder}: exists and was not written by a report; expected no such folder. "
             "Move it or choose another output name"
         )
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=output_html.parent))

@@ -186,7 +186,7 @@ def read_label_png(path: str | Path) -> np.ndarray:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a picture for people, not the labels"
+                    "PNG of class ids; this may be a colour rendering of the labels"
                 )
             return np.array(image, np.uint8)
     except FileNotFoundError:

@@ -109,7 +109,7 @@ class Detector(nn.Module):
             raise InputError(
                 "MODEL.WSIS.DETECTOR_CLASSES names another detector's classes, and the stage "
                 "'detector' trains the run's own; leave it empty, and let the box head's last "
-                "layer begin anew with MODEL.WSIS.PARTIAL_WEIGHTS True"
+                "layer start at random with MODEL.WSIS.PARTIAL_WEIGHTS True"
             )
         cfg = (cfg if alone else instance_label_config(cfg)).clone()
         cfg.defrost()
