@@ -15,9 +15,10 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 
@@ -114,6 +115,9 @@ class DriverResult:
 #: Labels each).
 MakeWorker = Callable[[], Callable[[Mapping], Labels]]
 
+#: (record, message) of each image as it ends; the message is None where labels were written.
+Outcomes = Generator[tuple[dict, str | None], None, None]
+
 
 def default_workers() -> int:
     """Return the number of cores this process may use."""
@@ -157,7 +161,7 @@ def run(
     todo = plan(records, store, limit)
     groups = list(_groups(todo, batch))
     if ray_address is not None:
-        outcomes = _map_ray(make_worker, groups, store, workers, ray_address, gpus)
+        outcomes: Outcomes = _map_ray(make_worker, groups, store, workers, ray_address, gpus)
     else:
         workers = default_workers() if workers is None else workers
         if workers < 1:
@@ -286,7 +290,7 @@ class _Task:
 
     def __init__(self, make_worker: MakeWorker, store: LabelStore) -> None:
         _one_thread()
-        self._label = make_worker()
+        self._label: Any = make_worker()
         self._store = store
 
     def __call__(self, records: list[dict]) -> list[str | None]:
@@ -319,9 +323,7 @@ def describe_error(record: Mapping, error: Exception) -> str:
     return text if name in text else f"{name}: {kind}{text}"
 
 
-def _map_here(
-    make_worker: MakeWorker, groups: Iterable[list[dict]], store: LabelStore
-) -> Iterator[tuple[dict, str | None]]:
+def _map_here(make_worker: MakeWorker, groups: Iterable[list[dict]], store: LabelStore) -> Outcomes:
     task = None
     for group in groups:
         task = task or _Task(make_worker, store)
@@ -347,7 +349,7 @@ def _run_in_process(group: list[dict]) -> list[str | None]:
 
 def _map_pool(
     make_worker: MakeWorker, groups: list[list[dict]], store: LabelStore, workers: int
-) -> Iterator[tuple[dict, str | None]]:
+) -> Outcomes:
     """Yield (record, message) as processes end them; survive processes that die."""
     queue = groups[::-1]
     suspects: list[list[dict]] = []
@@ -393,7 +395,7 @@ def _map_ray(
     workers: int | None,
     address: str,
     gpus: int,
-) -> Iterator[tuple[dict, str | None]]:
+) -> Outcomes:
     """Yield (record, message) as actors of a ray cluster end them; the same function is mapped."""
     try:
         import ray
@@ -411,7 +413,7 @@ def _map_ray(
         raise InputError(f"--ray {address}: the cluster has no free {resource}")
     environment = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1") | _LIGHT}
     # SPREAD: one machine must not take all actors while others idle.
-    options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
     actor = ray.remote(**options, runtime_env=environment)(_Task)
     queue = groups[::-1]
     running = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import sparse
+from yacs.config import CfgNode
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
@@ -102,7 +103,7 @@ class NoSource(ProposalSource):
     """No proposals: GrabCut alone decides."""
 
     @classmethod
-    def from_config(cls, cfg) -> "NoSource":
+    def from_config(cls, cfg: CfgNode) -> "NoSource":
         """Take nothing from the config."""
         return cls()
 
@@ -124,7 +125,7 @@ class MatSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "MatSource":
+    def from_config(cls, cfg: CfgNode) -> "MatSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "mcg_mat", folder=True))
 
@@ -196,7 +197,7 @@ class CocoJsonSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "CocoJsonSource":
+    def from_config(cls, cfg: CfgNode) -> "CocoJsonSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "coco_json", folder=False))
 
@@ -218,7 +219,7 @@ class CocoJsonSource(ProposalSource):
             if isinstance(segmentation["counts"], list):
                 segmentation = coco_mask.frPyObjects(segmentation, *size)
             rles.append(segmentation)
-        return RLEProposals(rles, tuple(size))
+        return RLEProposals(rles, (size[0], size[1]))
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
