@@ -2,8 +2,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Predict pictures and videos: overlays, panoptic PNGs and one panoptic.json.
 
-The model is the output folder of a run or an id of the model zoo; the default is a small one that
-ships with the package and knows the embedded sample's drawn scenes (--sample draws some).
+The model is the output folder of a run or an id of the model zoo. Two ship with the package: for
+--input one that knows cat, dog, horse, cow, sheep and person on photographs, learned from boxes;
+for --sample a small one that knows the embedded sample's drawn scenes.
 """
 
 import argparse
@@ -20,9 +21,11 @@ import numpy as np
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
+PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
 EPILOG = f"""examples:
-  # a first picture, without data or download
+  # first pictures, without training or download: photographs of animals or people; drawn scenes
+  tools/demo.py --input photo.jpg --output pictures
   tools/demo.py --sample 6 --output pictures
 
   # own pictures with an own model: a file, a folder, a glob, a video
@@ -30,7 +33,7 @@ EPILOG = f"""examples:
   tools/demo.py --model output/run --input photos 'more/*.png' film.mp4 --output pictures
 
   # on the CPU, in colour-blind-safe colours, with a page to look through
-  tools/demo.py --model {SAMPLE_MODEL} --sample 12 --device cpu \\
+  tools/demo.py --sample 12 --device cpu \\
       --palette safe --report pictures/index.html --output pictures
 
 OUTPUT/overlays/NAME.png      the picture with segments and class names
@@ -45,7 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=SAMPLE_MODEL, metavar="DIR|ID", help="(%(default)s)")
+    parser.add_argument(
+        "--model", metavar="DIR|ID", help=f"default: {PHOTO_MODEL}, with --sample {SAMPLE_MODEL}"
+    )
     parser.add_argument(
         "--input", nargs="+", default=[], metavar="PATH", help="pictures, folders, globs, videos"
     )
@@ -211,6 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if not args.input and args.sample < 1:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
+    if args.input and args.sample and args.model is None:
+        raise InputError(
+            "--input with --sample: no model knows both photographs and drawn scenes; name one with "
+            "--model, or run the tool twice"
+        )
+    model = args.model or (SAMPLE_MODEL if args.sample else PHOTO_MODEL)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise InputError(f"--score-threshold {args.score_threshold}: expected 0 to 1")
     if args.max_side < 0:
@@ -221,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.trust:
         trust_checkpoints()
     predictor = PanopticPredictor(
-        args.model, args.device, args.max_side, args.score_threshold, args.full_size, args.batch
+        model, args.device, args.max_side, args.score_threshold, args.full_size, args.batch
     )
     results = Results(args.output, predictor, args.palette)
     (args.output / "overlays").mkdir(parents=True, exist_ok=True)
@@ -230,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.report is not None:
             write_report(
                 args.report, "Predictions", items, classes=predictor.classes,
-                subtitle=f"Model {args.model}.",
+                subtitle=f"Model {model}.",
             )  # fmt: skip
             print(f"wrote {args.report}")
         for _ in items:  # without a report, predicting is all
