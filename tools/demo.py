@@ -18,6 +18,8 @@ import numpy as np
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
 EPILOG = f"""examples:
   # a first picture, without data or download
@@ -223,6 +225,7 @@ def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[di
     from wsis_d2.inference.media import is_video
     from wsis_d2.utils.image_io import read_picture
     from wsis_d2.utils.progress import progress
+    from wsis_d2.weak_labels.driver import describe_error
 
     def one(name: str, image: np.ndarray) -> dict[str, Any]:
         overlay, item = results.add(name, image)
@@ -238,8 +241,11 @@ def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[di
             else:
                 image = read_picture(path)
                 yield one(results.unique(path.stem), image)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except OSError:  # nothing can be written
+            raise
+        except Exception as error:  # one picture must not end thousands
+            logger.debug("%s", path, exc_info=True)
+            print(f"error: {describe_error({'file_name': path}, error)}", file=sys.stderr)
             results.failed += 1
 
 

@@ -6,6 +6,7 @@ file that cannot give them whole is refused in one line, the same everywhere.
 """
 
 import contextlib
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
     ".pgm",
 )  # fmt: skip
+# Pillow knows more, among them PostScript, for which it runs another program.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -134,7 +137,7 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
     return (
         f"{text}, the size before EXIF orientation {orientation} turns it as viewers show it; "
         "annotate the turned picture, or, where the boxes fit the stored pixels, drop the "
-        f"orientation: exiftool -Orientation= '{path}'"
+        f"orientation: exiftool -Orientation= {shlex.quote(str(path))}"
     )
 
 
@@ -144,7 +147,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 yield image
         return
     except FileNotFoundError:
@@ -180,18 +183,40 @@ def read_label_png(path: str | Path) -> np.ndarray:
     Raises:
         InputError: missing, truncated, or a colour picture.
     """
+    with opened_png(path) as image:
+        if image.mode not in ("P", "L"):
+            raise InputError(
+                f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
+                "PNG of class ids; this may be a picture for people, not the labels"
+            )
+        return np.array(image, np.uint8)
+
+
+@contextlib.contextmanager
+def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.Image]:
+    """Open a PNG of numbers; whatever goes wrong while it is open becomes one line.
+
+    Args:
+        path: the file.
+        hint: what to do about a file that is broken.
+
+    Raises:
+        InputError: missing, no PNG, or not whole.
+    """
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a picture for people, not the labels"
-                )
-            return np.array(image, np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG",)) as image:
+                yield image
+        return
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as PNG ({error}); copy it again") from None
+    except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        text = " ".join(str(error).replace(str(path), "file").split())[:200]
+        reason = text or type(error).__name__
+    raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
 
 
 def image_tensor(image: np.ndarray) -> "torch.Tensor":
@@ -266,4 +291,4 @@ def _what_it_is(path: str | Path) -> str:
             return words
     if start[:4] in (b"II*\0", b"MM\0*"):
         return f"is a TIFF that is cut or of a kind Pillow does not read; {_SAVE_8_BITS}"
-    return "of no format that Pillow reads, or cut"
+    return f"of no format that is read ({', '.join(_FORMATS)}), or cut"

@@ -2,9 +2,9 @@
 """Map one function over weak records into a label store: processes, GPUs, or ray over machines.
 
 Every worker process runs one thread. A record whose function raises is named, counted and skipped;
-so is one that kills its process (out of memory, a crash in native code). What is done is in the
-store at once, so a run may be stopped at any moment and goes on where it stopped. The order of
-results never matters: labels depend on their record alone.
+so is one that kills its process (out of memory, a crash in native code) or never ends. What is
+done is in the store at once, so a run may be stopped at any moment and goes on where it stopped.
+The order of results never matters: labels depend on their record alone.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.processes import end_with_parent
 from wsis_d2.utils.progress import format_seconds, progress
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -43,6 +44,8 @@ _RECORD_FIELDS = (
     "crop_tags",
     "supervision",
 )
+#: An image of photographs' size takes seconds.
+IMAGE_SECONDS = 1800.0
 _DIED = "its process died (out of memory, or a crash in native code)"
 
 
@@ -76,6 +79,8 @@ class LabelRun:
         dry_run: only say what would be done; nothing is written.
         ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
             machines must see images and store under the same paths.
+        image_seconds: a process that has an image for longer is ended, and the image tried once
+            more and then left out. One process alone, and ray's, are not watched.
     """
 
     workers: int | None = None
@@ -83,6 +88,7 @@ class LabelRun:
     force: bool = False
     dry_run: bool = False
     ray_address: str | None = None
+    image_seconds: float = IMAGE_SECONDS
 
 
 @dataclasses.dataclass
@@ -133,6 +139,7 @@ def run(
     desc: str = "weak labels",
     ray_address: str | None = None,
     gpus: int = 0,
+    image_seconds: float = IMAGE_SECONDS,
 ) -> DriverResult:
     """Label every record that has no current label in ``store``, then close the store.
 
@@ -140,7 +147,7 @@ def run(
         make_worker: see :data:`MakeWorker`.
         records: weak records of the dataset.
         store: a writable store.
-        workers, limit, ray_address: see :class:`LabelRun`.
+        workers, limit, ray_address, image_seconds: see :class:`LabelRun`.
         desc: what the progress line calls it.
         gpus: with ray, GPUs that each task needs; ``workers`` None then takes all of the cluster.
 
@@ -159,7 +166,7 @@ def run(
         if workers == 1 or len(todo) < 2:
             outcomes = _map_here(make_worker, todo, store)
         else:
-            outcomes = _map_pool(make_worker, todo, store, min(workers, len(todo)))
+            outcomes = _map_pool(make_worker, todo, store, min(workers, len(todo)), image_seconds)
     failed = {}
     with contextlib.closing(outcomes):
         for record, message in progress(outcomes, total=len(todo), desc=desc):
@@ -292,7 +299,7 @@ def describe_error(record: Mapping, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     name = str(record.get("file_name", record["image_id"]))
-    return text if name in text else f"{name}: {kind}{text}"
+    return printable(text if name in text else f"{name}: {kind}{text}")
 
 
 def _map_here(
@@ -309,10 +316,15 @@ _task: _Task | Exception | None = None
 
 def _start_process(make_worker: MakeWorker, store: LabelStore) -> None:
     global _task
+    end_with_parent()
     try:
         _task = _Task(make_worker, store)
     except Exception as error:  # raised from an initializer it would only say "broken pool"
         _task = error
+
+
+def _is_ready() -> bool:
+    return True
 
 
 def _run_in_process(record: dict) -> str | None:
@@ -322,9 +334,13 @@ def _run_in_process(record: dict) -> str | None:
 
 
 def _map_pool(
-    make_worker: MakeWorker, records: list[dict], store: LabelStore, workers: int
+    make_worker: MakeWorker,
+    records: list[dict],
+    store: LabelStore,
+    workers: int,
+    image_seconds: float,
 ) -> Iterator[tuple[dict, str | None]]:
-    """Yield (record, message) as processes end them; survive processes that die."""
+    """Yield (record, message) as processes end them; survive processes that die or hang."""
     queue = list(reversed(records))
     suspects: list[dict] = []
     with _one_thread_environment():
@@ -339,20 +355,31 @@ def _map_pool(
                 initargs=(make_worker, store),
             )
             running: dict = {}
+            begun: dict = {}
+            reason = _DIED
             try:
                 window = 1 if alone else 2 * workers
+                first = pool.submit(_is_ready)
                 while source or running:
                     while source and len(running) < window:
-                        running[pool.submit(_run_in_process, source[-1])] = source[-1]
-                        source.pop()
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                        future = pool.submit(_run_in_process, source[-1])
+                        if alone:  # what loading takes is not the image's
+                            wait([first])
+                        running[future], begun[future] = source.pop(), time.monotonic()
+                    left = min(begun[f] for f in running) + image_seconds - time.monotonic()
+                    ended, _ = wait(running, max(left, 0.0), return_when=FIRST_COMPLETED)
+                    if not ended:
+                        reason = f"it was not done after {image_seconds:g} seconds"
+                        for process in list(pool._processes.values()):
+                            process.kill()
+                        ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
                         message = future.result()
                         yield running.pop(future), message
             except BrokenProcessPool:
                 left = [running[f] for f in running]
                 if alone:
-                    yield left[0], describe_error(left[0], RuntimeError(_DIED))
+                    yield left[0], describe_error(left[0], RuntimeError(reason))
                 else:
                     suspects = [r for r in left if not store.done(r["image_id"], r)]
                     for record in left:

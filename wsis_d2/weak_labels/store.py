@@ -36,6 +36,7 @@ from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
+from wsis_d2.utils.image_io import opened_png
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
@@ -49,6 +50,9 @@ from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 
 SCHEMA = 1
 _PARTS = ("panoptic", "semantic", "status")
+_FAILED = {"image_id": int | str, "status": str, "file_name": str, "message": str}
+_DONE = {"image_id": int | str, "status": str, "file_name": str, "height": int, "width": int,
+         "annotation": str, "segments": list, "counters": dict}  # fmt: skip
 _COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
 
 
@@ -298,7 +302,7 @@ class LabelStore:
     def semantic(self, image_id: int | str) -> np.ndarray:
         """Return the semantic map, (H, W) uint8, contiguous class ids, 255 = ignore."""
         self._done_entry(image_id)
-        semantic = self._read_png(f"semantic/{image_key(image_id)}.png")
+        semantic = self._read_png(f"semantic/{image_key(image_id)}.png", "L")
         return semantic if self._places is None else place_table(self._places)[semantic]
 
     def instance(self, image_id: int | str) -> tuple[np.ndarray, list[dict]]:
@@ -309,7 +313,7 @@ class LabelStore:
             contiguous class ids.
         """
         entry = self._done_entry(image_id)
-        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png").astype(np.int32)
+        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png", "RGB").astype(np.int32)
         ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
         ids[ids == 0] = INSTANCE_IGNORE
         segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments"]]
@@ -378,10 +382,14 @@ class LabelStore:
             raise ValueError(f"{self.path}: opened for reading; use LabelStore.create to write")
 
     def _entry(self, image_id: int | str) -> dict | None:
-        path = self.path / "status" / f"{image_key(image_id)}.json"
+        key = image_key(image_id)
+        path = self.path / "status" / f"{key}.json"
         if not path.exists():
             return None
-        entry = read_json(path)
+        entry = _read_status(path)
+        parts = [self.path / part / f"{key}.png" for part in ("semantic", "panoptic")]
+        if entry["status"] == "done" and not all(part.exists() for part in parts):
+            return None  # somebody has deleted a part of the store
         if entry["image_id"] != image_id:
             raise InputError(
                 f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
@@ -400,18 +408,15 @@ class LabelStore:
 
     def _entries(self) -> list[dict]:
         names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [read_json(self.path / "status" / name) for name in names]
+        return [_read_status(self.path / "status" / name) for name in names]
 
-    def _read_png(self, name: str) -> np.ndarray:
+    def _read_png(self, name: str, mode: str) -> np.ndarray:
         path = self.path / name
-        try:
-            with Image.open(path) as image:
-                return np.array(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); remake it: delete status/{path.stem}.json in "
-                f"the store and run the command that made it again: {_COMMAND}"
-            ) from error
+        hint = f"delete it and run the command that made it again: {_COMMAND}"
+        with opened_png(path, hint) as image:
+            if image.mode != mode:
+                raise InputError(f"{path}: is of mode {image.mode}, expected {mode}; {hint}")
+            return np.array(image)
 
     def _write_png(self, name: str, array: np.ndarray) -> None:
         with atomic_write(self.path / name, self.path / ".tmp") as file:
@@ -420,6 +425,34 @@ class LabelStore:
     def _write_json(self, name: str, value: dict, replace: bool = True) -> None:
         with atomic_write(self.path / name, self.path / ".tmp", replace) as file:
             file.write(json.dumps(value, default=plain_value).encode())
+
+
+def _read_status(path: Path) -> dict:
+    """Return an image's status file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    entry = read_json(path)
+    fields = _DONE if isinstance(entry, dict) and entry.get("status") == "done" else _FAILED
+    sound = isinstance(entry, dict) and all(
+        isinstance(entry.get(field), kind) for field, kind in fields.items()
+    )
+    if not sound or (fields is _DONE and not all(map(_is_segment, entry["segments"]))):
+        raise InputError(
+            f"{path}: is damaged; delete it and run the command that made the store again: "
+            f"{_COMMAND}"
+        )
+    return entry
+
+
+def _is_segment(segment: object) -> bool:
+    numbers = ("id", "category_id", "area")
+    return (
+        isinstance(segment, dict)
+        and all(type(segment.get(key)) is int for key in numbers)
+        and isinstance(segment.get("bbox"), list)
+    )
 
 
 def image_key(image_id: int | str) -> str:
@@ -487,8 +520,10 @@ def _read_manifest(path: Path) -> dict:
     manifest = read_json(file)
     try:
         schema = manifest["schema"]
-        manifest["recipe"], manifest["recipe_hash"], manifest["categories"]
-    except (KeyError, TypeError) as error:
+        if not isinstance(manifest["recipe"], dict) or not isinstance(manifest["recipe_hash"], str):
+            raise TypeError("recipe or recipe_hash")
+        manifest["categories"]
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{file}: not the manifest of a label store ({error!r})") from None
     if schema != SCHEMA:
         raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")
