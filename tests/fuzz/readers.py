@@ -154,14 +154,22 @@ def truth_json(data: bytes) -> None:
 
 def panoptic_picture(data: bytes) -> None:
     from wsis_d2.data.panoptic_format import PanopticFile, semantic_map
-    from wsis_d2.utils.image_io import read_label_png
 
-    path = put("panoptic/t.png", damaged_png(panoptic_png(), Choices(data)))
+    put("panoptic/t.png", damaged_png(panoptic_png(), Choices(data)))
     file = PanopticFile(
         put("sound.json", json.dumps(panoptic_content()).encode()), base() / "panoptic"
     )
     semantic_map(file.ids("1"), file.segments("1"), file.classes)
-    read_label_png(path)
+
+
+def label_picture(data: bytes) -> None:
+    from wsis_d2.utils.image_io import read_label_png
+
+    choices = Choices(data)
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(SIZE))
+    (image.convert("P") if choices.below(2) else image).save(buffer, "PNG")
+    read_label_png(put("label.png", damaged_png(buffer.getvalue(), choices)))
 
 
 @functools.cache
@@ -515,7 +523,7 @@ def config(data: bytes) -> None:
 READERS: dict[str, Callable[[bytes], None]] = {
     f.__name__: f
     for f in (
-        own_json, panoptic_json, truth_json, panoptic_picture, picture, coco, voc, labelme, cvat,
+        own_json, panoptic_json, truth_json, panoptic_picture, label_picture, picture, coco, voc, labelme, cvat,
         label_studio, yolo, yolo_classes, tags_csv, mat, mat_73, masks_json, contour_weights,
         checkpoint_pth, checkpoint_pkl, checkpoint_safetensors, model_zoo, store_files,
         round_state, results, metadata, config,

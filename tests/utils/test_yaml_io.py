@@ -61,14 +61,12 @@ def test_yolo_s_classes_are_read_by_it(tmp_path):
         ("_BASE_: {a: 1}", "_BASE_ is"),
         ("- 1", "holds list"),
         ("", "holds NoneType"),
-        ("MODEL: 5", "MODEL"),
+        ("MODEL: 5", "config.yaml"),
         ("MODEL: {MASK_ON: {a: 1}}", "MASK_ON"),
         ("VERSION: x", "config.yaml"),
-        ("VERSION: 1", "config.yaml"),
         ("1: 2", "config.yaml"),
-        ("SOLVER: {STEPS: [[1]]}", "SOLVER.STEPS"),
     ],
-    ids=range(15),
+    ids=range(13),
 )
 def test_configs_are_refused_in_one_line(tmp_path, text, told):
     path = tmp_path / "config.yaml"
