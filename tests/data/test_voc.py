@@ -232,7 +232,7 @@ def test_check_finds_damage(tree):
 @pytest.mark.parametrize(
     "part, message",
     [
-        ("SegmentationObject/2007_000002.png", "2007_000002.png: no such file"),
+        ("SegmentationObject/2007_000002.png", "2007_000002.png: missing"),
         ("JPEGImages/2008_000004.jpg", "2008_000004.jpg: no such file"),
         ("ImageSets/Segmentation/val.txt", "val.txt: list missing; unpack VOC 2012 trainval"),
     ],

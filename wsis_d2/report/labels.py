@@ -24,6 +24,7 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.json_io import flatten
 from wsis_d2.utils.progress import progress
+from wsis_d2.weak_labels.store import LabelStore
 
 
 class _Sums:
@@ -95,7 +96,12 @@ def spread(records: Sequence[Any], limit: int) -> list[Any]:
     return [records[i * len(records) // limit] for i in range(limit)]
 
 
-def _items(records, data, stores, sums) -> Iterator[dict[str, Any]]:
+def _items(
+    records: Sequence[dict],
+    data: DataSource,
+    stores: Mapping[str, LabelStore],
+    sums: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
     """Yield scores of each image; label maps are read, summed and dropped."""
     for record in progress(records, desc="scores"):
         image_id = record["image_id"]
@@ -153,7 +159,9 @@ def _mean(values: np.ndarray) -> float | None:
     return float(finite.mean()) if finite.size else None
 
 
-def _tables(data, stores, sums) -> list[dict[str, Any]]:
+def _tables(
+    data: DataSource, stores: Mapping[str, LabelStore], sums: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     rows = []
     for name, store in stores.items():
         total = sums[name]
@@ -178,7 +186,7 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
     return tables
 
 
-def _bars(data, sums) -> list[dict[str, Any]]:
+def _bars(data: DataSource, sums: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = [c["name"] for c in data.classes]
     charts = []
     if data.truth is not None:

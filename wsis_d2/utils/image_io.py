@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from wsis_d2.utils.errors import InputError, check_choice
 
@@ -190,7 +191,7 @@ def read_label_png(path: str | Path) -> np.ndarray:
         if image.mode not in ("P", "L"):
             raise InputError(
                 f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                "PNG of class ids; this may be a picture for people, not the labels"
+                "PNG of class ids; this may be a colour rendering of the labels"
             )
         return np.array(image, np.uint8)
 
@@ -242,7 +243,7 @@ def _bits(path: str | Path, image: Image.Image) -> int:
     if image.format == "PNG":
         with open(path, "rb") as file:
             return file.read(25)[24]  # of the header chunk, which is the first
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (8,)))
     return 8
 

@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from yacs.config import CfgNode
+
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
@@ -42,7 +44,7 @@ class BoxLabeller:
         return make_box_labels(image, centre_boxes(record), proposals, self._options, self._outside)
 
 
-def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:
+def boxes_recipe(cfg: CfgNode, outside_boxes: str | int = "ignore") -> dict:
     """Return everything that labels made from boxes depend on, but image and annotation."""
     options = BoxLabelOptions.from_config(cfg)
     recipe = {
@@ -57,7 +59,7 @@ def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:
 
 
 def make_box_store(
-    cfg,
+    cfg: CfgNode,
     records: Sequence[Mapping],
     categories: list[dict],
     output: str | os.PathLike,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import sparse
+from yacs.config import CfgNode
 
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
@@ -104,7 +105,7 @@ class NoSource(ProposalSource):
     """No proposals: GrabCut alone decides."""
 
     @classmethod
-    def from_config(cls, cfg) -> "NoSource":
+    def from_config(cls, cfg: CfgNode) -> "NoSource":
         """Take nothing from the config."""
         return cls()
 
@@ -126,7 +127,7 @@ class MatSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "MatSource":
+    def from_config(cls, cfg: CfgNode) -> "MatSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "mcg_mat", folder=True))
 
@@ -233,7 +234,7 @@ class CocoJsonSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "CocoJsonSource":
+    def from_config(cls, cfg: CfgNode) -> "CocoJsonSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "coco_json", folder=False))
 
@@ -248,13 +249,13 @@ class CocoJsonSource(ProposalSource):
         rles = []
         for segmentation in found:
             try:
-                rles.append(checked_rle(segmentation, tuple(size)))
+                rles.append(checked_rle(segmentation, (size[0], size[1])))
             except ValueError as error:
                 raise InputError(
                     f"{self.path}: a mask of image {record['image_id']!r}: {error}: "
                     f"{str(segmentation)[:60]}"
                 ) from None
-        return RLEProposals(rles, tuple(size))
+        return RLEProposals(rles, (size[0], size[1]))
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""

@@ -90,7 +90,7 @@ def _run_job(arguments: tuple[Callable[[ImageJob], Converted], ImageJob, Path]) 
     image = {**result.image, "image_tags": result.tags}
     if result.crop_tags is not None:
         image["crop_tags"] = result.crop_tags
-    line = {
+    line: dict[str, Any] = {
         "id": job.image_id,
         "sources": _fingerprint(job),
         "image": image,
@@ -182,7 +182,7 @@ class Preparation:
                     min(self.workers, len(todo)), context, initializer=end_with_parent
                 )
                 stack.callback(pool.shutdown, cancel_futures=True)
-                lines = _as_they_end(pool, arguments)
+                lines: Iterator[dict] = _as_they_end(pool, arguments)
             else:
                 lines = map(_run_job, arguments)
             for line in progress(lines, total=len(todo), desc=desc):
@@ -292,7 +292,7 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 
 def _weak_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    annotations = []
+    annotations: list[dict] = []
     for line in lines:
         for box in line["annotations"]:
             annotations.append(

@@ -20,6 +20,8 @@ def read_labels(path: str | Path, what: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, broken or a colour picture.
     """
+    if not Path(path).exists():
+        raise InputError(f"{path}: missing ({what})")
     with opened_png(path, f"download it again ({what})") as image:
         labels = np.asarray(image)
     if labels.ndim != 2:
