@@ -524,9 +524,9 @@ READERS: dict[str, Callable[[bytes], None]] = {
     f.__name__: f
     for f in (
         own_json, panoptic_json, truth_json, panoptic_picture, label_picture, picture, coco, voc,
-        labelme, cvat, label_studio, yolo, yolo_classes, tags_csv, mat, mat_73, masks_json, contour_weights,
-        checkpoint_pth, checkpoint_pkl, checkpoint_safetensors, model_zoo, store_files,
-        round_state, results, metadata, config,
+        labelme, cvat, label_studio, yolo, yolo_classes, tags_csv, mat, mat_73, masks_json,
+        contour_weights, checkpoint_pth, checkpoint_pkl, checkpoint_safetensors, model_zoo,
+        store_files, round_state, results, metadata, config,
     )
 }  # fmt: skip
 #: Read by C code that a damaged file may end, so never in the process of the tests.

@@ -1,11 +1,14 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """MATLAB files: those that scipy writes are read, those that unpack without end are not."""
 
+import io
+import struct
 import zlib
 
 import h5py
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.io import savemat
 
 from wsis_d2.utils import matlab
@@ -35,6 +38,49 @@ def test_a_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
         read_matlab(path, ["a"])
     monkeypatch.setattr(matlab, "MOST_BYTES", 1 << 25)
     assert read_matlab(path, ["a"])["a"].size == 1 << 21
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_cell_array_of_more_cells_than_bytes_is_not_made(tmp_path, packed, inner):
+    """scipy takes 20 GB for these few bytes, and the machine ends the process."""
+    path = tmp_path / "a.mat"
+    cell = np.empty((1, 3), object)
+    cell[:] = 5.0
+    if inner:
+        outer = np.empty((1, 1), object)
+        outer[0, 0] = cell
+        cell = outer
+    buffer = io.BytesIO()
+    savemat(buffer, {"a": cell})
+    sound = buffer.getvalue()
+    sides = struct.pack("<ii", 1, 3)
+    assert sound.count(sides) == 1
+    content = sound.replace(sides, struct.pack("<ii", 7, 1 << 28))
+    if packed:
+        packed_part = zlib.compress(content[128:])
+        content = content[:128] + struct.pack("<II", 15, len(packed_part)) + packed_part
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="a.mat: .*more elements than it holds"):
+        read_matlab(path, ["a"])
+
+
+def test_sparse_and_empty_arrays_are_read(tmp_path):
+    """A sparse array has more places than bytes."""
+    path = tmp_path / "a.mat"
+    wanted = {
+        "a": sparse.csc_matrix(([True], ([5], [7])), shape=(5000, 4000)),
+        "b": np.zeros((0, 3)),
+        "c": "text",
+        "d": {"x": np.arange(3.0), "y": "z"},
+        "e": np.ones((2, 3, 4), bool),
+    }
+    for packed in (False, True):
+        savemat(path, wanted, do_compression=packed)
+        found = read_matlab(path, list(wanted))
+        assert found["a"].shape == (5000, 4000) and found["a"].nnz == 1
+        assert found["b"].shape == (0, 3) and found["c"] == ["text"]
+        np.testing.assert_array_equal(found["e"], wanted["e"])
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,7 @@ class ImageIndex:
         leaves = [v.startswith(("/", "../")) or v == ".." for v in variants]
         if all(leaves):
             log.bad("image", label, f"{missing}, and the path leaves the image root")
-        elif any(
-            (self.root / v).is_file() for v, out in zip(variants, leaves, strict=True) if not out
-        ):
+        elif any(os.path.isfile(self.root / v) for v in variants if not v.startswith(("/", ".."))):
             suffixes = " ".join(IMAGE_SUFFIXES)
             log.drop("image", label, f"the file has no suffix of a picture ({suffixes})")
         else:
