@@ -101,7 +101,7 @@ _REFUSED = (b"i", b"o", b"P", b"Q", b"\x82", b"\x83", b"\x84", b"\x92", b"\x96",
 class PlainUnpickler(pickle._Unpickler):
     """Makes containers, numbers, strings and NumPy arrays; refuses everything else by name.
 
-    The unpickler written in Python: the one in C makes room for as many objects as a file says.
+    The unpickler written in Python: the one in C allocates as many objects as a file says.
     """
 
     dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in _REFUSED}

@@ -213,7 +213,7 @@ def _save(work: Path, stem: str, array: np.ndarray, max_side: int) -> str:
         flat = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
         options = [] if small else [cv2.IMWRITE_JPEG_QUALITY, 90]
     if not cv2.imwrite(str(work / name), flat, options):
-        raise InputError(f"{work / name}: cannot be written; is there room for it?")
+        raise InputError(f"{work / name}: cannot be written; is the disk full?")
     return name
 
 

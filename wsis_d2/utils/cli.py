@@ -27,8 +27,8 @@ def error_line(error: BaseException) -> str | None:
         return printable(f"{error.filename}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in _FULL:
         return (
-            f"{error.strerror}; what is written whole stays: make room, then run the same command "
-            "again"
+            f"{error.strerror}; what is written whole stays: free some space, then run the same "
+            "command again"
         )
     return None
 

@@ -44,11 +44,11 @@ def read_matlab(path: str | os.PathLike, names: Sequence[str], missing: str = ""
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse a version 5 file that would take more room than its content does.
+    """Refuse a version 5 file that would take more memory than its content does.
 
     Raises:
         ValueError: its compressed parts unpack to too much, or an array says that it has more
-            elements than bytes: scipy makes the room before it looks.
+            elements than bytes: scipy allocates before it looks.
     """
     with open(path, "rb") as file:
         header = file.read(128)
