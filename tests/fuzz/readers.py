@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 import yaml
 from helpers.annotation_writers import (
@@ -348,7 +349,7 @@ def masks_json(data: bytes) -> None:
     from wsis_d2.weak_labels.proposals import files
 
     runs = {"size": [12, 16], "counts": [20, 5, 167]}
-    text = {"size": [12, 16], "counts": "R3000000"}
+    text = {**runs, "counts": mask_util.frPyObjects(runs, *SIZE)["counts"].decode()}
     content = [{"image_id": 1, "segmentation": s} for s in (runs, text)]
     path = put_json("masks.json", content, Choices(data))
     files._coco_index.cache_clear()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from wsis_d2.utils.errors import InputError, printable
 
 # A write that failed names no file.
+_LONGEST_LINE = 1200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -22,7 +23,7 @@ def error_line(error: BaseException) -> str | None:
         text = str(error).strip()
         if "Traceback (most recent call last)" in text:
             text = text.rpartition("InputError: ")[2]
-        return printable(text) or "bad input"
+        return _of_sane_length(printable(text)) or "bad input"
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -31,6 +32,13 @@ def error_line(error: BaseException) -> str | None:
             "command again"
         )
     return None
+
+
+def _of_sane_length(line: str) -> str:
+    """A line that shows a value of somebody's file, which may be of any length."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
 
 
 def main_with_errors(

@@ -387,7 +387,7 @@ class LabelStore:
         path = self.path / "status" / f"{key}.json"
         if not path.exists():
             return None
-        entry = _read_status(path)
+        entry = self._status(path)
         parts = [self.path / part / f"{key}.png" for part in ("semantic", "panoptic")]
         if entry["status"] == "done" and not all(part.exists() for part in parts):
             return None  # somebody has deleted a part of the store
@@ -409,7 +409,40 @@ class LabelStore:
 
     def _entries(self) -> list[dict]:
         names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [_read_status(self.path / "status" / name) for name in names]
+        return [self._status(self.path / "status" / name) for name in names]
+
+    def _status(self, path: Path) -> dict:
+        """Return an image's status file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        entry = read_json(path)
+        done = isinstance(entry, dict) and entry.get("status") == "done"
+        fields = _DONE if done else _FAILED
+        sound = isinstance(entry, dict) and all(
+            isinstance(entry.get(field), kind) for field, kind in fields.items()
+        )
+        if sound and done:
+            numbers = entry["counters"].values()
+            sound = all(self._is_segment(segment) for segment in entry["segments"]) and all(
+                isinstance(number, int | float) for number in numbers
+            )
+        if not sound:
+            raise InputError(
+                f"{path}: is damaged; delete it and run the command that made the store again: "
+                f"{_COMMAND}"
+            )
+        return entry
+
+    def _is_segment(self, segment: object) -> bool:
+        numbers = ("id", "category_id", "area")
+        return (
+            isinstance(segment, dict)
+            and all(type(segment.get(key)) is int for key in numbers)
+            and 0 <= segment["category_id"] < len(self.classes)
+            and isinstance(segment.get("bbox"), list)
+        )
 
     def _read_png(self, name: str, mode: str) -> np.ndarray:
         path = self.path / name
@@ -426,34 +459,6 @@ class LabelStore:
     def _write_json(self, name: str, value: dict, replace: bool = True) -> None:
         with atomic_write(self.path / name, self.path / ".tmp", replace) as file:
             file.write(json.dumps(value, default=plain_value).encode())
-
-
-def _read_status(path: Path) -> dict:
-    """Return an image's status file.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    entry = read_json(path)
-    fields = _DONE if isinstance(entry, dict) and entry.get("status") == "done" else _FAILED
-    sound = isinstance(entry, dict) and all(
-        isinstance(entry.get(field), kind) for field, kind in fields.items()
-    )
-    if not sound or (fields is _DONE and not all(map(_is_segment, entry["segments"]))):
-        raise InputError(
-            f"{path}: is damaged; delete it and run the command that made the store again: "
-            f"{_COMMAND}"
-        )
-    return entry
-
-
-def _is_segment(segment: object) -> bool:
-    numbers = ("id", "category_id", "area")
-    return (
-        isinstance(segment, dict)
-        and all(type(segment.get(key)) is int for key in numbers)
-        and isinstance(segment.get("bbox"), list)
-    )
 
 
 def image_key(image_id: int | str) -> str:
