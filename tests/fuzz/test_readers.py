@@ -21,6 +21,7 @@ FINDINGS: dict[str, list[str]] = {
     "mat": ["e0246dcfe433efaf10b69b2f47500d156371"],
     "checkpoint_pth": ["d03c49"],
     "store_files": ["e68276e4dc7563d4d8936315da215f04188f97", "6d0489d2bdf912ec717c47ca2260"],
+    "round_state": ["def88d860e06d4c7d5da38322d094c0e8792"],
     "results": ["d3261c3e25b50b069c"],
     "tags_csv": ["573a1ca8c8164eb2059316e00ed13e9992239d6391bff936329eac921f8bddf7c261f1e936"],
 }

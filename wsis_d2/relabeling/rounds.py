@@ -331,6 +331,9 @@ class IterativeRun:
             for key, kind in kinds.items():
                 if not isinstance(state[key], kind):
                     raise ValueError(f"{key} is {state[key]!r:.60}")
+            for number, entry in state["history"].items():
+                if not number.isdecimal() or not isinstance(entry, dict):
+                    raise ValueError(f"history {number!r:.60} is {entry!r:.60}")
         except InputError:
             raise
         except (ValueError, KeyError, TypeError) as error:
