@@ -16,7 +16,7 @@ from wsis_d2.engine import WSISTrainer
 from wsis_d2.engine.launch import launch
 from wsis_d2.utils.errors import InputError
 
-IMAGES, SEED, BATCH = 4, 3, 2
+IMAGES, SEED, BATCH = 8, 3, 4
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import math
 import pickle
 import pickletools
 from collections import OrderedDict
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class _Array(np.ndarray):
             raise pickle.UnpicklingError("an array of no shape")
         if math.prod(shape) * kind.dtype.itemsize != len(data):
             raise pickle.UnpicklingError("an array of another size than its content")
-        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))
+        whole: Any = (1, shape, kind.dtype, bool(fortran), data)
+        super().__setstate__(whole)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
@@ -98,13 +99,17 @@ _NAMES: dict[tuple[str, str], Any] = {
 _REFUSED = (b"i", b"o", b"P", b"Q", b"\x82", b"\x83", b"\x84", b"\x92", b"\x96", b"\x97", b"\x98")
 
 
-class PlainUnpickler(pickle._Unpickler):
+# What the standard library does not say of it: its types.
+_Unpickler: Any = pickle._Unpickler
+
+
+class PlainUnpickler(_Unpickler):
     """Makes containers, numbers, strings and NumPy arrays; refuses everything else by name.
 
     The unpickler written in Python: the one in C allocates as many objects as a file says.
     """
 
-    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in _REFUSED}
+    dispatch = {k: v for k, v in _Unpickler.dispatch.items() if bytes([k]) not in _REFUSED}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a name."""
@@ -139,7 +144,7 @@ def stand_ins() -> list[Any]:
     return made
 
 
-def asked_names(stream: BinaryIO) -> set[str]:
+def asked_names(stream: IO[bytes]) -> set[str]:
     """Return the ``module.name`` of all that a pickle asks for, without reading it.
 
     Args:

@@ -14,7 +14,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -129,20 +129,22 @@ def _check_memory(path: Path) -> None:
             asks for memory without content.
     """
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open(path, "rb"))
+        stream: IO[bytes] = stack.enter_context(open(path, "rb"))
         if stream.read(4) == b"PK\x03\x04":
             archive = stack.enter_context(zipfile.ZipFile(path))
             records = archive.infolist()
             stored = all(r.compress_type == zipfile.ZIP_STORED for r in records)
             if not stored or sum(r.file_size for r in records) > path.stat().st_size:
                 raise ValueError("its records are compressed, which torch does not do")
-            pickles = [stack.enter_context(archive.open(r)) for r in records
-                       if r.filename.endswith("/data.pkl")]  # fmt: skip
+            pickles: list[IO[bytes]] = [
+                stack.enter_context(archive.open(r)) for r in records
+                if r.filename.endswith("/data.pkl")
+            ]  # fmt: skip
         else:  # before torch 1.6: magic number, version, machine, then what was saved
             stream.seek(0)
             pickles = [stream] * 4
-        for stream in pickles:
-            for name in sorted(asked_names(stream)):
+        for each in pickles:
+            for name in sorted(asked_names(each)):
                 if _GREEDY.fullmatch(name):
                     raise ValueError(f"asks for {name}, which takes memory without content")
 

@@ -195,6 +195,8 @@ def _read_hdf5(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
     """Read a file of version 7.3, whose arrays may be said to be larger than it, or elsewhere."""
     import h5py
 
+    left = MOST_BYTES
+
     def read(dataset: h5py.Dataset) -> np.ndarray:
         nonlocal left
         if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
@@ -204,7 +206,6 @@ def _read_hdf5(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
             raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MB")
         return dataset[()]
 
-    left = MOST_BYTES
     with h5py.File(path, "r") as file:
         for name in ("superpixels", "labels"):
             if not isinstance(file.get(name, getlink=True), h5py.HardLink):

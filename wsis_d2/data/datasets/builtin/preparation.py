@@ -17,7 +17,7 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,11 +178,10 @@ class Preparation:
                 # fork, where there is one: workers start at once, and nothing here uses threads
                 methods = multiprocessing.get_all_start_methods()
                 context = multiprocessing.get_context("fork" if "fork" in methods else None)
-                pool = ProcessPoolExecutor(
-                    min(self.workers, len(todo)), context, initializer=end_with_parent
-                )
+                workers = min(self.workers, len(todo))
+                pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
                 stack.callback(pool.shutdown, cancel_futures=True)
-                lines: Iterator[dict] = _as_they_end(pool, arguments)
+                lines: Iterator[dict] = _as_they_end(pool, arguments, 4 * workers)
             else:
                 lines = map(_run_job, arguments)
             for line in progress(lines, total=len(todo), desc=desc):
@@ -264,16 +263,19 @@ class Preparation:
         return manifest
 
 
-def _as_they_end(pool: ProcessPoolExecutor, arguments: list[tuple]) -> Iterator[dict[str, Any]]:
-    """Yield the journal's lines of images as they are done.
+def _as_they_end(
+    pool: ProcessPoolExecutor, arguments: list[tuple], most: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the journal's lines of images as they are done, at most so many on their way.
 
     Raises:
         InputError: a process has died; :class:`multiprocessing.Pool` would wait for it for ever.
     """
-    waiting, running = iter(arguments), set()
+    waiting = iter(arguments)
+    running: set[Future] = set()
     try:
         while True:
-            for job in itertools.islice(waiting, 4 * pool._max_workers - len(running)):
+            for job in itertools.islice(waiting, most - len(running)):
                 running.add(pool.submit(_run_job, job))
             if not running:
                 return
