@@ -253,7 +253,7 @@ class LabelStore:
         Args:
             image_id: the image.
             record: if given, labels made from another annotation of the image, or of another
-                picture that had its id, do not count.
+                picture that had its id, do not count, nor do those of which a file is gone.
         """
         entry = self._entry(image_id)
         if entry is None or entry["status"] != "done":
@@ -263,7 +263,13 @@ class LabelStore:
             record = record_in_classes(record, own)
         if record is None:
             return True
-        return entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
+        same = entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
+        return same and self._is_whole(image_id)
+
+    def _is_whole(self, image_id: int | str) -> bool:
+        """Whether both pictures of an image are there; somebody may have deleted a part."""
+        name = f"{image_key(image_id)}.png"
+        return all((self.path / part / name).exists() for part in ("semantic", "panoptic"))
 
     def check(self, record: Mapping) -> None:
         """Raise an InputError that names image and command if its label is missing or stale."""
@@ -274,6 +280,8 @@ class LabelStore:
         what = "missing"
         if self.done(image_id):
             what = "is stale: its boxes, tags or size have changed"
+            if not self._is_whole(image_id):
+                what = "lacks a file that was deleted"
             if not _same_picture(entry, record):
                 what = f"is that of another picture, {entry['file_name']}"
         message = entry.get("message")
@@ -388,9 +396,6 @@ class LabelStore:
         if not path.exists():
             return None
         entry = self._status(path)
-        parts = [self.path / part / f"{key}.png" for part in ("semantic", "panoptic")]
-        if entry["status"] == "done" and not all(part.exists() for part in parts):
-            return None  # somebody has deleted a part of the store
         if entry["image_id"] != image_id:
             raise InputError(
                 f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
