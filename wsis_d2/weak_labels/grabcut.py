@@ -57,14 +57,21 @@ class GrabCutOptions:
 
 
 def grabcut_mask(
-    image: np.ndarray, box: tuple[int, int, int, int], options: GrabCutOptions
+    image: np.ndarray,
+    box: tuple[int, int, int, int],
+    options: GrabCutOptions,
+    inside: np.ndarray | None = None,
+    outside: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Segment what a box holds.
 
     Args:
         image: (H, W, 3) uint8.
         box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive, inside the image, not empty.
-        options: see :class:`GrabCutOptions`.
+        options: see :class:`GrabCutOptions`. Where ``inside`` has a pixel in the box, that is the
+            seed, and the central ellipse no more than probable foreground.
+        inside, outside: (H, W) bool, pixels marked as object and as something else; sure foreground
+            and background. Addition, not in the paper.
 
     Returns:
         (y1 - y0, x1 - x0) bool, sure or probable foreground inside the box; None where the box
@@ -80,13 +87,16 @@ def grabcut_mask(
         return None
     crop = image[top:bottom, left:right]
     inner = np.array([x0 - left, y0 - top, x1 - left, y1 - top], float)
+    window = slice(top, bottom), slice(left, right)
+    marks = [None if m is None or not m[window].any() else m[window] for m in (inside, outside)]
     scale = _scale(max(crop.shape[:2]), options)
     if scale != 1:
         size = (max(2, round(crop.shape[1] * scale)), max(2, round(crop.shape[0] * scale)))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         inner *= np.tile([size[0] / crop.shape[1], size[1] / crop.shape[0]], 2)
         crop = cv2.resize(crop, size, interpolation=how)
-    state = _start(crop.shape[:2], inner, options)
+    marks = [None if m is None else _scale_marks(m, crop.shape[:2]) for m in marks]
+    state = _start(crop.shape[:2], inner, options, *marks)
     if not (state == cv2.GC_BGD).any():
         return None
     if (state & 1).any() and not _uniform(crop):
@@ -123,7 +133,21 @@ def _scale(longest: int, options: GrabCutOptions) -> float:
     return 1.0
 
 
-def _start(shape: tuple[int, int], box: np.ndarray, options: GrabCutOptions) -> np.ndarray:
+def _scale_marks(marks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return marks in another size; none is lost."""
+    rows, columns = np.nonzero(marks)
+    scaled = np.zeros(shape, bool)
+    scaled[rows * shape[0] // marks.shape[0], columns * shape[1] // marks.shape[1]] = True
+    return scaled
+
+
+def _start(
+    shape: tuple[int, int],
+    box: np.ndarray,
+    options: GrabCutOptions,
+    marked: np.ndarray | None,
+    denied: np.ndarray | None,
+) -> np.ndarray:
     """Return GrabCut's first mask for a crop, uint8: sure background outside the box."""
     x0, y0 = np.floor(box[:2] + 0.5).astype(int)
     x1, y1 = np.maximum(np.floor(box[2:] + 0.5).astype(int), (x0 + 1, y0 + 1))
@@ -135,7 +159,12 @@ def _start(shape: tuple[int, int], box: np.ndarray, options: GrabCutOptions) -> 
         inside[...] = cv2.GC_PR_BGD
         inside[ellipse_mask(*inside.shape, 1.0)] = cv2.GC_PR_FGD
     if options.seed_radius > 0:
-        inside[ellipse_mask(*inside.shape, options.seed_radius)] = cv2.GC_FGD
+        seed = cv2.GC_FGD if marked is None else cv2.GC_PR_FGD
+        inside[ellipse_mask(*inside.shape, options.seed_radius)] = seed
+    if marked is not None:
+        inside[marked[y0:y1, x0:x1]] = cv2.GC_FGD
+    if denied is not None:
+        state[denied] = cv2.GC_BGD
     return state
 
 

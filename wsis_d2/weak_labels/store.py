@@ -197,7 +197,7 @@ class LabelStore:
             instance: (H, W) int32, ids of ``segments``; 0 and -1 = no instance (both are stored as
                 void and come back as -1).
             segments: ``{"id": positive id, "category_id": contiguous class id}``; those without a
-                pixel are left out of what is stored.
+                pixel are left out of what is stored. Optional ``score``: how sure the mask is.
             counters: what happened, name to number; summed over images by :meth:`finish`.
 
         Raises:
@@ -306,13 +306,15 @@ class LabelStore:
 
         Returns:
             (H, W) int32, segment ids, -1 = ignore; and ``{"id", "category_id"}`` of each segment,
-            contiguous class ids.
+            contiguous class ids, with the ``score`` of those that have one.
         """
         entry = self._done_entry(image_id)
         rgb = self._read_png(f"panoptic/{image_key(image_id)}.png").astype(np.int32)
         ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
         ids[ids == 0] = INSTANCE_IGNORE
-        segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments"]]
+        segments = [
+            {k: s[k] for k in ("id", "category_id", "score") if k in s} for s in entry["segments"]
+        ]
         if self._places is not None:
             for segment in segments:
                 segment["category_id"] = self._places[segment["category_id"]]
@@ -354,6 +356,7 @@ class LabelStore:
                             "area": s["area"],
                             "bbox": s["bbox"],
                             "iscrowd": 0,
+                            **({"score": s["score"]} if "score" in s else {}),
                         }
                         for s in entry["segments"]
                     ],
@@ -470,6 +473,7 @@ def _check_labels(
                 "category_id": int(segment["category_id"]),
                 "area": int(np.count_nonzero(mask)),
                 "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+                **({"score": float(segment["score"])} if "score" in segment else {}),
             }
         )
     return checked

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import MAX_SIDE, is_number, shorten
+from wsis_d2.data.datasets.own.values import is_number, shorten
+from wsis_d2.data.datasets.own.weak import MAX_SIDE
 from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES

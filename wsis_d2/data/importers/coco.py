@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.files import box_order, hull, is_finite, to_number, upright
 from wsis_d2.data.importers.foreign import what_it_is

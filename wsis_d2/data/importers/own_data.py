@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import ImageColor
 
-from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.base import ImportLog, Picture
 from wsis_d2.data.importers.names import fold
 from wsis_d2.structures.classes import parse_categories
