@@ -49,6 +49,7 @@ def write_report(
     ascending: bool = True,
     hidden_layers: Sequence[str] = (),
     footer: str = "",
+    review: str = "",
     max_side: int = 1600,
 ) -> Path:
     """Write a report; an existing report of the same name is replaced as a whole.
@@ -72,6 +73,9 @@ def write_report(
         ascending: whether the lowest comes first.
         hidden_layers: layers that are off at first.
         footer: plain text at the end of the page.
+        review: recipe hash of the labels that are shown; given, images can be accepted, refused or
+            marked for full annotation, and the verdicts exported
+            (:mod:`wsis_d2.weak_labels.review`). Items then have ``"id"``, their image id.
         max_side: photographs with a longer side are scaled down to it.
 
     Returns:
@@ -99,7 +103,7 @@ def write_report(
         ]
         page = _page(
             title, subtitle, entries, list(classes), tables, curves, bars, sort, ascending,
-            hidden_layers, footer,
+            hidden_layers, footer, review,
         )  # fmt: skip
         temporary = work / "page.html"
         temporary.write_text(page, encoding="utf-8")
@@ -149,6 +153,7 @@ def _write_item(
     scores = {str(k): _number(v) for k, v in (item.get("scores") or {}).items()}
     return {
         "name": name,
+        **({"id": item["id"]} if "id" in item else {}),
         "layers": layers,
         "scores": scores,
         "caption": str(item.get("caption") or ""),
@@ -233,7 +238,7 @@ def _slug(text: str) -> str:
 
 
 def _page(
-    title, subtitle, entries, classes, tables, curves, bars, sort, ascending, hidden, footer
+    title, subtitle, entries, classes, tables, curves, bars, sort, ascending, hidden, footer, review
 ) -> str:  # fmt: skip
     """Return the page's text."""
     layers: list[str] = []
@@ -250,6 +255,7 @@ def _page(
         "layers": layers,
         "base": layers[0] if layers else "",
         "hidden": list(hidden),
+        "review": review,
         "scores": scores,
         "sort": sort if sort in scores else "",
         "ascending": bool(ascending),

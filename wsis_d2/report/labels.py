@@ -46,7 +46,8 @@ def label_report(
     """Write a report on one or more label stores of one dataset.
 
     Images are sorted by their IoU with the truth, else by the disagreement of the first two
-    stores, else by coverage, the worst first.
+    stores, else by coverage, the worst first. Labels of one store can be reviewed in it
+    (:mod:`wsis_d2.weak_labels.review`).
 
     Args:
         output: the HTML file.
@@ -83,6 +84,7 @@ def label_report(
         bars=_bars(data, sums),
         sort=sort,
         ascending=ascending,
+        review=next(iter(stores.values())).recipe_hash if len(stores) == 1 else "",
         footer="Grey hatching marks ignored pixels. "
         + " ".join(f"{name}: recipe {store.recipe_hash[:12]}." for name, store in stores.items()),
     )
@@ -130,6 +132,7 @@ def _items(records, data, stores, sums) -> Iterator[dict[str, Any]]:
                     scores = {kind: _mean(np.array(values)), **scores}
         yield {
             "record": record,
+            "id": image_id,
             "name": image_name(record),
             "scores": scores,
             "classes": class_names(present[0] if present else None, record, data.classes),

@@ -187,6 +187,7 @@ def _pixels(line: Sequence, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     low = corners.min(axis=0)
     window = np.zeros(tuple((corners.max(axis=0) - low + 1)[::-1]), np.uint8)
     cv2.polylines(window, [(corners - low).astype(np.int32)], False, 1)
+    window[tuple((corners - low).T[::-1])] = 1  # OpenCV draws nothing of a single point
     rows, columns = np.nonzero(window)
     return rows + low[1], columns + low[0]
 

@@ -96,6 +96,9 @@ def grabcut_mask(
         inner *= np.tile([size[0] / crop.shape[1], size[1] / crop.shape[0]], 2)
         crop = cv2.resize(crop, size, interpolation=how)
     marks = [None if m is None else _scale_marks(m, crop.shape[:2]) for m in marks]
+    if marks[0] is not None and marks[1] is not None:
+        both = marks[0] & marks[1]
+        marks = [m & ~both for m in marks]
     state = _start(crop.shape[:2], inner, options, *marks)
     if not (state == cv2.GC_BGD).any():
         return None
@@ -134,11 +137,11 @@ def _scale(longest: int, options: GrabCutOptions) -> float:
 
 
 def _scale_marks(marks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return marks in another size; none is lost."""
+    """Return marks in another size, each 3 x 3 pixels wide: colours need some to be learned."""
     rows, columns = np.nonzero(marks)
     scaled = np.zeros(shape, bool)
     scaled[rows * shape[0] // marks.shape[0], columns * shape[1] // marks.shape[1]] = True
-    return scaled
+    return cv2.dilate(scaled.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
 def _start(

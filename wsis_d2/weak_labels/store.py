@@ -229,6 +229,22 @@ class LabelStore:
             },
         )
 
+    def refuse(self, image_id: int | str) -> None:
+        """Make the labels of one image ignore, whole; its counters say ``refused``."""
+        self._require_writable()
+        entry = self._done_entry(image_id)
+        key, size = image_key(image_id), (entry["height"], entry["width"])
+        (self.path / "status" / f"{key}.json").unlink()
+        self._write_png(f"semantic/{key}.png", np.full(size, IGNORE, np.uint8))
+        self._write_png(f"panoptic/{key}.png", np.zeros((*size, 3), np.uint8))
+        changed = {"segments": [], "counters": {**entry["counters"], "refused": 1}}
+        self._write_json(f"status/{key}.json", {**entry, **changed})
+
+    def forget(self, image_id: int | str) -> None:
+        """Drop the labels of one image; the next run of the command makes them again."""
+        self._require_writable()
+        (self.path / "status" / f"{image_key(image_id)}.json").unlink(missing_ok=True)
+
     def write_failure(self, record: Mapping, message: str) -> None:
         """Note that the labels of one image could not be made; the next run tries it again."""
         self._require_writable()
