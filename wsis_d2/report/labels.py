@@ -20,6 +20,8 @@ from wsis_d2.report.sources import (
     panoptic_layer,
     store_layer,
 )
+from wsis_d2.structures.annotation import record_marks
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.json_io import flatten
@@ -170,6 +172,9 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
+    marked = _marks(data.records)
+    if marked:
+        tables.append({"title": "Points and scribbles", "columns": ["", "number"], "rows": marked})
     recipes = [flatten(store.recipe) for store in stores.values()]
     keys = sorted(set().union(*recipes))
     lines = [[key, *(str(r[key]) if key in r else None for r in recipes)] for key in keys]
@@ -179,6 +184,30 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
         columns = ["store", "image", "reason"]
         tables.append({"title": "Failed images", "columns": columns, "rows": failed})
     return tables
+
+
+def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Return what is marked, [] where nothing is."""
+    objects = [o for r in records for o in (*r["annotations"], *r.get("unboxed", ()))]
+    entries = [*records, *objects]
+    points, scribbles = (
+        sum(len(e.get(key) or ()) for e in entries) for key in ("points", "scribbles")
+    )
+    if not points + scribbles:
+        return []
+    marked = [o for o in objects if o.get("points") or o.get("scribbles")]
+    drawn = [m for r in records if (m := record_marks(r)) is not None]
+    pixels = sum(int(np.count_nonzero(m.classes != IGNORE)) for m in drawn)
+    size = sum(r["height"] * r["width"] for r in records)
+    return [
+        ["points", points],
+        ["scribbles", scribbles],
+        ["objects", len(objects)],
+        ["objects with marks", len(marked)],
+        ["objects without a box", sum("bbox" not in o for o in objects)],
+        ["images with marks %", 100 * len(drawn) / max(1, len(records))],
+        ["pixels marked %", 100 * pixels / max(1, size)],
+    ]
 
 
 def _bars(data, sums) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     if args.annotations is not None:
         if args.images is None:
             raise InputError("--annotations needs --images DIR, the folder of the images")
-        file = read_weak_file(args.annotations, args.images)
+        file = read_weak_file(args.annotations, args.images, supervision="mixed")
         name, records, table = args.annotations, file.records, file.classes
     else:
         name = args.dataset

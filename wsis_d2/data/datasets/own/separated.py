@@ -160,7 +160,7 @@ def load_separated(
     except (OSError, ValueError):
         index = {}
     if index.get("fingerprint") != fingerprint:
-        index = {"fingerprint": fingerprint, "annotations": {}}
+        index = {"fingerprint": fingerprint, "annotations": {}, "unlabelled": []}
         for record, semantic, annotations in progress(
             _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
@@ -169,12 +169,20 @@ def load_separated(
             Image.fromarray(semantic).save(temporary, format="PNG")
             os.replace(temporary, maps_folder / f"{key}.png")
             index["annotations"][key] = annotations
+            if (semantic == IGNORE).all():
+                index["unlabelled"].append(key)
         temporary = folder / f".instances.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(index))
         os.replace(temporary, index_file)
     result, lost, crowds = [], 0, 0
+    if index["unlabelled"]:
+        logger.warning(
+            "%s: %d images have no label at all and are left out", name, len(index["unlabelled"])
+        )
     for record in records:
         key = image_key(record["image_id"])
+        if key in index["unlabelled"]:  # the mean loss of stock heads over no pixel is NaN
+            continue
         annotations = []
         for entry in index["annotations"][key]:
             crowds += entry["iscrowd"]
