@@ -127,13 +127,17 @@ def unboxed_classes(record: Mapping) -> list[int]:
     return [int(entry["category_id"]) for entry in record.get("unboxed", ())]
 
 
-def whole_image_groups(record: Mapping) -> list[Box]:
-    """Return, as one group over the image, each class that has objects of unknown extent."""
+def whole_image_groups(record: Mapping, thing_ids: Collection[int] = ()) -> list[Box]:
+    """Return, as one group over the image, each class that has objects of unknown extent.
+
+    These are the objects without a box, and what marks of a class in ``thing_ids`` tell of where it
+    has no box at all.
+    """
     height, width = int(record["height"]), int(record["width"])
-    return [
-        Box(class_id, 0, 0, width - 1, height - 1, True)
-        for class_id in sorted(set(unboxed_classes(record)))
-    ]
+    boxed = {int(a["category_id"]) for a in record.get("annotations", ())}
+    marked = {int(m["category_id"]) for k in ("points", "scribbles") for m in record.get(k, ())}
+    classes = {*unboxed_classes(record), *((marked & set(thing_ids)) - boxed)}
+    return [Box(class_id, 0, 0, width - 1, height - 1, True) for class_id in sorted(classes)]
 
 
 def record_marks(record: Mapping) -> Marks | None:

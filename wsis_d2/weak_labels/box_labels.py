@@ -12,6 +12,7 @@ from wsis_d2.structures.annotation import (
     centre_boxes,
     record_marks,
     unboxed_classes,
+    whole_image_groups,
 )
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
@@ -54,7 +55,8 @@ class BoxLabeller:
             centre_boxes(record),
             proposals,
             self._options,
-            self._outside,
+            # What a class may be anywhere leaves nothing known outside the boxes.
+            IGNORE if whole_image_groups(record, self._things) else self._outside,
             record_marks(record),
             unboxed_classes(record),
             self._things,

@@ -79,7 +79,7 @@ def clean_record(
         labels,
         scores,
         masks,
-        boxes=[*touched_boxes(record), *whole_image_groups(record)],
+        boxes=[*touched_boxes(record), *whole_image_groups(record, annotation.thing_ids)],
         crop_tags=crops,
         image_tags=tags,
         thing_ids=annotation.thing_ids,
@@ -99,7 +99,7 @@ def record_possible_classes(
     return possible_classes(
         shape,
         num_classes,
-        [*touched_boxes(record), *whole_image_groups(record)],
+        [*touched_boxes(record), *whole_image_groups(record, annotation.thing_ids)],
         record_crops(record, annotation.outside_classes),
         annotation.thing_ids,
         options,

@@ -34,7 +34,7 @@ class Mark:
         name: the class, as it is written.
         xy: [x, y] of a point, or a list of them, in pixels.
         owner: the place of its box in ``Picture.boxes``; or any text, the same for all marks of
-            one object without a box; None: it tells the class alone.
+            one object without a box; None: what it lies in tells; -1: it tells the class alone.
         inside: False: a point that is not on the object.
     """
 

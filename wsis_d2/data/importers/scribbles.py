@@ -73,7 +73,7 @@ def read_scribbles(
         for value in present:
             strokes = cv2.connectedComponents((values == value).astype(np.uint8))[1]
             for number in range(1, int(strokes.max()) + 1):
-                owner = f"{where} {value} {number}" if objects else None
+                owner = f"{where} {value} {number}" if objects else -1
                 for line in _runs(strokes == number):
                     picture.marks.append(Mark(names[value], line, owner))
     return list(by_name.values())
