@@ -102,9 +102,35 @@ def test_mixture_within_one_file(sample, tmp_path):
         DatasetCatalog.get("own_weak")
 
 
+def test_full_images_by_name_and_by_share(sample, tmp_path):
+    names = [i["file_name"] for i in json.loads((sample / "weak_train.json").read_text())["images"]]
+    chosen = tmp_path / "chosen.txt"
+
+    def full(full_images):
+        options = keywords(sample, supervision="mixed", **truth(sample), full_images=full_images)
+        register_weak_panoptic("own_mixed", **options)
+        records = DatasetCatalog.get("own_mixed")
+        unregister("own_mixed")
+        assert all(("pan_seg_file_name" in r) == (r["supervision"] == "full") for r in records)
+        return [r["file_name"].rsplit("/", 1)[1] for r in records if "pan_seg_file_name" in r]
+
+    chosen.write_text(f"{names[2]}\n\n{names[0]}\n")
+    assert full(str(chosen)) == [names[0], names[2]]
+    assert full(0.0) == [] and full(1.0) == names
+    one, two = full(1 / 3), full(0.67)
+    assert len(one) == 1 and len(two) == 2 and set(one) < set(two)
+    chosen.write_text("other.png\n")
+    with pytest.raises(InputError, match=r"chosen\.txt: line 1: 'other\.png' is no image of"):
+        full(str(chosen))
+    unregister("own_mixed")
+    with pytest.raises(InputError, match="share of 0 to 1"):
+        full(1.5)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        ({"full_images": 0.5}, "full_images is of a mixed set"),
         ({"supervision": "strong"}, "weak, full, mixed"),
         ({"supervision": "full"}, "panoptic_json"),
         ({"panoptic_json": "x.json"}, "both"),

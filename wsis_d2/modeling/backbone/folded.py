@@ -15,6 +15,8 @@ from detectron2.layers import Conv2d as NormedConv2d
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
+from wsis_d2.modeling.backbone.depthwise import depthwise_conv2d, is_depthwise
+
 _BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -72,9 +74,16 @@ class FoldedConv2d(nn.Conv2d):
         padding = self.padding
         if self.same:
             x, padding = self._pad_same(x)
-        x = F.conv2d(
-            x, self.weight * scale, shift, self.stride, padding, self.dilation, self.groups
-        )
+        weight = self.weight * scale
+        if (
+            x.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and is_depthwise(weight, self.stride, self.groups)
+        ):
+            x = depthwise_conv2d(x, weight, shift, padding, self.dilation)
+        else:
+            x = F.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
 
     def _pad_same(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:

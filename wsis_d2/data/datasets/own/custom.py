@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from wsis_d2.data.datasets.own.full_images import mark_full
 from wsis_d2.data.datasets.own.truth import add_truth
 from wsis_d2.data.datasets.own.weak import read_weak_file
 from wsis_d2.structures.annotation import SUPERVISIONS
@@ -36,6 +37,7 @@ def register_weak_panoptic(
     panoptic_dir: str | os.PathLike | None = None,
     supervision: str = "weak",
     *,
+    full_images: str | float | None = None,
     outside_boxes: str | int = "ignore",
     apr_thresholds: str = "0.1:0.9:0.1",
 ) -> None:
@@ -50,6 +52,9 @@ def register_weak_panoptic(
             evaluation alone and never enters a record; a full set trains from it.
         supervision: "weak"; "full": every image has panoptic truth; "mixed": an image entry's
             ``"supervision": "full"`` tells which images train from truth, all others are weak.
+        full_images: of a mixed set, more images that train from truth: a text file with one
+            ``file_name`` a line, or a share of the images, 0 to 1 (a smaller share's images are
+            among a larger one's).
         outside_boxes: what pixels outside all boxes are in the labels made from boxes: "ignore",
             or the contiguous id of a background class.
         apr_thresholds: overlap thresholds of AP^r, ``first:last:step``.
@@ -68,6 +73,7 @@ def register_weak_panoptic(
         panoptic_json=panoptic_json,
         panoptic_dir=panoptic_dir,
         supervision=supervision,
+        full_images=full_images,
         outside_boxes=outside_boxes,
         apr_thresholds=apr_thresholds,
     )
@@ -83,6 +89,7 @@ def register_known_panoptic(
     panoptic_json: str | os.PathLike | None = None,
     panoptic_dir: str | os.PathLike | None = None,
     supervision: str = "weak",
+    full_images: str | float | None = None,
     outside_boxes: str | int = "ignore",
     apr_thresholds: str = "0.1:0.9:0.1",
     prepare_command: str | None = None,
@@ -110,6 +117,10 @@ def register_known_panoptic(
         raise InputError(
             f'dataset "{name}": a full set trains from truth, so labels={labels} has no use; '
             "remove it, or use supervision weak or mixed"
+        )
+    if full_images is not None and supervision != "mixed":
+        raise InputError(
+            f'dataset "{name}": full_images is of a mixed set, but supervision is "{supervision}"'
         )
     if isinstance(classes, list):
         classes = parse_categories(classes, f'dataset "{name}"')
@@ -142,6 +153,8 @@ def register_known_panoptic(
         records, places = file.records, match_classes(known, file.classes)
         if not in_order(places):
             records = [record_in_classes(record, places) for record in records]
+        if full_images is not None:
+            records = mark_full(records, full_images, images, f'dataset "{name}"')
         if supervision != "weak":
             records = add_truth(records, panoptic_json, panoptic_dir, known)
         return records
@@ -215,7 +228,7 @@ def register_own_datasets(cfg: Any) -> None:
 def register_own(own: Sequence[dict], label_stores: Sequence[Sequence[str]] = ()) -> None:
     """As :func:`register_own_datasets`, of plain lists."""
     allowed = ("name", "json", "images", "labels", "panoptic_json", "panoptic_dir", "supervision",
-               "outside_boxes", "apr_thresholds")  # fmt: skip
+               "full_images", "outside_boxes", "apr_thresholds")  # fmt: skip
     for position, entry in enumerate(own):
         where = f"DATASETS.OWN[{position}]"
         if not isinstance(entry, dict):
