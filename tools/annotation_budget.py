@@ -42,12 +42,12 @@ EPILOG = """examples:
   tools/annotation_budget.py --dataset sample_train_weak --results output/demo/results.json \\
       --plot budget.png --output budget.json --budget-hours 2
 
-  # the 50 images to annotate fully next, with a page, and the file that a mixed set trains from
+  # the 50 images to annotate fully next, with a page, and the list that full_images reads
   tools/demo.py --model output/run --input photos --output output/predictions
   tools/annotation_budget.py --annotations cows.json --images photos --suggest 50 \\
       --store cow_labels --pred-json output/predictions/panoptic.json \\
       --pred-dir output/predictions/panoptic --suggest-report next.html \\
-      --suggest-annotations cows_mixed.json
+      --suggest-list next.txt
 
   # a run that was trained from fewer images, and a mixed one with a fifth of them full
   tools/annotation_budget.py --dataset sample_train_weak --results results.json \\
@@ -116,8 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     which.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
     which.add_argument("--suggest-report", type=Path, metavar="R.html", help="a page to look at")
     which.add_argument(
-        "--suggest-annotations", type=Path, metavar="A.json",
-        help="own data with these images marked full, for supervision: mixed",
+        "--suggest-list", type=Path, metavar="L.txt",
+        help="their names, for full_images of a set of supervision: mixed",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="P.png", help="curve: png, svg or pdf")
     parser.add_argument("--output", type=Path, metavar="B.json", help="everything as JSON")
@@ -220,13 +220,16 @@ def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         InputError: arguments that are missing or do not belong together.
     """
+    import os
     import random
+
+    from detectron2.data import MetadataCatalog
 
     from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.planning.suggest import suggest
     from wsis_d2.report.sources import open_data
     from wsis_d2.report.suggestions import Predictions, measure, suggestion_report
-    from wsis_d2.utils.json_io import read_json, write_json
+    from wsis_d2.utils.files import atomic_write
     from wsis_d2.weak_labels.review import read_review
     from wsis_d2.weak_labels.store import LabelStore
 
@@ -236,8 +239,6 @@ def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise InputError("--suggest: expected --dataset NAME, or --annotations A.json --images DIR")
     if (args.pred_json is None) != (args.pred_dir is None):
         raise InputError("expected both --pred-json and --pred-dir, or neither")
-    if args.suggest_annotations is not None and args.annotations is None:
-        raise InputError("--suggest-annotations: needs --annotations, the file to mark images in")
     data = open_data(args)
     if not args.store and not data.label_store:
         raise InputError("--suggest: needs --store STORE, the labels of the images")
@@ -259,14 +260,12 @@ def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.suggest_report is not None:
         page = suggestion_report(args.suggest_report, data, store, chosen, predictions)
         print(f"wrote {page}")
-    if args.suggest_annotations is not None:
-        content = read_json(args.annotations)
-        full = {gain.image_id for gain, _ in chosen}
-        for image in content["images"]:
-            if image["id"] in full:
-                image["supervision"] = "full"
-        write_json(args.suggest_annotations, content)
-        print(f"wrote {args.suggest_annotations}")
+    if args.suggest_list is not None:
+        root = args.images or MetadataCatalog.get(args.dataset).image_root
+        names = [Path(os.path.relpath(gain.file_name, root)).as_posix() for gain, _ in chosen]
+        with atomic_write(args.suggest_list) as stream:
+            stream.write("".join(f"{name}\n" for name in names).encode())
+        print(f"wrote {args.suggest_list}")
     return [
         {"image_id": g.image_id, "file_name": Path(g.file_name).name, "gain": value,
          "objects": sum(g.count.values()), "ignored": g.ignored, "disagreement": g.disagreement,
@@ -323,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.box_seconds, args.tag_seconds, args.mask_seconds, args.point_seconds,
         args.scribble_seconds, args.full_image_seconds, args.hourly_rate,
     )  # fmt: skip
-    for option in ("store", "pred_json", "review", "suggest_report", "suggest_annotations"):
+    for option in ("store", "pred_json", "review", "suggest_report", "suggest_list"):
         if args.suggest is None and getattr(args, option) is not None:
             raise InputError(f"--{option.replace('_', '-')}: is for --suggest N")
     counts = read_counts(args)

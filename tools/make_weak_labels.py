@@ -164,8 +164,9 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("boxes", "all"):
             sub.add_argument(
                 "--masks",
-                choices=("agreement", "grabcut", "proposal", "box"),
-                help="what a box's mask is (default: the config's WEAK_LABELS.MASKS, agreement)",
+                choices=("agreement", "grabcut", "mcg", "box"),
+                help="what a box's mask is; mcg: its proposal, whatever made it (default: the "
+                "config's WEAK_LABELS.MASKS, agreement)",
             )
         if name != "tags":
             sub.add_argument(

@@ -89,7 +89,7 @@ def add_weak_labels_config(cfg: CN) -> None:
     """Annotation to the labels of round 0 (paper 3.2, 3.3)."""
     cfg.WEAK_LABELS = CN()
     # What a box's pixels are: "agreement" of GrabCut and proposal (the method), or, to compare,
-    # one part alone ("grabcut", "proposal") or the filled "box". `--masks` overrides it.
+    # one part alone ("grabcut", "mcg": the proposal) or the filled "box". `--masks` overrides it.
     cfg.WEAK_LABELS.MASKS = "agreement"
     # A pixel claimed by boxes of different classes: "smaller" box wins, or "ignore".
     cfg.WEAK_LABELS.OVERLAP = "smaller"
@@ -280,7 +280,7 @@ def add_additions_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.GRABCUT.SEED_RADIUS = 0.33
     # A box with less than this share of agreed pixels has failed.
     cfg.WEAK_LABELS.MIN_AGREEMENT = 0.0
-    # What a failed box becomes: "none" (all ignore), "proposal", "ellipse".
+    # What a failed box becomes: "none" (all ignore), "mcg" (its proposal), "ellipse".
     cfg.WEAK_LABELS.FALLBACK = "none"
     # Contour detector of "mcg": "gradient", "learned" (a network, shipped), or "structured" (a
     # structured forest of one's own; needs OpenCV's contrib build). PATH names other weights.

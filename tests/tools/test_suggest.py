@@ -8,6 +8,7 @@ import pytest
 from helpers.load_tool import load_tool
 from PIL import Image
 
+from wsis_d2.data.datasets.own.full_images import mark_full
 from wsis_d2.data.datasets.own.weak import read_weak_file
 from wsis_d2.planning.suggest import ImageGain, image_gain, suggest
 from wsis_d2.utils.errors import InputError
@@ -117,20 +118,26 @@ def run(data, *options):
 
 
 def test_the_tool_names_images_and_writes_what_training_reads(data):
-    page, mixed = data / "next.html", data / "mixed.json"
+    page, names = data / "next.html", data / "next.txt"
     predictions = ["--pred-json", str(data / "pred.json"), "--pred-dir", str(data / "pred")]
     found = run(data, "--suggest", "2", *predictions, "--suggest-report", str(page),
-                "--suggest-annotations", str(mixed))  # fmt: skip
+                "--suggest-list", str(names))  # fmt: skip
     assert [entry["image_id"] for entry in found] == [4, 3]
     assert found[0]["ignored"] == pytest.approx(0.6) and found[0]["disagreement"] == 0
     assert found[0]["uncertainty"] == pytest.approx(0.1)
     text = page.read_text()
     assert "1. photo3.png" in text and "2. photo2.png" in text and "prediction" in text
-    records = read_weak_file(mixed, data / "images", supervision="mixed").records
+    given = {"json": data / "weak.json", "images": data / "images"}
+    weak = read_weak_file(given["json"], given["images"], supervision="mixed").records
+    records = mark_full(weak, str(names), str(given["images"]), "the set")
     assert [r["supervision"] for r in records] == ["weak", "weak", "full", "full"]
-    # What is full already is not named again.
-    again = run(data, "--suggest", "4", "--annotations", str(mixed))
-    assert {entry["image_id"] for entry in again} == {1, 2}
+
+
+def test_what_is_full_already_is_not_named(data):
+    content = json.loads((data / "weak.json").read_text())
+    content["images"][3]["supervision"] = "full"
+    (data / "weak.json").write_text(json.dumps(content))
+    assert {entry["image_id"] for entry in run(data, "--suggest", "4")} == {1, 2, 3}
 
 
 def test_a_review_is_heard_and_chance_is_repeatable(data):

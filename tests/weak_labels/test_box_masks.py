@@ -31,12 +31,12 @@ def test_class_only_where_both_agree():
     half = disc & (np.arange(160) < 80)[None, :]
     box = Box(2, 50, 30, 110, 90)
     labels = {}
-    for masks in ("agreement", "grabcut", "proposal"):
+    for masks in ("agreement", "grabcut", "mcg"):
         options = BoxLabelOptions(masks=masks)
         labels[masks] = make_box_labels(image, [box], one_proposal(half), options).semantic
-    both = (labels["grabcut"] == 2) & (labels["proposal"] == 2)
+    both = (labels["grabcut"] == 2) & (labels["mcg"] == 2)
     np.testing.assert_array_equal(labels["agreement"] == 2, both)
-    np.testing.assert_array_equal(labels["proposal"] == 2, half)
+    np.testing.assert_array_equal(labels["mcg"] == 2, half)
     assert iou(labels["grabcut"] == 2, disc) > 0.9
     assert set(np.unique(labels["agreement"])) == {2, 255}
 
@@ -53,7 +53,7 @@ def test_box_baseline_and_class_outside():
 def test_rest_of_a_box_is_ignore_not_background():
     half = np.zeros((30, 40), bool)
     half[6:16, 5:10] = True
-    options = BoxLabelOptions(masks="proposal")
+    options = BoxLabelOptions(masks="mcg")
     box = Box(3, 5, 6, 14, 15)
     labels = make_box_labels(image_of(), [box], one_proposal(half), options, outside=0)
     assert (labels.semantic[6:16, 10:15] == 255).all()
@@ -141,10 +141,10 @@ def test_failed_boxes_are_ignored_counted_or_fall_back(name):
     assert (labels.semantic == 255).all() and (labels.instance == -1).all()
     assert labels.counters[counter] == 1
     assert labels.counters["boxes_failed"] == labels.counters["boxes_ignored"] == 1
-    for fallback in ("ellipse", "proposal"):
+    for fallback in ("ellipse", "mcg"):
         options = BoxLabelOptions(fallback=fallback)
         labels = make_box_labels(image, [box], proposals, options)
-        empty = name == "proposal" and fallback == "proposal"
+        empty = name == "proposal" and fallback == "mcg"
         assert (labels.semantic == 255).all() == empty
         assert labels.counters[f"boxes_fallback_{fallback}"] == (not empty)
         assert labels.counters["boxes_ignored"] == empty
@@ -165,7 +165,7 @@ def test_tiny_and_giant_images_are_counted():
     tiny = make_box_labels(image_of(7, 40), [Box(1, 0, 0, 4, 4)], None, BOX)
     assert tiny.counters["images_tiny"] == 1 and tiny.counters["images_scaled_down"] == 0
     image, disc = disc_image()
-    box, options = Box(1, 50, 30, 110, 90), BoxLabelOptions(masks="proposal")
+    box, options = Box(1, 50, 30, 110, 90), BoxLabelOptions(masks="mcg")
     for side, scaled_down in ((80, 1), (0, 0)):
         source = functools.partial(MCGSource(max_side=side), image, {})
         labels = make_box_labels(image, [box], source, options)
@@ -198,7 +198,7 @@ def test_without_a_source_grabcut_decides_and_mcg_is_refused():
     none = make_box_labels(image, [box], None, BoxLabelOptions()).semantic
     np.testing.assert_array_equal(alone, none)
     with pytest.raises(InputError, match="PROPOSALS.NAME"):
-        make_box_labels(image, [box], None, BoxLabelOptions(masks="proposal"))
+        make_box_labels(image, [box], None, BoxLabelOptions(masks="mcg"))
 
 
 def test_boxes_of_a_record_in_pixels():

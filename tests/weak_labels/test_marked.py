@@ -104,7 +104,7 @@ def test_class_marks_grow_within_their_superpixels_alone():
                         {"category_id": 0, "xy": [50.5, 5.5]},
                         {"category_id": 2, "xy": [65.5, 35.5]}]}  # fmt: skip
     labels = make_box_labels(
-        image, [Box(1, 70, 40, 79, 49)], proposals, BoxLabelOptions(masks="proposal"),
+        image, [Box(1, 70, 40, 79, 49)], proposals, BoxLabelOptions(masks="mcg"),
         marks=record_marks(given),
     )  # fmt: skip
     expected = np.full((HEIGHT, WIDTH), 255)

@@ -21,7 +21,8 @@ def draw_layer(
     if isinstance(layer, AnnotationLayer):
         drawn = draw_annotation(
             *image.shape[:2], layer.boxes, layer.class_ids, classes=classes, tags=layer.tags,
-            crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, palette=palette,
+            crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, marks=layer.marks,
+                palette=palette,
         )  # fmt: skip
     else:
         drawn = draw_labels(layer.semantic, layer.instance, classes=classes, palette=palette)

@@ -28,8 +28,8 @@ from wsis_d2.weak_labels.marked import (
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
 from wsis_d2.weak_labels.proposals.select import MODES, select_proposal
 
-MASKS = ("agreement", "grabcut", "proposal", "box")
-FALLBACKS = ("none", "proposal", "ellipse")
+MASKS = ("agreement", "grabcut", "mcg", "box")
+FALLBACKS = ("none", "mcg", "ellipse")
 OVERLAPS = ("smaller", "ignore")
 #: An image with a shorter side, in pixels, is counted: hardly anything can be told apart in it.
 TINY_IMAGE = 8
@@ -91,7 +91,7 @@ class BoxLabelOptions:
     @property
     def needs_proposals(self) -> bool:
         """Whether any box asks for a proposal."""
-        return self.masks in ("agreement", "proposal") or self.fallback == "proposal"
+        return self.masks in ("agreement", "mcg") or self.fallback == "mcg"
 
 
 @dataclasses.dataclass
@@ -226,7 +226,7 @@ def new_counters() -> dict:
         "boxes_proposal_empty",
         "boxes_no_agreement",
         "boxes_failed",
-        "boxes_fallback_proposal",
+        "boxes_fallback_mcg",
         "boxes_fallback_ellipse",
         "boxes_ignored",
         "boxes_marked",
@@ -299,7 +299,7 @@ def box_parts(
         )
         if parts.grabcut is None:
             parts.grabcut = np.zeros(box.shape, bool)
-    if options.masks in ("agreement", "proposal"):
+    if options.masks in ("agreement", "mcg"):
         parts.index, parts.proposal = best_proposal(proposals(), box, options.selection, hints)
     return parts
 
@@ -340,7 +340,7 @@ def _fallback(
     hints: Hints,
 ) -> np.ndarray | None:
     """Return the mask of a box that failed. Addition, not in the paper, which leaves it ignored."""
-    if options.fallback == "proposal":
+    if options.fallback == "mcg":
         if parts.proposal is not None:
             return parts.proposal
         return best_proposal(proposals(), box, options.selection, hints)[1]

@@ -94,7 +94,7 @@ def test_each_box_has_the_mask_that_it_prompted(folder, image):
 def test_labels_take_masks_by_annotation_and_keep_scores(folder, image):
     found = SegmentAnythingSource(str(folder))(image, RECORD)
     boxes = [Box(2, 4, 3, 23, 32), Box(2, 0, 0, 59, 39, True), Box(0, 30, 8, 57, 29)]
-    labels = make_box_labels(image, boxes, found, BoxLabelOptions(masks="proposal"))
+    labels = make_box_labels(image, boxes, found, BoxLabelOptions(masks="mcg"))
     own = np.zeros((HEIGHT, WIDTH), bool)
     own[boxes[2].window] = found.mask(1)[boxes[2].window]
     np.testing.assert_array_equal(labels.semantic == 0, own)
