@@ -186,8 +186,8 @@ def _draw(
         both = [
             draw_annotation(
                 *size, layer.boxes, layer.class_ids, classes=classes, tags=layer.tags,
-                crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, marks=layer.marks,
-                palette=palette,
+                crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores,
+                marks=layer.marks, palette=palette,
             )
             for palette in ("dataset", "safe")
         ]  # fmt: skip

@@ -207,7 +207,7 @@ def draw_annotation(
     palette: str = "dataset",
     scale: int | None = None,
 ) -> np.ndarray:
-    """Draw boxes with class names, points and scribbles, the tags of the image and, thin and dashed, of its crops.
+    """Draw boxes with class names, marks, the tags of the image and, thin and dashed, of its crops.
 
     Args:
         height, width: size of the picture.
