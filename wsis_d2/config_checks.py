@@ -7,6 +7,7 @@ ever reads is refused as soon as it differs from its default.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import inf
 from typing import Any, NamedTuple
 
@@ -59,6 +60,14 @@ _OWN_RESNET = "the backbone has no deformable convolutions; Detectron2's build_r
 
 def _stock_heads(cfg: CfgNode) -> bool:
     return cfg.MODEL.ROI_HEADS.NAME in ("Res5ROIHeads", "StandardROIHeads")
+
+
+def _has_own_backbone(node: Callable, cfg: CfgNode) -> bool:
+    return node(cfg).BACKBONE.NAME in _OWN_BACKBONES
+
+
+def _has_other_backbone(node: Callable, builders: str, cfg: CfgNode) -> bool:
+    return builders not in node(cfg).BACKBONE.NAME
 
 
 _BACKBONE_NODES = (
@@ -148,7 +157,7 @@ UNUSED = (
             f"{part}RESNETS.DEFORM_{name}",
             _OWN_RESNET,
             OWN,
-            lambda cfg, node=node: node(cfg).BACKBONE.NAME in _OWN_BACKBONES,
+            partial(_has_own_backbone, node),
         )
         for part, node in _BACKBONE_NODES
         for name in ("ON_PER_STAGE", "MODULATED", "NUM_GROUPS")
@@ -158,7 +167,7 @@ UNUSED = (
             f"{part}{name}",
             f"{part}BACKBONE.NAME names no {builders} backbone",
             OWN,
-            lambda cfg, node=node, builders=builders: builders not in node(cfg).BACKBONE.NAME,
+            partial(_has_other_backbone, node, builders),
         )
         for part, node in _BACKBONE_NODES
         for name, builders in (("TIMM", "timm"), ("FPN", "fpn"))

@@ -178,7 +178,7 @@ def test_a_kill_while_the_first_checkpoint_is_written_leaves_no_half_one(
     with caplog.at_level(logging.WARNING, logger="wsis_d2"):
         train_from(cfg, 0)
     assert "model_0000000.pth: cannot be read as a checkpoint" in caplog.text
-    assert "ended before its first checkpoint was whole; it begins anew" in caplog.text
+    assert "ended before its first checkpoint was complete; it starts over" in caplog.text
     assert not left.exists()
     assert torch.load(tmp_path / "out" / "model_0000000.pth", weights_only=True)["iteration"] == 0
 

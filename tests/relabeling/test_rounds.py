@@ -204,7 +204,7 @@ def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
 
 
 def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed):
-    with pytest.raises(InputError, match="a run is here, at round 2.*--resume"):
+    with pytest.raises(InputError, match="an unfinished run, at round 2.*--resume"):
         train_iterative(config(prepared, "whole"), 2)
     with pytest.raises(InputError, match="SOLVER.BASE_LR 0.02, now it is 0.5"):
         train_iterative(config(prepared, "whole", "SOLVER.BASE_LR", "0.5"), 2, resume=True)

@@ -96,6 +96,6 @@ class RunCheckpointer(DetectionCheckpointer):
         if name:
             raise InputError(
                 f"{tag}: names {name}, which is not there, nor is another checkpoint; put it "
-                f"back, or delete {tag.name} to begin anew"
+                f"back, or delete {tag.name} to start over"
             )
         return None

@@ -13,7 +13,9 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,10 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _multiarray() -> ModuleType:
+    return import_module(f"numpy.{'_core' if hasattr(np, '_core') else 'core'}.multiarray")
+
+
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _PLAIN = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -60,9 +66,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in _ARRAY_MODULES and name in ("_reconstruct", "scalar"):
-            return getattr(
-                np._core.multiarray if hasattr(np, "_core") else np.core.multiarray, name
-            )
+            return getattr(_multiarray(), name)
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
         raise pickle.UnpicklingError(f"the file asks for {module}.{name}")
@@ -70,7 +74,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _numpy_globals() -> list[Any]:
     """What torch's weights_only reader must know to read NumPy arrays and numbers."""
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    core = _multiarray()
     kinds = [type(np.dtype(k)) for k in "?bBhHiIlLqQefd"]
     return [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dict.fromkeys(kinds)]
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import copy
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -57,7 +58,10 @@ class PanopticFile:
     """
 
     def __init__(
-        self, json_file: str | Path, folder: str | Path, default_classes: ClassTable | None = None
+        self,
+        json_file: str | os.PathLike,
+        folder: str | os.PathLike,
+        default_classes: ClassTable | None = None,
     ) -> None:
         self.json_file = Path(json_file)
         self.folder = Path(folder)

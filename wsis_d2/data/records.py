@@ -15,7 +15,7 @@ def load_records(names: Iterable[str]) -> list[dict]:
     Raises:
         InputError: an unknown or an empty dataset.
     """
-    records = []
+    records: list[dict] = []
     for name in names:
         if name not in DatasetCatalog.list():
             raise InputError(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,7 +180,15 @@ def _failure(job: Job, folder: Path, status: int) -> str:
     )
 
 
-def _progress(jobs, done, running, folder, workers, now, passed) -> str:
+def _progress(
+    jobs: Sequence[Job],
+    done: Mapping[str, float],
+    running: Mapping[str, tuple[subprocess.Popen, float]],
+    folder: Path,
+    workers: int,
+    now: float,
+    passed: float,
+) -> str:
     """One line: what runs and how far it is, what has passed, what is left."""
     parts, left = [], 0.0
     for job in jobs:
@@ -194,7 +202,7 @@ def _progress(jobs, done, running, folder, workers, now, passed) -> str:
             )
             if eta:
                 days, hours, minutes, rest = (int(v or 0) for v in eta[-1])
-                own = days * 86400 + hours * 3600 + minutes * 60 + rest
+                own = float(days * 86400 + hours * 3600 + minutes * 60 + rest)
                 parts.append(f"{job.name} ({format_seconds(own)} left)")
             else:
                 own = max(seconds - spent, 5.0)

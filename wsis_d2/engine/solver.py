@@ -73,14 +73,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        kind = type(f"Clipped{kind.__name__}", (_FullModelClipping, kind), {})
-        kind.max_norm, kind.norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+        limits = {"max_norm": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
+        kind = type(f"Clipped{kind.__name__}", (_FullModelClipping, kind), limits)
     else:
         kind = maybe_add_gradient_clipping(cfg, kind)
     return kind(groups, lr=solver.BASE_LR, **options)
 
 
-class _FullModelClipping:
+class _FullModelClipping(torch.optim.Optimizer):
     """Before each step, scales all gradients together so that their norm is at most max_norm."""
 
     max_norm: float

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +171,7 @@ class WSISTrainer(TrainerBase):
         if found is None:
             if resume and os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")):
                 logger.warning(
-                    "%s: the run ended before its first checkpoint was whole; it begins anew",
+                    "%s: the run ended before its first checkpoint was complete; it starts over",
                     self.cfg.OUTPUT_DIR,
                 )
             load_for_training(self.cfg, self._plain_model)
@@ -319,7 +319,12 @@ class WSISTrainer(TrainerBase):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, seconds: float | None = None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+        *,
+        seconds: float | None = None,
     ) -> dict:
         """Evaluate on every set of DATASETS.TEST.
 

@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 # Names are looked up on first use: the metrics on files need neither torch nor Detectron2.
 from importlib import import_module
+from typing import Any
 
 _MODULES = {
     "APrEvaluator": "evaluators",
@@ -35,7 +36,7 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -176,7 +176,7 @@ def _largest_matching(candidate: np.ndarray, iou: np.ndarray, scores: np.ndarray
     owner = np.full(candidate.shape[0], -1)
 
     def place(column: int, tried: set[int]) -> bool:
-        for row in np.nonzero(candidate[:, column])[0]:
+        for row in np.nonzero(candidate[:, column])[0].tolist():
             if row not in tried:
                 tried.add(row)
                 if owner[row] < 0 or place(owner[row], tried):

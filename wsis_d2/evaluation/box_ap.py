@@ -70,7 +70,8 @@ class BoxAPEvaluator(DatasetEvaluator):
         return OrderedDict(bbox=self._average_precision(self._truth(number), found))
 
     def _truth(self, number: Mapping[Any, int]) -> dict:
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for record in self._records:
             if record["image_id"] not in number:
                 continue

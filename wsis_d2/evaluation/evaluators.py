@@ -265,7 +265,7 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
         super().__init__(dataset_name, truth)
         self.output_folder = Path(output_folder) if output_folder is not None else None
 
-    def _empty(self) -> SemanticSources:
+    def _empty(self) -> Any:
         return SemanticSources(self.truth.classes)
 
     def _add(self, key: str, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:

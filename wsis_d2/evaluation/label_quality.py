@@ -8,14 +8,19 @@ Nothing here writes where training reads: true masks come in, numbers go out.
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.store import LabelStore
+
+if TYPE_CHECKING:
+    from wsis_d2.weak_labels.proposals import ProposalSet, ProposalSource
 
 #: Upper ends of object sizes in true pixels, COCO's.
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
@@ -107,7 +112,7 @@ class ObjectTally:
         self._isthing = np.asarray(isthing, bool)
         self._rows: list[tuple[int, int, float, float, float, float]] = []
 
-    def add(self, match) -> None:
+    def add(self, match: ImageMatch) -> None:
         """Add the objects of one image (:class:`wsis_d2.evaluation.image_match.ImageMatch`)."""
         for row in range(len(match.gt_class)):
             class_id, area = int(match.gt_class[row]), int(match.gt_area[row])
@@ -142,7 +147,7 @@ class ObjectTally:
 
 
 def oracle_overlaps(
-    proposals, truth: Iterable[np.ndarray], budgets: Sequence[int] = BUDGETS
+    proposals: "ProposalSet", truth: Iterable[np.ndarray], budgets: Sequence[int] = BUDGETS
 ) -> np.ndarray:
     """Return the best IoU that any proposal has with each true object (J_i).
 
@@ -171,7 +176,7 @@ def oracle_overlaps(
 
 
 def evaluate_proposals(
-    source,
+    source: "ProposalSource",
     records: Sequence[dict],
     panoptic_json: str | os.PathLike,
     panoptic_root: str | os.PathLike,
@@ -186,9 +191,9 @@ def evaluate_proposals(
         classes: the dataset's, which the truth's meet by name.
 
     Returns:
-        ``{"objects", "images", "raw": mean number of proposals, "J_i": {budget or "all": mean over
-        true objects of the best IoU}, "J_i not small": the same over objects above the smallest
-        size}``.
+        ``objects`` and ``images``, counted; ``raw``, the mean number of proposals; ``J_i``, by
+        budget and for ``all``, the mean over true objects of the best IoU; ``J_i not small``, the
+        same over objects above the smallest size.
     """
     from wsis_d2.data.panoptic_format import PanopticFile
     from wsis_d2.utils.image_io import read_record
@@ -247,7 +252,9 @@ def _confusion(
     return cells.reshape(count, count + 1)
 
 
-def _results(confusion, quality: dict, objects: ObjectTally, classes, images: int) -> dict:
+def _results(
+    confusion: np.ndarray, quality: dict, objects: ObjectTally, classes: ClassTable, images: int
+) -> dict:
     right = np.diag(confusion).astype(float)
     true_pixels, labelled = confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

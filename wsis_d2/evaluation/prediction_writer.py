@@ -86,7 +86,7 @@ class PredictionWriter(DatasetEvaluator):
                 "categories": self.classes.categories,
             }
             for name, key in (("images", "id"), ("annotations", "image_id")):
-                content[name].sort(key=lambda entry, key=key: str(entry[key]))
+                content[name] = sorted(content[name], key=lambda entry: str(entry[key]))
             write_json(self.output_folder / PREDICTION_JSON, content)
             write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.classes)
         return {}

@@ -127,11 +127,15 @@ def average(runs: Iterable[Run], task: str, metric: str) -> Value | None:
     return Value(statistics.fmean(values), spread, len(values))
 
 
+def _mean(value: Value | None) -> float | None:
+    return None if value is None else value.mean
+
+
 def our_value(cell: Cell, family: str, runs: Sequence[Run]) -> Value | None:
     """Return what our runs measured for a cell, None where nothing was run."""
     if cell.percent_of is not None:
         weak, full = (our_value(part, family, runs) for part in cell.percent_of)
-        ratio = fs_percent(weak and weak.mean, full and full.mean)
+        ratio = fs_percent(_mean(weak), _mean(full))
         if ratio is None or weak is None or full is None:
             return None
         return Value(ratio, None, min(weak.count, full.count))
@@ -246,7 +250,7 @@ def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         ratios = []
         for _, task, metric in RUN_METRICS:
             first, second = average(members, task, metric), average(full, task, metric)
-            ratio = fs_percent(first and first.mean, second and second.mean)
+            ratio = fs_percent(_mean(first), _mean(second))
             ratios.append("" if ratio is None else f"{ratio:.1f}")
         rows.append([dataset, "FS%", variant, "", "", *ratios])
     return header, rows

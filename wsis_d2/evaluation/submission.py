@@ -203,7 +203,7 @@ def _write_instances(file: PanopticFile, folder: Path, spec: Server, score_mode:
         scores = match.scores.get(score_mode)
         if scores is None:
             raise InputError(f"{file.json_file}: image_id {key} lacks scores.{score_mode}")
-        lines = []
+        lines: list[str] = []
         for segment, class_id, score in zip(segments, match.pred_class, scores, strict=True):
             if not file.classes.isthing[class_id]:
                 continue

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import nn
@@ -190,7 +191,7 @@ class DetectorGraph(nn.Module):
         return result
 
 
-def _number(value) -> torch.Tensor:
+def _number(value: int | float) -> torch.Tensor:
     """A size of the picture as a tensor."""
     return torch.scalar_tensor(value, dtype=torch.float32)
 
@@ -205,7 +206,7 @@ def _anchors(size: tuple[int, int], stride: int, offset: float, cell: torch.Tens
     return (corners[:, :, None] + cell).contiguous().view(-1, 4)
 
 
-def _decode(deltas: torch.Tensor, boxes: torch.Tensor, transform) -> torch.Tensor:
+def _decode(deltas: torch.Tensor, boxes: torch.Tensor, transform: Box2BoxTransform) -> torch.Tensor:
     """Apply deltas (N, 4 k) to boxes (N, 4), as Detectron2's Box2BoxTransform; (N, k, 4).
 
     Written out because that one is a TorchScript class, which ``torch.export`` does not take.

@@ -1,8 +1,11 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The panoptic network as one graph: detector, semantic subnetwork and CRF, for any image size."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Instances
 from torch import nn
 
 from wsis_d2.export.detector import DetectorGraph, pad_by_index
@@ -188,7 +191,9 @@ def compare_with_eager(
     return differences
 
 
-def _check_detections(found, wanted, count: int, tolerance: float, name: str) -> None:
+def _check_detections(
+    found: Mapping[str, torch.Tensor], wanted: Instances, count: int, tolerance: float, name: str
+) -> None:
     """Every detection of the model is the program's, whatever their order."""
     if count != len(wanted):
         raise InputError(f"export: {count} detections where the model has {len(wanted)} on {name}")

@@ -110,7 +110,7 @@ class VideoWriter:
         frame = frame[:height, :width]
         if self._writer is None:
             self._size = (width, height)
-            code = cv2.VideoWriter_fourcc(*"mp4v")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.temporary), code, self.rate, self._size)
             if not self._writer.isOpened():
                 raise InputError(f"{self.path}: this OpenCV cannot write MP4 videos")

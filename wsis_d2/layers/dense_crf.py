@@ -8,6 +8,7 @@ subnetwork (Li, Arnab, Torr, ECCV 2018, section 3.1; Arnab and Torr, CVPR 2017).
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,9 @@ SPATIAL = ("auto", "exact")
 BACKENDS = ("auto", "native", "exact")
 
 
-def _weight(name: str, value, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _weight(
+    name: str, value: float | torch.Tensor, scores: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """A weight as a 0-dim tensor: what learns on the scores' device, a number on the CPU."""
     if not isinstance(value, torch.Tensor):
         return torch.tensor(float(value), dtype=dtype)
@@ -121,7 +124,7 @@ def mean_field(
 
 
 def mean_field_batch(
-    scores: Sequence[torch.Tensor], images: Sequence[torch.Tensor], **options
+    scores: Sequence[torch.Tensor], images: Sequence[torch.Tensor], **options: Any
 ) -> list[torch.Tensor]:
     """:func:`mean_field` over images whose size and label count L differ.
 
@@ -165,11 +168,15 @@ class DenseCRF(nn.Module):
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("spatial", spatial, SPATIAL)
         check_choice("backend", backend, BACKENDS)
-        self.options = dict(
+        self.options: dict[str, Any] = dict(
             normalization=normalization, spatial=spatial, backend=backend, recompute=recompute
         )
 
-    def forward(self, scores, image):
+    def forward(
+        self,
+        scores: torch.Tensor | Sequence[torch.Tensor],
+        image: torch.Tensor | Sequence[torch.Tensor],
+    ) -> torch.Tensor | list[torch.Tensor]:
         """One image, a batch, or two lists (see :func:`mean_field_batch`); same kind returned."""
         options = self.options | self.crf.keywords(
             bilateral_weight=self.bilateral_weight, gaussian_weight=self.gaussian_weight

@@ -5,6 +5,8 @@ The oracle of the tests and ``backend="exact"`` of :func:`wsis_d2.layers.mean_fi
 with the square of the pixel count (64 x 64 takes a fraction of a second an iteration).
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from wsis_d2.layers.crf_parameters import CRFParameters
@@ -21,7 +23,9 @@ def bilateral_features(image: torch.Tensor, sigma_xy: float, sigma_rgb: float) -
     return torch.cat([xy, colors], dim=1)
 
 
-def gaussian_features(height: int, width: int, sigma_xy: float, device=None) -> torch.Tensor:
+def gaussian_features(
+    height: int, width: int, sigma_xy: float, device: torch.device | str | None = None
+) -> torch.Tensor:
     """Features (x, y) over their bandwidth: float64 (H * W, 2), row by row."""
     ys, xs = torch.meshgrid(
         torch.arange(height, dtype=torch.float64, device=device),
@@ -31,7 +35,7 @@ def gaussian_features(height: int, width: int, sigma_xy: float, device=None) -> 
     return torch.stack([xs, ys], dim=-1).reshape(-1, 2) / sigma_xy
 
 
-def _kernel_rows(features: torch.Tensor):
+def _kernel_rows(features: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield (slice, rows of exp(-|f_i - f_j|^2 / 2)) in blocks that fit."""
     count = features.shape[0]
     step = max(1, _BLOCK_ENTRIES // count)

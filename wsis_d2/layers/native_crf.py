@@ -140,7 +140,7 @@ def build_lattice(
     normalization: str = "after",
     dtype: torch.dtype = torch.float32,
     **finite: torch.Tensor,
-):
+) -> list[torch.Tensor]:
     """The permutohedral lattice of ``image`` (3, H, W): header, records, index.
 
     On a GPU the host waits once, here; so what else must be ``finite`` is checked along with it.
@@ -154,7 +154,7 @@ def build_lattice(
     )  # fmt: skip
 
 
-def ensure_operators(device) -> None:
+def ensure_operators(device: torch.device) -> None:
     """Load and register the operators, or raise an ExtensionError that says what is missing."""
     if torch.compiler.is_compiling():
         return  # looked up when this module was imported; reading files cannot be traced
@@ -178,7 +178,9 @@ def mean_field(
         scores=scores, bilateral_weight=weights[0], gaussian_weight=weights[1],
     )  # fmt: skip
     save_every = 0
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *weights)):
+    if torch.is_grad_enabled() and any(
+        torch.as_tensor(t).requires_grad for t in (scores, *weights)
+    ):
         save_every = max(1, math.ceil(math.sqrt(parameters.iterations))) if recompute else 1
     result, _ = torch.ops.wsis_d2.mean_field(
         scores, *lattice, *weights, parameters.gaussian_xy, exact_spatial, parameters.iterations,

@@ -4,6 +4,8 @@
 Importing this registers it.
 """
 
+from typing import IO, Any
+
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
@@ -21,19 +23,19 @@ class ModelZooHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [SCHEME]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path[len(SCHEME) :]
         if name.endswith(METADATA):
             return get_metadata_file(name.removesuffix(METADATA))
         return get_checkpoint_file(name)
 
-    def _isfile(self, path: str, **kwargs) -> bool:
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
         return True  # a missing release is named when it is opened
 
-    def _exists(self, path: str, **kwargs) -> bool:
+    def _exists(self, path: str, **kwargs: Any) -> bool:
         return True
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
         return open(self._get_local_path(path), mode, buffering=buffering)
 
 

@@ -8,7 +8,7 @@ is that of :func:`wsis_d2.data.mappers.regions.annotation_regions`.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -94,7 +94,7 @@ class AnnotationLosses:
     def possible(
         self, sample: Mapping, grid: tuple[int, int], device: torch.device | str = "cpu"
     ) -> torch.Tensor:
-        """Return where annotation allows each class, (C, *grid) bool.
+        """Return where annotation allows each class, bool (C, h, w) of ``grid`` (h, w).
 
         Where no window tells of stuff, none is allowed: nothing is known there. A sample whose
         ``has_boxes`` is False allows things everywhere.
@@ -117,7 +117,9 @@ class AnnotationLosses:
                     allowed[class_id, rows, columns] = True
         return allowed
 
-    def surest(self, probability: torch.Tensor, sample: Mapping, window, share: float):
+    def surest(
+        self, probability: torch.Tensor, sample: Mapping, window: Sequence[float], share: float
+    ) -> torch.Tensor:
         """Return -log of the mean over the surest share of a window's cells, one at least.
 
         Args:
@@ -137,7 +139,7 @@ def _boxes(sample: Mapping) -> list[tuple]:
     return sample.get("boxes", []) if sample.get("has_boxes", True) else []
 
 
-def _inside(window, sample: Mapping) -> tuple[float, float]:
+def _inside(window: Sequence[float], sample: Mapping) -> tuple[float, float]:
     """Width and height of the window's part inside the image; negative where it has none."""
     height, width = sample["image"].shape[-2:]
     return (
@@ -146,18 +148,18 @@ def _inside(window, sample: Mapping) -> tuple[float, float]:
     )
 
 
-def _meets(window, sample: Mapping) -> bool:
+def _meets(window: Sequence[float], sample: Mapping) -> bool:
     return min(_inside(window, sample)) > 0
 
 
-def _is_whole(window, sample: Mapping) -> bool:
+def _is_whole(window: Sequence[float], sample: Mapping) -> bool:
     """Whether hardly anything of the window lies outside the image."""
     width, height = _inside(window, sample)
     area = (window[2] - window[0]) * (window[3] - window[1])
     return min(width, height) > 0 and width * height >= _WHOLE * area
 
 
-def _cells(window, sample: Mapping, grid: tuple[int, int]) -> tuple[slice, slice]:
+def _cells(window: Sequence[float], sample: Mapping, grid: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of the cells that a window of the image touches, one at least."""
     result = []
     for low, high, side, cells in (

@@ -73,7 +73,8 @@ def panoptic_result(
     # One read from the device for all segments.
     numbers = [total / area.clamp(min=1), area, labels.scores, labels.classes]
     rows = torch.stack([n.double() for n in numbers], dim=1).tolist()
-    table, segments = [0] * count, []
+    table = [0] * count
+    segments: list[dict] = []
     for index, (confidence, pixels, detection, class_id) in enumerate(rows):
         if pixels == 0:
             continue

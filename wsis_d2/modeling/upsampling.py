@@ -61,17 +61,17 @@ def _vote(
     cells: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """Return the (N,) labels of N pixels of ``colors`` (N, 3), from the small pixels around."""
-    found, weights = [], []
+    labels_near, weights_near = [], []
     for dy, dx in _NEIGHBOURS:
         y, x = cells[0] + dy, cells[1] + dx
         inside = (y >= 0) & (y < labels.shape[0]) & (x >= 0) & (x < labels.shape[1])
         y, x = y.clip(0, labels.shape[0] - 1), x.clip(0, labels.shape[1] - 1)
-        found.append(labels[y, x])
+        labels_near.append(labels[y, x])
         distance = (places[0] - y) ** 2 + (places[1] - x) ** 2
         likeness = ((colors - small[y, x]) ** 2).sum(1)
         weight = -distance / (2 * _CELLS**2) - likeness / (2 * _COLOR**2)
-        weights.append(np.where(inside, weight, -np.inf))
-    found, weights = np.stack(found), np.stack(weights)
+        weights_near.append(np.where(inside, weight, -np.inf))
+    found, weights = np.stack(labels_near), np.stack(weights_near)
     weights = np.exp(weights - weights.max(0))  # a pixel like none still has a nearest in colour
     votes = np.stack([(weights * (found == own)).sum(0) for own in found])
     return np.take_along_axis(found, votes.argmax(0)[None], 0)[0]

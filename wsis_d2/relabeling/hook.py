@@ -65,7 +65,7 @@ class RelabelHook(HookBase):
             path = self.store(number, name)
             if LabelStore.open(path).manifest.get("state") != "closed":
                 raise InputError(
-                    f"{path}: is not complete, and training went on after it; begin anew in "
+                    f"{path}: is not complete, and training went on after it; start over in "
                     "another OUTPUT_DIR"
                 )
         self._use(number, make=at_labels)

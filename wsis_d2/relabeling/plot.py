@@ -4,6 +4,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -69,7 +70,7 @@ def plot_rounds(history: Sequence[dict], path: str | os.PathLike) -> None:
     pyplot.close(figure)
 
 
-def _draw(axes, points: Sequence[tuple[int, float | None]], style: str, label: str) -> None:
+def _draw(axes: Any, points: Sequence[tuple[int, float | None]], style: str, label: str) -> None:
     known = [point for point in points if point[1] is not None]
     if known:
         axes.plot(*zip(*known, strict=True), style, label=label, markersize=4)

@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -158,7 +159,7 @@ class IterativeRun:
             }
         elif not resume:
             raise InputError(
-                f"{self._state_path}: a run is here, at round {state['round']}, stage "
+                f"{self._state_path}: an unfinished run, at round {state['round']}, stage "
                 f"{state['stage']}; add --resume to continue it, or name another OUTPUT_DIR"
             )
         else:
@@ -438,7 +439,7 @@ def store_quality(name: str, store: Path) -> dict | None:
 
 
 def train_iterative(
-    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1, **machines
+    cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1, **machines: Any
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)

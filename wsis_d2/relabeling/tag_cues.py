@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class ReorderedLabeller:
         places: the dataset's class of each of the classifier's (:func:`match_classes`).
     """
 
-    def __init__(self, labeller: CueLabeller | RegionCueLabeller, places: Sequence[int]) -> None:
+    def __init__(self, labeller: Any, places: Sequence[int]) -> None:
         self.labeller = labeller
         self._table = place_table(places)
         self._own = [list(places).index(place) for place in range(len(places))]
@@ -189,7 +190,7 @@ def build_labeller(
     )
 
 
-def _make_labeller(cfg_text: str, *arguments) -> Callable[[Mapping], driver.Labels]:
+def _make_labeller(cfg_text: str, *arguments: Any) -> Callable[[Mapping], driver.Labels]:
     """Build the labelling function in a worker process."""
     return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 
@@ -254,7 +255,7 @@ def make_tag_labels(
         places = match_classes(parse_categories(categories, "the annotated data"), trained)
         places = None if in_order(places) else places
     # Errors now, not by image.
-    labeller = build_labeller(own, classifier, thing_ids, has_boxes, places)
+    labeller: Any = build_labeller(own, classifier, thing_ids, has_boxes, places)
     store = LabelStore.create(output, recipe, categories, run.force)
     on_gpu = own.MODEL.DEVICE != "cpu"
     workers = run.workers

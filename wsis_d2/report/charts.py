@@ -220,9 +220,9 @@ def bar_chart(
             )
     parts.append(f'<path class="zero" d="M{zero:.1f} 2V{height - 4}"/>')
     text = "; ".join(
-        f"{s['name']}: mean {format_number(sum(known) / len(known))}"
+        f"{s['name']}: mean {format_number(sum(finite) / len(finite))}"
         for s in series
-        if (known := [v for v in s["values"] if v is not None and math.isfinite(v)])
+        if (finite := [v for v in s["values"] if v is not None and math.isfinite(v)])
     )
     return _frame("\n".join(parts), title, f"{title}. {text}", width, height, series, bars=True)
 

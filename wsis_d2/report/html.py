@@ -90,7 +90,7 @@ def write_report(
     folder = output_html.with_name(output_html.stem + "_files")
     if folder.exists() and not (folder / MARKER).is_file():
         raise InputError(
-            f"{folder}: is in the way and was not written by a report; expected no such folder. "
+            f"{folder}: exists and was not written by a report; expected no such folder. "
             "Move it or choose another output name"
         )
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=output_html.parent))
@@ -227,7 +227,10 @@ def _swatch(color: tuple[int, int, int], pattern: str) -> str:
     tile[:] = color[::-1]
     ink = (255, 255, 255) if sum(color) < 380 else (0, 0, 0)
     tile[pattern_mask(pattern, 14, 22, 7)] = ink
-    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", tile)[1]).decode()
+    return (
+        "data:image/png;base64,"
+        + base64.b64encode(cv2.imencode(".png", tile)[1].tobytes()).decode()
+    )
 
 
 def _template(name: str) -> str:
@@ -239,8 +242,23 @@ def _slug(text: str) -> str:
 
 
 def _page(
+<<<<<<< HEAD
     title, subtitle, entries, classes, tables, curves, bars, sort, ascending, hidden, footer, review
 ) -> str:  # fmt: skip
+=======
+    title: str,
+    subtitle: str,
+    entries: Sequence[dict[str, Any]],
+    classes: list[dict[str, Any]],
+    tables: Sequence[dict[str, Any]],
+    curves: Sequence[dict[str, Any]],
+    bars: Sequence[dict[str, Any]],
+    sort: str | None,
+    ascending: bool,
+    hidden: Sequence[str],
+    footer: str,
+) -> str:
+>>>>>>> main
     """Return the page's text."""
     layers: list[str] = []
     for entry in entries:

@@ -26,6 +26,7 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.json_io import flatten
 from wsis_d2.utils.progress import progress
+from wsis_d2.weak_labels.store import LabelStore
 
 
 class _Sums:
@@ -99,7 +100,12 @@ def spread(records: Sequence[Any], limit: int) -> list[Any]:
     return [records[i * len(records) // limit] for i in range(limit)]
 
 
-def _items(records, data, stores, sums) -> Iterator[dict[str, Any]]:
+def _items(
+    records: Sequence[dict],
+    data: DataSource,
+    stores: Mapping[str, LabelStore],
+    sums: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
     """Yield scores of each image; label maps are read, summed and dropped."""
     for record in progress(records, desc="scores"):
         image_id = record["image_id"]
@@ -158,7 +164,9 @@ def _mean(values: np.ndarray) -> float | None:
     return float(finite.mean()) if finite.size else None
 
 
-def _tables(data, stores, sums) -> list[dict[str, Any]]:
+def _tables(
+    data: DataSource, stores: Mapping[str, LabelStore], sums: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     rows = []
     for name, store in stores.items():
         total = sums[name]
@@ -186,6 +194,7 @@ def _tables(data, stores, sums) -> list[dict[str, Any]]:
     return tables
 
 
+<<<<<<< HEAD
 def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Return what is marked, [] where nothing is."""
     objects = [o for r in records for o in (*r["annotations"], *r.get("unboxed", ()))]
@@ -211,6 +220,9 @@ def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _bars(data, sums) -> list[dict[str, Any]]:
+=======
+def _bars(data: DataSource, sums: Mapping[str, Any]) -> list[dict[str, Any]]:
+>>>>>>> main
     names = [c["name"] for c in data.classes]
     charts = []
     if data.truth is not None:

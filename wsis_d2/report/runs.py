@@ -4,7 +4,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -359,7 +359,9 @@ def _scored(records: Sequence[dict], data: DataSource, predicted: list) -> Itera
         yield {"record": record, "name": image_name(record), "scores": scores, "classes": classes}
 
 
-def _load(item: dict[str, Any], data: DataSource, predicted: list, store: Any):
+def _load(
+    item: dict[str, Any], data: DataSource, predicted: list, store: Any
+) -> Callable[[], dict[str, Any]]:
     """Return a function that reads an item's layers."""
 
     def make() -> dict[str, Any]:

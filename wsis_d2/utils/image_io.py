@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from wsis_d2.utils.errors import InputError, check_choice
 
@@ -166,7 +167,7 @@ def _read(path: str | Path) -> Image.Image:
         turn = _TURNS.get(_orientation(image))
         deep = not image.mode.startswith("I") and _bits(path, image) == 16
         image = _to_rgb(image)
-        if deep and 0 < max(high for _, high in image.getextrema()) < _LEAST_OF_16_BITS >> 8:
+        if deep and 0 < int(np.max(image.getextrema())) < _LEAST_OF_16_BITS >> 8:
             raise ValueError(_DARK)
         return image if turn is None else image.transpose(turn)
 
@@ -185,7 +186,7 @@ def read_label_png(path: str | Path) -> np.ndarray:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a picture for people, not the labels"
+                    "PNG of class ids; this may be a colour rendering of the labels"
                 )
             return np.array(image, np.uint8)
     except FileNotFoundError:
@@ -214,7 +215,7 @@ def _bits(path: str | Path, image: Image.Image) -> int:
     if image.format == "PNG":
         with open(path, "rb") as file:
             return file.read(25)[24]  # of the header chunk, which is the first
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (8,)))
     return 8
 

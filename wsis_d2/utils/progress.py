@@ -4,7 +4,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -36,7 +36,7 @@ def progress(
         unit: what one item is called.
         log_seconds: seconds between two lines where standard error is not a terminal.
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if sys.stderr.isatty():
         yield from tqdm(iterable, total=total, desc=desc, unit=unit, dynamic_ncols=True)

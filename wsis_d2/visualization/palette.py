@@ -74,7 +74,8 @@ def spread_colors(count: int) -> list[tuple[int, int, int]]:
     for index in range(count):
         hue = (index * 0.61803398875) % 1.0
         light = (0.45, 0.62, 0.34)[index % 3]
-        colors.append(tuple(int(255 * c) for c in colorsys.hls_to_rgb(hue, light, 0.72)))
+        r, g, b = colorsys.hls_to_rgb(hue, light, 0.72)
+        colors.append((int(255 * r), int(255 * g), int(255 * b)))
     return colors
 
 

@@ -28,7 +28,7 @@ def drawing_scale(height: int, width: int, target: int = 640) -> int:
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size=size)
     except TypeError:  # Pillow before 10.1 has one size
@@ -332,7 +332,7 @@ def blend(image: np.ndarray, *overlays: np.ndarray) -> np.ndarray:
         out = image[top : top + _BAND].astype(np.float32)
         for overlay in overlays:
             part = overlay[top : top + _BAND]
-            alpha = part[..., 3:].astype(np.float32) / 255
+            alpha = part[..., 3:].astype(np.float32) / np.float32(255)
             out = out * (1 - alpha) + part[..., :3] * alpha
         result[top : top + _BAND] = np.clip(out + 0.5, 0, 255)
     return result

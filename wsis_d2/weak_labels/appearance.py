@@ -145,6 +145,8 @@ def _densities(looks: np.ndarray, mixture: list[tuple]) -> np.ndarray:
     return np.logaddexp.reduce([_log_density(looks, *gaussian) for gaussian in mixture])
 
 
-def _log_density(looks: np.ndarray, share: float, mean: np.ndarray, inverse: np.ndarray):
+def _log_density(
+    looks: np.ndarray, share: float, mean: np.ndarray, inverse: np.ndarray
+) -> np.ndarray:
     whitened = (looks - mean) @ inverse.T
     return share - 0.5 * (whitened**2).sum(1) + np.log(np.diag(inverse)).sum()

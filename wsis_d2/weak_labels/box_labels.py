@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+<<<<<<< HEAD
 from wsis_d2.structures.annotation import (
     AnnotatedClasses,
     centre_boxes,
@@ -14,6 +15,11 @@ from wsis_d2.structures.annotation import (
     unboxed_classes,
     whole_image_groups,
 )
+=======
+from yacs.config import CfgNode
+
+from wsis_d2.structures.annotation import centre_boxes
+>>>>>>> main
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
@@ -63,7 +69,7 @@ class BoxLabeller:
         )
 
 
-def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:
+def boxes_recipe(cfg: CfgNode, outside_boxes: str | int = "ignore") -> dict:
     """Return everything that labels made from boxes depend on, but image and annotation."""
     options = BoxLabelOptions.from_config(cfg)
     recipe = {
@@ -78,7 +84,7 @@ def boxes_recipe(cfg, outside_boxes: str | int = "ignore") -> dict:
 
 
 def make_box_store(
-    cfg,
+    cfg: CfgNode,
     records: Sequence[Mapping],
     categories: list[dict],
     output: str | os.PathLike,

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import Marks
 from wsis_d2.structures.boxes import Box
@@ -67,16 +68,16 @@ class BoxLabelOptions:
             ("PROPOSALS.SELECTION", self.selection, MODES),
         ):
             check_choice(f"WEAK_LABELS.{key}", value, known)
-        for key, value in (
+        for key, share in (
             ("WEAK_LABELS.MIN_AGREEMENT", self.min_agreement),
             ("fallback_radius", self.fallback_radius),
             ("max_box_share", self.max_box_share),
         ):
-            if not 0 <= value <= 1:
-                raise InputError(f"{key}: {value}, expected a value in 0..1")
+            if not 0 <= share <= 1:
+                raise InputError(f"{key}: {share}, expected a value in 0..1")
 
     @classmethod
-    def from_config(cls, cfg) -> "BoxLabelOptions":
+    def from_config(cls, cfg: CfgNode) -> "BoxLabelOptions":
         """Read ``cfg.WEAK_LABELS``."""
         node = cfg.WEAK_LABELS
         return cls(
@@ -146,7 +147,8 @@ def make_box_labels(
     instance = np.full((height, width), INSTANCE_IGNORE, np.int32)
     in_a_box = np.zeros((height, width), bool)
     counters = new_counters()
-    masks, segments, seen = [], [], set()
+    masks, seen = [], set()
+    segments: list[dict] = []
     maker = _Lazy(proposals)
     numbers: dict[int, int] = {}
     for index, box in enumerate(boxes):

@@ -38,7 +38,7 @@ def _starts(length: int, crop: int) -> list[int]:
 
 def stitch_maps(
     size: tuple[int, int],
-    crops: Sequence[Sequence[int]],
+    crops: Sequence[Sequence],
     maps: Sequence[Mapping[int, np.ndarray]],
 ) -> dict[int, np.ndarray]:
     """Put the maps of crops together; where crops overlap, the larger activation counts.

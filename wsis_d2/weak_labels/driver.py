@@ -14,9 +14,10 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 
@@ -114,6 +115,9 @@ class DriverResult:
 #: function (record -> Labels). It must pickle: a module-level function or ``functools.partial``.
 MakeWorker = Callable[[], Callable[[Mapping], Labels]]
 
+#: (record, message) of each image as it ends; the message is None where labels were written.
+Outcomes = Generator[tuple[dict, str | None], None, None]
+
 
 def default_workers() -> int:
     """Return the number of cores this process may use."""
@@ -154,7 +158,7 @@ def run(
     considered = len(records) if limit is None else min(limit, len(records))
     todo = plan(records, store, limit)
     if ray_address is not None:
-        outcomes = _map_ray(make_worker, todo, store, workers, ray_address, gpus)
+        outcomes: Outcomes = _map_ray(make_worker, todo, store, workers, ray_address, gpus)
     else:
         workers = default_workers() if workers is None else workers
         if workers < 1:
@@ -299,9 +303,7 @@ def describe_error(record: Mapping, error: Exception) -> str:
     return text if name in text else f"{name}: {kind}{text}"
 
 
-def _map_here(
-    make_worker: MakeWorker, records: Iterable[dict], store: LabelStore
-) -> Iterator[tuple[dict, str | None]]:
+def _map_here(make_worker: MakeWorker, records: Iterable[dict], store: LabelStore) -> Outcomes:
     task = None
     for record in records:
         task = task or _Task(make_worker, store)
@@ -327,7 +329,7 @@ def _run_in_process(record: dict) -> str | None:
 
 def _map_pool(
     make_worker: MakeWorker, records: list[dict], store: LabelStore, workers: int
-) -> Iterator[tuple[dict, str | None]]:
+) -> Outcomes:
     """Yield (record, message) as processes end them; survive processes that die."""
     queue = list(reversed(records))
     suspects: list[dict] = []
@@ -373,7 +375,7 @@ def _map_ray(
     workers: int | None,
     address: str,
     gpus: int,
-) -> Iterator[tuple[dict, str | None]]:
+) -> Outcomes:
     """Yield (record, message) as actors of a ray cluster end them; the same function is mapped."""
     try:
         import ray
@@ -391,7 +393,7 @@ def _map_ray(
         raise InputError(f"--ray {address}: the cluster has no free {resource}")
     environment = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1") | _LIGHT}
     # SPREAD: one machine must not take all actors while others idle.
-    options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
     actor = ray.remote(**options, runtime_env=environment)(_Task)
     queue = list(reversed(records))
     running = {}

@@ -5,6 +5,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from yacs.config import CfgNode
 
 from wsis_d2.utils.errors import InputError, check_choice
 
@@ -50,7 +51,7 @@ class GrabCutOptions:
                 raise InputError(f"{name}: {getattr(self, name)}, expected 0 or at least 16")
 
     @classmethod
-    def from_config(cls, cfg) -> "GrabCutOptions":
+    def from_config(cls, cfg: CfgNode) -> "GrabCutOptions":
         """Read ``cfg.WEAK_LABELS.GRABCUT``."""
         node = cfg.WEAK_LABELS.GRABCUT
         return cls(init=node.INIT, seed_radius=node.SEED_RADIUS)
@@ -156,18 +157,23 @@ def _start(
     x1, y1 = np.maximum(np.floor(box[2:] + 0.5).astype(int), (x0 + 1, y0 + 1))
     state = np.full(shape, cv2.GC_BGD, np.uint8)
     inside = state[y0:y1, x0:x1]
+    height, width = inside.shape
     if options.init == "rectangle":
         inside[...] = cv2.GC_PR_FGD
     else:
         inside[...] = cv2.GC_PR_BGD
-        inside[ellipse_mask(*inside.shape, 1.0)] = cv2.GC_PR_FGD
+        inside[ellipse_mask(height, width, 1.0)] = cv2.GC_PR_FGD
     if options.seed_radius > 0:
+<<<<<<< HEAD
         seed = cv2.GC_FGD if marked is None else cv2.GC_PR_FGD
         inside[ellipse_mask(*inside.shape, options.seed_radius)] = seed
     if marked is not None:
         inside[marked[y0:y1, x0:x1]] = cv2.GC_FGD
     if denied is not None:
         state[denied] = cv2.GC_BGD
+=======
+        inside[ellipse_mask(height, width, options.seed_radius)] = cv2.GC_FGD
+>>>>>>> main
     return state
 
 

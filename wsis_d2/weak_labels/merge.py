@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import (
     AnnotatedClasses,
@@ -37,7 +38,9 @@ INSTANCE_SOURCES = ("boxes", "masks")
 MERGE_ROUNDS = 5
 
 
-def clean_options(cfg, annotation: AnnotatedClasses, round_number: int = 0) -> CleanOptions:
+def clean_options(
+    cfg: CfgNode, annotation: AnnotatedClasses, round_number: int = 0
+) -> CleanOptions:
     """Read the ``CLEAN`` section for one round; round 0 is the merge of box masks and cues."""
     own = cfg.CLEAN
     score = own.SCORE_THRESHOLD if round_number > 0 and own.SCORE_THRESHOLD > 0 else None
@@ -217,7 +220,7 @@ def merge_recipe(
 
 
 def make_merged_labels(
-    cfg,
+    cfg: CfgNode,
     records: Sequence[Mapping],
     categories: list[dict],
     output: str | os.PathLike,

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,9 @@ def annotation_digest(record: Mapping) -> str:
 
 def as_json(recipe: Mapping, categories: list[dict]) -> tuple[dict, list[dict]]:
     """Return both as they will come back from a file; the categories by ascending id."""
-    recipe = json.loads(json.dumps(recipe, default=plain_value))
+    plain = json.loads(json.dumps(recipe, default=plain_value))
     categories = json.loads(json.dumps(categories, default=plain_value))
-    return recipe, sorted(categories, key=lambda c: c["id"])
+    return plain, sorted(categories, key=lambda c: c["id"])
 
 
 def recipe_differences(held: dict, recipe: dict, categories: list[dict]) -> list[str]:
@@ -83,7 +84,7 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def plain_value(value):
+def plain_value(value: Any) -> Any:
     """Turn NumPy numbers, tuples, sets and paths into JSON values."""
     if isinstance(value, np.generic):
         return value.item()

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from yacs.config import CfgNode
 
 from wsis_d2.layers import CRFParameters, dense_crf_refine
 from wsis_d2.utils.errors import InputError
@@ -66,7 +67,7 @@ class RefineOptions(CRFParameters):
         return self.class_balance > 0 or self.reliability_power > 0
 
     @classmethod
-    def from_config(cls, cfg) -> "RefineOptions":
+    def from_config(cls, cfg: CfgNode) -> "RefineOptions":
         """Read the ``REFINE`` section."""
         own = cfg.REFINE
         return cls(

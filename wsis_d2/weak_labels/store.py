@@ -342,7 +342,8 @@ class LabelStore:
         The summary holds ``images``, ``failed`` and the sum of each counter.
         """
         self._require_writable()
-        images, annotations, statuses, totals = [], [], {}, {}
+        images, annotations, statuses = [], [], {}
+        totals: dict[str, int] = {}
         failed = {}
         for entry in self._entries():
             image_id, key = entry["image_id"], image_key(entry["image_id"])

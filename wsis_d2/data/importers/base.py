@@ -315,7 +315,7 @@ class ImageIndex:
             return None
         if size is not None and any(v is not None and v != 0 for v in size):
             if not all(is_number(v) for v in size) or (width, height) != tuple(size):
-                wanted = (shorten(size[0]), shorten(size[1]))
+                wanted: tuple = (shorten(size[0]), shorten(size[1]))
                 if all(is_number(v) for v in size):
                     wanted = tuple(int(v) if v % 1 == 0 else v for v in size)
                 why = explain_size(self.root / path, (width, height), wanted)
@@ -377,6 +377,7 @@ def add_box(
         return None
     if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
         log.change("box", where, "more than a pixel outside the image, clipped")
+<<<<<<< HEAD
     digits = [round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0)]
     picture.boxes.append((name, *digits, bool(crowd)))
     return len(picture.boxes) - 1
@@ -407,6 +408,10 @@ def add_mark(
         return
     line = [[round(float(x), 4), round(float(y), 4)] for x, y in points]
     picture.marks.append(Mark(name, line if len(line) > 1 else line[0], owner, inside))
+=======
+    x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
+    picture.boxes.append((name, x, y, w, h, bool(crowd)))
+>>>>>>> main
 
 
 def write_json(content: Any, path: str | os.PathLike) -> None:

@@ -2,7 +2,11 @@
 """Reader of COCO instances JSON, as CVAT, Label Studio, Roboflow and FiftyOne write it."""
 
 import os
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator
+=======
+from collections.abc import Iterable, Mapping
+>>>>>>> main
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
@@ -78,11 +82,11 @@ def read_coco(
         if found in used:
             log.bad("image", where, f"the image {found} has two entries")
             continue
-        size = tuple(
+        width, height = (
             to_number(v) if isinstance(v, str) else v
             for v in (entry.get("width"), entry.get("height"))
         )
-        picture = images.picture(found, where, log, size)
+        picture = images.picture(found, where, log, (width, height))
         if picture is None:
             continue
         used.add(found)
@@ -194,7 +198,7 @@ def _without_dummy(categories: list, used: set[int], source: str, log: ImportLog
     return categories
 
 
-def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[str]:
+def _names(tags: Any, names: Mapping[Any, str], where: str, log: ImportLog) -> set[str]:
     """Tags as class names: ids of the file, (lists of) names, or ``{"name": ...}`` objects."""
     result = set()
     whole = {fold(name) for name in names.values()}
@@ -210,7 +214,9 @@ def _names(tags: Any, names: dict[int, str], where: str, log: ImportLog) -> set[
     return result
 
 
-def _coco_corners(annotation: dict, picture: Picture, where: str, log: ImportLog, order: str):
+def _coco_corners(
+    annotation: dict, picture: Picture, where: str, log: ImportLog, order: str
+) -> list[float] | None:
     box = annotation.get("bbox")
     if box and not _is_box(box):
         log.bad("box", where, f"bbox is {shorten(box)}, expected four finite numbers")

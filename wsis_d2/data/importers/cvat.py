@@ -55,7 +55,7 @@ def read_cvat(
         for k, item in enumerate(root.iterfind("image")):
             label = f"{where}: image {k}"
             found = images.find(item.get("name"), label, log)
-            size = tuple(to_number(item.get(side)) for side in ("width", "height"))
+            size = to_number(item.get("width")), to_number(item.get("height"))
             picture = images.picture(found, label, log, size) if found else None
             if picture is None:
                 for shape in item:
@@ -108,17 +108,24 @@ def _corners(shape: ElementTree.Element) -> list[float] | None:
         angle = to_number(shape.get("rotation", "0"))
         if ends is None or not is_finite(angle):
             return None
-        return upright(*ends, angle) if angle % 180 else ends
+        if angle % 180 == 0:
+            return ends
+        x0, y0, x1, y1 = ends
+        return upright(x0, y0, x1, y1, angle)
     if shape.tag == "mask":
         place = _numbers(shape, "left", "top", "width", "height")
         return place and [place[0], place[1], place[0] + place[2], place[1] + place[3]]
     if shape.tag == "ellipse":
         place = _numbers(shape, "cx", "cy", "rx", "ry")
         angle = to_number(shape.get("rotation", "0"))
-        return ellipse_corners(*place, angle) if place and is_finite(angle) else None
+        if place is None or not is_finite(angle):
+            return None
+        cx, cy, rx, ry = place
+        return ellipse_corners(cx, cy, rx, ry, angle)
     if shape.tag == "cuboid":
-        ends = [_numbers(shape, f"x{side}{k}", f"y{side}{k}") for side in _SIDES for k in (1, 2)]
-        return hull(ends) if all(ends) else None
+        corners = [(f"x{side}{k}", f"y{side}{k}") for side in _SIDES for k in (1, 2)]
+        outline = [_numbers(shape, *keys) for keys in corners]
+        return hull(outline) if all(outline) else None
     pairs = [p.split(",") for p in shape.get("points", "").split(";")]
     points = [[to_number(v) for v in pair] for pair in pairs]
     if all(len(point) == 2 and all(map(is_finite, point)) for point in points):

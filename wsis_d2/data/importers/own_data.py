@@ -4,7 +4,7 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,8 @@ def to_own_data(
         log.drop(what, where, why)
         return False
 
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     taken = {str(p.image_id) for p in pictures if p.image_id is not None}
     numbers = (n for n in itertools.count(1) if str(n) not in taken)
     for picture in sorted(pictures, key=lambda p: p.file_name):
@@ -106,9 +107,18 @@ def to_own_data(
                 {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
                  "bbox": [x, y, w, h], "iscrowd": int(crowd)}
             )  # fmt: skip
+<<<<<<< HEAD
             own[place] = annotations[-1]
         entry = {"id": image_id, "file_name": picture.file_name, "height": picture.height,
                  "width": picture.width}  # fmt: skip
+=======
+        entry: dict[str, Any] = {
+            "id": image_id,
+            "file_name": picture.file_name,
+            "height": picture.height,
+            "width": picture.width,
+        }
+>>>>>>> main
         crops = []
         for box, found in picture.crop_tags:
             kept = sorted(ids[t] for t in found if keep(t, picture.file_name, "tag"))
@@ -237,7 +247,18 @@ def _without_copies(picture: Picture, log: ImportLog) -> list[tuple[int, tuple]]
     return kept
 
 
+<<<<<<< HEAD
 def _categories(known, boxed, tagged, stuff, things, ignore, fixed) -> list[dict]:
+=======
+def _categories(
+    known: Sequence[dict],
+    boxed: set[str],
+    tagged: set[str],
+    stuff: set[str],
+    ignore: set[str],
+    fixed: bool,
+) -> list[dict]:
+>>>>>>> main
     categories = []
     for category in known:
         name = category["name"]

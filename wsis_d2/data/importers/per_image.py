@@ -68,7 +68,7 @@ def read_voc(
             continue
         size = None
         if root.find("size") is not None:
-            size = tuple(to_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+            size = to_number(root.findtext("size/width")), to_number(root.findtext("size/height"))
         picture = images.picture(found, where, log, size)
         if picture is None:
             continue

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ def read_tags_csv(
             if tags is None:
                 log.bad("tag", where, f"{shorten(row[tag_column])} is no list of names")
                 continue
-            number = next((t for t in sorted(tags) if to_number(t) is not None), "nan")
-            if number.lower() != "nan" and fold(number) not in whole:
-                why = f"tag {number} is a number, no class; --stuff {number} makes it one"
+            digits = next((t for t in sorted(tags) if to_number(t) is not None), "nan")
+            if digits.lower() != "nan" and fold(digits) not in whole:
+                why = f"tag {digits} is a number, no class; --stuff {digits} makes it one"
                 log.bad("tag", where, why)
                 continue
         else:
@@ -149,7 +149,9 @@ def split_names(cell: str, whole: set[str]) -> set[str] | None:
     return {name.strip() for name in names if name.strip()}
 
 
-def _one_hot(row, header, image_column, where, log) -> set[str]:
+def _one_hot(
+    row: Sequence[str], header: Sequence[str], image_column: int, where: str, log: ImportLog
+) -> set[str]:
     tags = set()
     for column, cell in enumerate(row):
         if column == image_column:

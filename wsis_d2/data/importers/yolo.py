@@ -203,7 +203,7 @@ def read_yolo_classes(
         names, shape = _yolo_names(Path(path))
         if names != first:
             raise InputError(
-                f"{path}: has other classes than {paths[0]}; say which holds with --classes"
+                f"{path}: has other classes than {paths[0]}; name the right one with --classes"
             )
         key_points = key_points or shape
     return first, key_points

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 
 from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.datasets.own.custom import dataset_classes
@@ -208,7 +209,7 @@ class PanopticMapper:
                 classes.append(category)
         return semantic, instance, classes
 
-    def _boxes(self, record: dict, transforms: T.TransformList, size: tuple[int, int]):
+    def _boxes(self, record: dict, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
         annotations = []
         for annotation in record["annotations"]:
             if annotation.get("iscrowd", 0):

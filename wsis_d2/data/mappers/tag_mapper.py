@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
@@ -71,7 +71,7 @@ class TagMapper:
         self.augmentations = T.AugmentationList(augmentations)
 
     @classmethod
-    def from_config(cls, cfg, is_train: bool = True) -> dict:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         if names and "stuff_classes" in MetadataCatalog.get(names[0]).as_dict():

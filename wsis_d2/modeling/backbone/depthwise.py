@@ -43,7 +43,14 @@ def depthwise_conv2d(
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, padding, dilation) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.dilation = padding, dilation
         return F.conv2d(x, weight, bias, 1, padding, dilation, len(weight))

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import math
 from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 from detectron2.config import CfgNode
@@ -88,7 +89,9 @@ class TimmBackbone(Backbone):
         self._standardize(in_channels, pixel_mean, pixel_std, bgr)
 
     @staticmethod
-    def _levels(timm, name: str, stride: int, channels: int) -> tuple[list[int], list[str]]:
+    def _levels(
+        timm: ModuleType, name: str, stride: int, channels: int
+    ) -> tuple[list[int], list[str]]:
         """Return timm's indices of a model's features and their names."""
         if not timm.is_model(name.split(".")[0]):
             near = difflib.get_close_matches(name, timm.list_models(), 3)

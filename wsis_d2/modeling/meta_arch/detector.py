@@ -58,7 +58,7 @@ class Limits(NamedTuple):
 
     score: float
     nms: float
-    count: int
+    most: int
 
 
 class Detector(nn.Module):
@@ -109,7 +109,7 @@ class Detector(nn.Module):
             raise InputError(
                 "MODEL.WSIS.DETECTOR_CLASSES names another detector's classes, and the stage "
                 "'detector' trains the run's own; leave it empty, and let the box head's last "
-                "layer begin anew with MODEL.WSIS.PARTIAL_WEIGHTS True"
+                "layer start at random with MODEL.WSIS.PARTIAL_WEIGHTS True"
             )
         cfg = (cfg if alone else instance_label_config(cfg)).clone()
         cfg.defrost()
@@ -195,7 +195,7 @@ class Detector(nn.Module):
         found = found[found.scores > self.limits.score]
         boxes, scores = found.pred_boxes.tensor.float(), found.scores.float()
         kept = batched_nms(boxes, scores, found.pred_classes, self.limits.nms)
-        return found[kept[: self.limits.count]]
+        return found[kept[: self.limits.most]]
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
@@ -292,7 +292,7 @@ class BoxesFromFiles(nn.Module):
         found.pred_boxes, found.scores = boxes, table[:, 4].float()
         found.pred_classes = table[:, 5].long()
         kept = batched_nms(boxes.tensor, found.scores, found.pred_classes, self.limits.nms)
-        return found[kept[: self.limits.count]]
+        return found[kept[: self.limits.most]]
 
     def _read(self, dataset: str) -> dict[str, list]:
         path = self.files[dataset]

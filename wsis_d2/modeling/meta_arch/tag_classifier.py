@@ -3,7 +3,7 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
@@ -67,7 +67,7 @@ class TagClassifier(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         return {
             "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -120,8 +120,8 @@ class TagClassifier(nn.Module):
         """Return ``{"loss_tags"}`` while training, else probabilities.
 
         Returns:
-            In evaluation a list of ``{"tags": (classes,) probabilities, "crop_tags": (crops,
-            classes) probabilities}``, the latter for samples with ``crops``.
+            In evaluation a list of dicts. ``tags`` are the (classes,) probabilities of an image,
+            ``crop_tags`` the (crops, classes) ones of a sample with ``crops``.
         """
         if not self.training:
             return [self._classify(sample) for sample in batched_inputs]

@@ -9,9 +9,11 @@ distribution over the classes, learned from what tags and boxes say of sets of c
 supervision is the paper's.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
@@ -90,7 +92,7 @@ class TagSegmenter(nn.Module):
         self.register_buffer("_device", torch.zeros(()), False)
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "thing_ids": cfg.MODEL.WSIS.THING_IDS,
@@ -176,7 +178,7 @@ class TagSegmenter(nn.Module):
     def _tags(self, probabilities: torch.Tensor, sample: dict) -> dict:
         height, width = sample["image"].shape[-2:]
 
-        def scores(window) -> torch.Tensor:
+        def scores(window: Sequence[float]) -> torch.Tensor:
             surest, share = self.annotation.surest, self.annotation.tag_share
             return (-torch.stack([surest(p, sample, window, share) for p in probabilities])).exp()
 

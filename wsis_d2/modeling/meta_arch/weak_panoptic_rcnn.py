@@ -309,7 +309,7 @@ class WeakPanopticRCNN(nn.Module):
     def class_probabilities(
         self, images: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[torch.Tensor]:
-        """Return the semantic subnetwork's Q of each image, resized to (C, *size)."""
+        """Return the semantic subnetwork's Q of each image, (C, H, W) of its size."""
         return [
             own
             if size == tuple(own.shape[-2:])

@@ -9,6 +9,7 @@ release has no auxiliary classifier.
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ def convert(blobs: dict[str, list[np.ndarray]], source: str) -> dict[str, torch.
     state: dict[str, np.ndarray] = {}
     for ours, theirs in layer_names().items():
         classifier = ours == "head.predictor"
-        parts = [(theirs, ("weight", "bias") if classifier else ("weight",), ours)]
+        parts: list[tuple[str, tuple[str, ...], str]] = [
+            (theirs, ("weight", "bias") if classifier else ("weight",), ours)
+        ]
         if not classifier:
             parts.append((f"{theirs}/bn", _NORM_BLOBS, f"{ours}.norm"))
         for layer, kinds, name in parts:
@@ -124,7 +127,7 @@ def _blob(data: memoryview) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     """Yield (field number, value) of a message; numbers of fixed width are passed as bytes."""
     at = 0
     while at < len(data):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import sparse
+from yacs.config import CfgNode
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.proposals.coco_index import coco_index
@@ -109,7 +110,7 @@ class NoSource(ProposalSource):
     """No proposals: GrabCut alone decides."""
 
     @classmethod
-    def from_config(cls, cfg) -> "NoSource":
+    def from_config(cls, cfg: CfgNode) -> "NoSource":
         """Take nothing from the config."""
         return cls()
 
@@ -131,7 +132,7 @@ class MatSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "MatSource":
+    def from_config(cls, cfg: CfgNode) -> "MatSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "mcg_mat", folder=True))
 
@@ -206,7 +207,7 @@ class CocoJsonSource(ProposalSource):
     path: str
 
     @classmethod
-    def from_config(cls, cfg) -> "CocoJsonSource":
+    def from_config(cls, cfg: CfgNode) -> "CocoJsonSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``."""
         return cls(_existing(cfg.WEAK_LABELS.PROPOSALS.PATH, "coco_json", folder=False))
 
@@ -228,6 +229,7 @@ class CocoJsonSource(ProposalSource):
             if isinstance(segmentation["counts"], list):
                 segmentation = coco_mask.frPyObjects(segmentation, *size)
             rles.append(segmentation)
+<<<<<<< HEAD
         scores = [entry.get("score") for entry in found]
         return RLEProposals(
             rles,
@@ -235,6 +237,9 @@ class CocoJsonSource(ProposalSource):
             owners=_owners(found, record),
             scores=None if None in scores else np.asarray(scores, float),
         )
+=======
+        return RLEProposals(rles, (size[0], size[1]))
+>>>>>>> main
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""

@@ -21,6 +21,9 @@ from scipy import sparse
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.weak_labels.proposals.linkage import average_linkage, ward_linkage
 
+#: Two (E,) arrays: superpixels that touch.
+_Edges = tuple[np.ndarray, np.ndarray]
+
 
 @dataclasses.dataclass
 class Hierarchies:
@@ -33,7 +36,7 @@ class Hierarchies:
     """
 
     superpixels: np.ndarray
-    edges: tuple[np.ndarray, np.ndarray]
+    edges: _Edges
     trees: list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -201,7 +204,7 @@ def _limited(regions: _Regions, limit: int) -> _Regions:
     return _Regions(_labels(rag)[regions.labels], rag, lengths, sums / lengths)
 
 
-def _saliency(regions: _Regions, superpixels: np.ndarray, edges, count: int) -> np.ndarray:
+def _saliency(regions: _Regions, superpixels: np.ndarray, edges: _Edges, count: int) -> np.ndarray:
     """Return the altitude at which the superpixels of each edge merge in one scale's tree."""
     if regions.count == 1:
         return np.zeros(len(edges[0]))
@@ -234,13 +237,17 @@ def _means(planes: np.ndarray, superpixels: np.ndarray, areas: np.ndarray) -> np
     return np.stack(sums, axis=1) / areas[:, None]
 
 
-def _minimum_linkage(edges, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _minimum_linkage(
+    edges: _Edges, values: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return parents and altitudes of merging by the weakest part of a boundary."""
     tree, altitudes = hg.bpt_canonical((*edges, count), values)
     return tree.parents(), altitudes
 
 
-def _damp(edges, parents, altitudes, areas, limit: float) -> tuple[np.ndarray, np.ndarray]:
+def _damp(
+    edges: _Edges, parents: np.ndarray, altitudes: np.ndarray, areas: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the tree again after weakening the boundaries of small regions."""
     tree = hg.Tree(parents)
     node_areas = hg.accumulate_sequential(tree, areas, hg.Accumulators.sum)

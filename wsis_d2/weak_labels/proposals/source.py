@@ -5,12 +5,13 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from fvcore.common.registry import Registry
+from yacs.config import CfgNode
 
 from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.proposals.contours import make_contours, texture_energies, to_lab
@@ -32,10 +33,10 @@ _TEXTURE = 25.0
 class NamedRegistry(Registry):
     """A registry whose entries have names of their own, as they stand in configs."""
 
-    def register_as(self, name: str):
+    def register_as(self, name: str) -> Callable[[type], type]:
         """Return a decorator that registers its class as ``name``."""
 
-        def add(cls):
+        def add(cls: type) -> type:
             self._do_register(name, cls)
             return cls
 
@@ -63,11 +64,11 @@ class ProposalSource(abc.ABC):
 
     def recipe(self) -> dict:
         """Return what the proposals depend on, for the label store's recipe."""
-        fields = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        fields: dict = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
         return {"source": type(self).__name__, **fields}
 
 
-def build_proposal_source(cfg) -> ProposalSource:
+def build_proposal_source(cfg: CfgNode) -> ProposalSource:
     """Build the source that ``cfg.WEAK_LABELS.PROPOSALS.NAME`` names."""
     name = cfg.WEAK_LABELS.PROPOSALS.NAME
     check_choice("WEAK_LABELS.PROPOSALS.NAME", name, sorted(n for n, _ in PROPOSAL_SOURCE_REGISTRY))
@@ -104,7 +105,7 @@ class MCGSource(ProposalSource):
         make_contours(self.contours, self.weights)
 
     @classmethod
-    def from_config(cls, cfg) -> "MCGSource":
+    def from_config(cls, cfg: CfgNode) -> "MCGSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS``."""
         node = cfg.WEAK_LABELS.PROPOSALS
         return cls(
@@ -170,7 +171,9 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def group_hierarchies(found, caps, image_size: tuple[int, int]) -> TreeProposals:
+def group_hierarchies(
+    found: Hierarchies, caps: Sequence[tuple[int, int, int, int]], image_size: tuple[int, int]
+) -> TreeProposals:
     """Group every tree; ``caps`` has one entry a tree, or one for all."""
     orders, runs, nodes, offset = [], [], [], 0
     for number, (parents, altitudes) in enumerate(found.trees):
@@ -185,5 +188,5 @@ def group_hierarchies(found, caps, image_size: tuple[int, int]) -> TreeProposals
         orders=np.stack(orders),
         runs=np.concatenate(runs),
         nodes=np.concatenate(nodes),
-        image_size=tuple(image_size),
+        image_size=(image_size[0], image_size[1]),
     )

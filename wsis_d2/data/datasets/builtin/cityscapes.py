@@ -18,6 +18,7 @@ Rules, beside the release's own:
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def make_jobs(cityscapes: Path, split: str) -> list[ImageJob]:
     jobs = []
     for image in list_images(cityscapes, split):
         stem = image.name.removesuffix(_IMAGE_SUFFIX)
-        sources = (str(image),)
+        sources: tuple[str, ...] = (str(image),)
         if kind:
             truth = cityscapes / kind / folder / image.parent.name
             sources += (str(truth / f"{stem}_{kind}_instanceIds.png"),)
@@ -102,7 +103,7 @@ def make_jobs(cityscapes: Path, split: str) -> list[ImageJob]:
 
 def converter(
     split: str, *, tags: str = "stuff", crop: tuple[int, int] = (CROP_HEIGHT, CROP_WIDTH)
-):
+) -> Callable[[ImageJob], Converted]:
     """Return the picklable conversion of one image.
 
     Args:

@@ -12,6 +12,7 @@ them. Here an image is taken if it has at least one object, not a crowd, of a VO
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,14 @@ def make_jobs(
     return jobs, len(content["images"])
 
 
-def converter():
+def converter() -> Callable[[ImageJob], Converted]:
     """Return the picklable conversion of one image."""
     return partial(_convert)
 
 
 def _convert(job: ImageJob) -> Converted:
     name, height, width, objects = job.data
-    counts = Counter()
+    counts: Counter[str] = Counter()
     annotations = []
     for thing in objects:
         x, y, w, h = thing["bbox"]

@@ -72,5 +72,5 @@ CITYSCAPES_CATEGORIES: list[dict[str, Any]] = [
 ]
 
 # Thresholds of AP^r (paper 4.1) and what a pixel outside every box is (paper 3.4).
-VOC_EXTRAS = {"apr_thresholds": "0.1:0.9:0.1", "outside_boxes": 0}
-CITYSCAPES_EXTRAS = {"apr_thresholds": "0.5:0.95:0.05", "outside_boxes": "ignore"}
+VOC_EXTRAS: dict[str, Any] = {"apr_thresholds": "0.1:0.9:0.1", "outside_boxes": 0}
+CITYSCAPES_EXTRAS: dict[str, Any] = {"apr_thresholds": "0.5:0.95:0.05", "outside_boxes": "ignore"}

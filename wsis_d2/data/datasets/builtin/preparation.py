@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def _run_job(arguments: tuple[Callable[[ImageJob], Converted], ImageJob, Path]) 
     image = {**result.image, "image_tags": result.tags}
     if result.crop_tags is not None:
         image["crop_tags"] = result.crop_tags
-    line = {
+    line: dict[str, Any] = {
         "id": job.image_id,
         "sources": _fingerprint(job),
         "image": image,
@@ -165,7 +165,7 @@ class Preparation:
                 methods = multiprocessing.get_all_start_methods()
                 context = multiprocessing.get_context("fork" if "fork" in methods else None)
                 pool = stack.enter_context(context.Pool(min(self.workers, len(todo))))
-                lines = pool.imap_unordered(_run_job, arguments, chunksize=4)
+                lines: Iterator[dict] = pool.imap_unordered(_run_job, arguments, chunksize=4)
             else:
                 lines = map(_run_job, arguments)
             for line in progress(lines, total=len(todo), desc=desc):
@@ -250,7 +250,7 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 
 def _weak_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    annotations = []
+    annotations: list[dict] = []
     for line in lines:
         for box in line["annotations"]:
             annotations.append(

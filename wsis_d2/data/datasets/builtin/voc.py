@@ -17,6 +17,7 @@ Rules, beside the releases' own:
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def make_jobs(voc: Path, sbd: Path | None, lists: dict[str, list[str]]) -> list[
     return jobs
 
 
-def converter(*, tags: str = "stuff", sbd_void: int = 0):
+def converter(*, tags: str = "stuff", sbd_void: int = 0) -> Callable[[ImageJob], Converted]:
     """Return the picklable conversion of one image.
 
     Args:
@@ -133,7 +134,7 @@ def _convert(job: ImageJob, *, tags: str, sbd_void: int) -> Converted:
     if len(job.sources) == 1:
         return Converted(image=entry, tags=[], annotations=[])
     image, first, second = job.sources
-    counts = Counter()
+    counts: Counter[str] = Counter()
     if first.endswith(".png"):
         semantic = read_labels(first, "VOC class map")
         objects = read_labels(second, "VOC object map")

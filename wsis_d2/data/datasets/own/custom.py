@@ -125,13 +125,15 @@ def register_known_panoptic(
     if isinstance(classes, list):
         classes = parse_categories(classes, f'dataset "{name}"')
     if outside_boxes != "ignore" and (
-        type(outside_boxes) is not int or not 0 <= outside_boxes < len(classes.categories)
+        not isinstance(outside_boxes, int)
+        or isinstance(outside_boxes, bool)
+        or not 0 <= outside_boxes < len(classes.categories)
     ):
         raise InputError(
             f'dataset "{name}": outside_boxes is {outside_boxes!r}; expected "ignore" or a '
             f"contiguous class id below {len(classes.categories)}"
         )
-    if outside_boxes != "ignore" and classes.isthing[outside_boxes]:
+    if isinstance(outside_boxes, int) and classes.isthing[outside_boxes]:
         raise InputError(
             f'dataset "{name}": outside_boxes is {outside_boxes}, the thing '
             f'"{classes.names[outside_boxes]}"; expected a stuff class or "ignore"'
@@ -250,11 +252,12 @@ def register_own(own: Sequence[dict], label_stores: Sequence[Sequence[str]] = ()
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         _registered[name] = entry
-    for position, entry in enumerate(label_stores):
+    for position, pair in enumerate(label_stores):
         where = f"DATASETS.LABEL_STORES[{position}]"
-        if not isinstance(entry, list | tuple) or len(entry) != 2:
-            raise InputError(f"{where}: is {entry!r:.80}; expected [dataset name, store folder]")
-        set_label_store(*entry, where=where)
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(f"{where}: is {pair!r:.80}; expected [dataset name, store folder]")
+        name, store = pair
+        set_label_store(name, store, where=where)
 
 
 def set_label_store(name: str, store: str | os.PathLike, where: str = "label store") -> None:

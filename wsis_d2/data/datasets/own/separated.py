@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -210,7 +210,9 @@ def load_separated(
     return result
 
 
-def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
+def _fingerprint(
+    name: str, base: Metadata, twin: Metadata, records: list[dict], store: LabelStore | None
+) -> str:
     """Changes with the classes, the labels, the truth or the list of images."""
     classes = [base.stuff_classes, twin.thing_classes, twin.stuff_classes]
     digest = hashlib.sha256(f"{VERSION} {name} {json.dumps(classes)}".encode())
@@ -229,7 +231,9 @@ def _fingerprint(name: str, base, twin, records: list[dict], store) -> str:
     return digest.hexdigest()
 
 
-def _separate(records, base, twin, store) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
+def _separate(
+    records: list[dict], base: Metadata, twin: Metadata, store: LabelStore | None
+) -> Iterator[tuple[dict, np.ndarray, list[dict]]]:
     """Yield each record with its (H, W) uint8 semantic map and its instances."""
     names = base.stuff_classes  # all of them, see ClassTable.metadata
     thing_index = {names.index(name): i for i, name in enumerate(twin.thing_classes)}
@@ -286,7 +290,10 @@ def _objects(
             tight.append(
                 Box(
                     segment["category_id"],
-                    *(int(v) for v in (columns[0], rows[0], columns[-1], rows[-1])),
+                    int(columns[0]),
+                    int(rows[0]),
+                    int(columns[-1]),
+                    int(rows[-1]),
                     bool(segment.get("iscrowd", 0)),
                 )
             )

@@ -21,7 +21,7 @@ hold a mask or the path of one, so no mask can reach weak training through it.
 import math
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +212,14 @@ def _tags(tags: Any, where: str, label: str, classes: ClassTable) -> list[int]:
     return sorted({classes.contiguous[tag] for tag in tags})
 
 
-def _image_record(entry, position, source, image_root, classes, supervision) -> dict:
+def _image_record(
+    entry: Any,
+    position: int,
+    source: str,
+    image_root: str,
+    classes: ClassTable,
+    supervision: str,
+) -> dict:
     where = f"{source}: images[{position}]"
     if not isinstance(entry, dict):
         raise InputError(f"{where}: is {_kind(entry)}; expected an object")
@@ -237,7 +244,7 @@ def _image_record(entry, position, source, image_root, classes, supervision) -> 
             f'{where}: supervision is "full" in a dataset registered as weak; register the '
             'dataset with supervision="mixed" and panoptic_json, or remove the field'
         )
-    record = {
+    record: dict[str, Any] = {
         "file_name": resolve_image_path(entry.get("file_name"), image_root, where),
         "image_id": image_id,
         **sides,
@@ -269,7 +276,14 @@ def _image_record(entry, position, source, image_root, classes, supervision) -> 
     return record
 
 
-def _add_annotation(annotation, position, source, classes, records, seen) -> None:
+def _add_annotation(
+    annotation: Any,
+    position: int,
+    source: str,
+    classes: ClassTable,
+    records: Mapping[str, dict],
+    seen: set,
+) -> None:
     where = f"{source}: annotations[{position}]"
     if not isinstance(annotation, dict):
         raise InputError(f"{where}: is {_kind(annotation)}; expected an object")

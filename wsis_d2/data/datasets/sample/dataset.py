@@ -18,6 +18,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ PREPARE_COMMAND = "python datasets/prepare_sample.py"
 # File category ids are not contiguous, as in COCO, so that a forgotten mapping shows.
 _COLORS = ((255, 140, 0), (0, 80, 0), (255, 0, 255), (170, 200, 230), (60, 160, 60), (40, 120, 200),
            (160, 60, 60))  # fmt: skip
-CATEGORIES = [
+CATEGORIES: list[dict[str, Any]] = [
     {"id": cid, "name": name, "supercategory": kind, "isthing": int(kind == "thing"),
      "color": list(color)}
     for cid, name, kind, color in zip(
@@ -171,7 +172,8 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
     image_root.mkdir(parents=True)
     panoptic_root.mkdir()
     number = {"train": 0, "val": 1}[split]
-    images, boxes, masks, panoptic = [], [], [], []
+    images, masks, panoptic = [], [], []
+    boxes: list[dict] = []
     for k in progress(range(count), desc=f"drawing {split}"):
         scene = draw_scene(np.random.default_rng([seed, number, k]))
         image_id = number * 100000 + k + 1
@@ -201,8 +203,8 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
     if split == "train":
         files["full_train"] = {"images": images, "annotations": masks}
     for name, content in files.items():
-        content = {"info": info, "categories": CATEGORIES, **content}
-        (root / f"{name}.json").write_text(json.dumps(content) + "\n")
+        whole = {"info": info, "categories": CATEGORIES, **content}
+        (root / f"{name}.json").write_text(json.dumps(whole) + "\n")
 
 
 def _crop_tags(scene: Scene, crop: tuple[int, int, int, int]) -> list[int]:

@@ -198,8 +198,8 @@ def _tree(rng: np.random.Generator) -> np.ndarray:
     trunk = rng.uniform(0.05, 0.08)
     right[-1] = (trunk, levels[-1])
     right.append((trunk, 0.5))
-    right = np.array(right)
-    return np.concatenate([right, right[:0:-1] * [-1, 1]])
+    half = np.array(right)
+    return np.concatenate([half, half[:0:-1] * [-1, 1]])
 
 
 def _star(rng: np.random.Generator) -> np.ndarray:
@@ -232,7 +232,9 @@ def _rasterise(outline: np.ndarray) -> np.ndarray:
 def _draw_things(rng, canvas, colours, difficulty):
     """Draw the things on ``canvas`` in place; return the instance map and the classes."""
     instance = np.zeros((HEIGHT, WIDTH), np.int32)
-    things, full_areas, last = [], [], None
+    things: list[int] = []
+    full_areas: list[int] = []
+    last = None
     y, x = _grid()
     wanted = int(rng.integers(2, 6))
     for _ in range(wanted * 12):
