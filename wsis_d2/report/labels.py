@@ -194,7 +194,6 @@ def _tables(
     return tables
 
 
-<<<<<<< HEAD
 def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Return what is marked, [] where nothing is."""
     objects = [o for r in records for o in (*r["annotations"], *r.get("unboxed", ()))]
@@ -219,10 +218,7 @@ def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     ]
 
 
-def _bars(data, sums) -> list[dict[str, Any]]:
-=======
 def _bars(data: DataSource, sums: Mapping[str, Any]) -> list[dict[str, Any]]:
->>>>>>> main
     names = [c["name"] for c in data.classes]
     charts = []
     if data.truth is not None:

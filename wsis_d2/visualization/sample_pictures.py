@@ -20,15 +20,9 @@ def draw_layer(
     """Return an RGB image with a layer drawn over it, uint8 (H, W, 3)."""
     if isinstance(layer, AnnotationLayer):
         drawn = draw_annotation(
-<<<<<<< HEAD
-            *image.shape[:2], layer.boxes, layer.class_ids, classes=classes, tags=layer.tags,
-            crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, marks=layer.marks,
-                palette=palette,
-=======
             image.shape[0], image.shape[1], layer.boxes, layer.class_ids, classes=classes,
             tags=layer.tags, crop_tags=layer.crop_tags, crowd=layer.crowd,
-            scores=layer.scores, palette=palette,
->>>>>>> main
+            scores=layer.scores, marks=layer.marks, palette=palette,
         )  # fmt: skip
     else:
         drawn = draw_labels(layer.semantic, layer.instance, classes=classes, palette=palette)

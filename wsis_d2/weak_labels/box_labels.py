@@ -7,7 +7,8 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-<<<<<<< HEAD
+from yacs.config import CfgNode
+
 from wsis_d2.structures.annotation import (
     AnnotatedClasses,
     centre_boxes,
@@ -15,11 +16,6 @@ from wsis_d2.structures.annotation import (
     unboxed_classes,
     whole_image_groups,
 )
-=======
-from yacs.config import CfgNode
-
-from wsis_d2.structures.annotation import centre_boxes
->>>>>>> main
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver

@@ -164,16 +164,12 @@ def _start(
         inside[...] = cv2.GC_PR_BGD
         inside[ellipse_mask(height, width, 1.0)] = cv2.GC_PR_FGD
     if options.seed_radius > 0:
-<<<<<<< HEAD
         seed = cv2.GC_FGD if marked is None else cv2.GC_PR_FGD
-        inside[ellipse_mask(*inside.shape, options.seed_radius)] = seed
+        inside[ellipse_mask(height, width, options.seed_radius)] = seed
     if marked is not None:
         inside[marked[y0:y1, x0:x1]] = cv2.GC_FGD
     if denied is not None:
         state[denied] = cv2.GC_BGD
-=======
-        inside[ellipse_mask(height, width, options.seed_radius)] = cv2.GC_FGD
->>>>>>> main
     return state
 
 

@@ -377,9 +377,8 @@ def add_box(
         return None
     if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
         log.change("box", where, "more than a pixel outside the image, clipped")
-<<<<<<< HEAD
-    digits = [round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0)]
-    picture.boxes.append((name, *digits, bool(crowd)))
+    x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
+    picture.boxes.append((name, x, y, w, h, bool(crowd)))
     return len(picture.boxes) - 1
 
 
@@ -408,10 +407,6 @@ def add_mark(
         return
     line = [[round(float(x), 4), round(float(y), 4)] for x, y in points]
     picture.marks.append(Mark(name, line if len(line) > 1 else line[0], owner, inside))
-=======
-    x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
-    picture.boxes.append((name, x, y, w, h, bool(crowd)))
->>>>>>> main
 
 
 def write_json(content: Any, path: str | os.PathLike) -> None:

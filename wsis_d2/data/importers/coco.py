@@ -2,11 +2,7 @@
 """Reader of COCO instances JSON, as CVAT, Label Studio, Roboflow and FiftyOne write it."""
 
 import os
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator
-=======
-from collections.abc import Iterable, Mapping
->>>>>>> main
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten

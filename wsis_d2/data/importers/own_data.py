@@ -107,18 +107,13 @@ def to_own_data(
                 {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
                  "bbox": [x, y, w, h], "iscrowd": int(crowd)}
             )  # fmt: skip
-<<<<<<< HEAD
             own[place] = annotations[-1]
-        entry = {"id": image_id, "file_name": picture.file_name, "height": picture.height,
-                 "width": picture.width}  # fmt: skip
-=======
         entry: dict[str, Any] = {
             "id": image_id,
             "file_name": picture.file_name,
             "height": picture.height,
             "width": picture.width,
         }
->>>>>>> main
         crops = []
         for box, found in picture.crop_tags:
             kept = sorted(ids[t] for t in found if keep(t, picture.file_name, "tag"))
@@ -247,18 +242,15 @@ def _without_copies(picture: Picture, log: ImportLog) -> list[tuple[int, tuple]]
     return kept
 
 
-<<<<<<< HEAD
-def _categories(known, boxed, tagged, stuff, things, ignore, fixed) -> list[dict]:
-=======
 def _categories(
     known: Sequence[dict],
     boxed: set[str],
     tagged: set[str],
     stuff: set[str],
+    things: set[str],
     ignore: set[str],
     fixed: bool,
 ) -> list[dict]:
->>>>>>> main
     categories = []
     for category in known:
         name = category["name"]

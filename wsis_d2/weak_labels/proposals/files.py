@@ -229,17 +229,13 @@ class CocoJsonSource(ProposalSource):
             if isinstance(segmentation["counts"], list):
                 segmentation = coco_mask.frPyObjects(segmentation, *size)
             rles.append(segmentation)
-<<<<<<< HEAD
         scores = [entry.get("score") for entry in found]
         return RLEProposals(
             rles,
-            tuple(size),
+            (size[0], size[1]),
             owners=_owners(found, record),
             scores=None if None in scores else np.asarray(scores, float),
         )
-=======
-        return RLEProposals(rles, (size[0], size[1]))
->>>>>>> main
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
