@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.utils.errors import InputError
@@ -42,7 +43,7 @@ class SegmentAnythingSource(ProposalSource):
     device: str = ""
 
     @classmethod
-    def from_config(cls, cfg) -> "SegmentAnythingSource":
+    def from_config(cls, cfg: CfgNode) -> "SegmentAnythingSource":
         """Read ``cfg.WEAK_LABELS.PROPOSALS.PATH``; look for the model.
 
         Raises:
