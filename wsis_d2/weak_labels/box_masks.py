@@ -297,7 +297,7 @@ def box_parts(
     parts = BoxParts(None, None)
     if options.masks in ("agreement", "grabcut"):
         parts.grabcut = grabcut_mask(
-            image, box.corners, options.grabcut, hints.inside, hints.outside
+            image, box.corners, options.grabcut, hints.inside, hints.outside, hints.guessed
         )
         if parts.grabcut is None:
             parts.grabcut = np.zeros(box.shape, bool)

@@ -63,16 +63,19 @@ def grabcut_mask(
     options: GrabCutOptions,
     inside: np.ndarray | None = None,
     outside: np.ndarray | None = None,
+    guessed: bool = False,
 ) -> np.ndarray | None:
     """Segment what a box holds.
 
     Args:
         image: (H, W, 3) uint8.
         box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive, inside the image, not empty.
-        options: see :class:`GrabCutOptions`. Where ``inside`` has a pixel in the box, that is the
-            seed, and the central ellipse no more than probable foreground.
+        options: see :class:`GrabCutOptions`.
         inside, outside: (H, W) bool, pixels marked as object and as something else; sure foreground
-            and background. Addition, not in the paper.
+            and background. Marks that reach over a share of ``seed_radius`` of a side of the box
+            take the place of the central ellipse, which is then no more than probable foreground;
+            a point alone does not. Addition, not in the paper.
+        guessed: the box was guessed, so its middle says nothing.
 
     Returns:
         (y1 - y0, x1 - x0) bool, sure or probable foreground inside the box; None where the box
@@ -100,7 +103,8 @@ def grabcut_mask(
     if marks[0] is not None and marks[1] is not None:
         both = marks[0] & marks[1]
         marks = [m & ~both for m in marks]
-    state = _start(crop.shape[:2], inner, options, *marks)
+    centred = not guessed and (marks[0] is None or not _spans(marks[0], inner, options.seed_radius))
+    state = _start(crop.shape[:2], inner, options, centred, *marks)
     if not (state == cv2.GC_BGD).any():
         return None
     if (state & 1).any() and not _uniform(crop):
@@ -145,10 +149,18 @@ def _scale_marks(marks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.dilate(scaled.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
+def _spans(marks: np.ndarray, box: np.ndarray, share: float) -> bool:
+    """Return whether marks reach over a share of a side of a box."""
+    rows, columns = np.nonzero(marks)
+    sides = box[2:] - box[:2]
+    return bool(np.ptp(columns) >= share * sides[0] or np.ptp(rows) >= share * sides[1])
+
+
 def _start(
     shape: tuple[int, int],
     box: np.ndarray,
     options: GrabCutOptions,
+    centred: bool,
     marked: np.ndarray | None,
     denied: np.ndarray | None,
 ) -> np.ndarray:
@@ -164,7 +176,7 @@ def _start(
         inside[...] = cv2.GC_PR_BGD
         inside[ellipse_mask(height, width, 1.0)] = cv2.GC_PR_FGD
     if options.seed_radius > 0:
-        seed = cv2.GC_FGD if marked is None else cv2.GC_PR_FGD
+        seed = cv2.GC_FGD if centred else cv2.GC_PR_FGD
         inside[ellipse_mask(height, width, options.seed_radius)] = seed
     if marked is not None:
         inside[marked[y0:y1, x0:x1]] = cv2.GC_FGD
