@@ -152,6 +152,8 @@ def _scale_marks(marks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _spans(marks: np.ndarray, box: np.ndarray, share: float) -> bool:
     """Return whether marks reach over a share of a side of a box."""
     rows, columns = np.nonzero(marks)
+    if not rows.size:
+        return False
     sides = box[2:] - box[:2]
     return bool(np.ptp(columns) >= share * sides[0] or np.ptp(rows) >= share * sides[1])
 
