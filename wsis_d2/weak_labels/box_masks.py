@@ -315,7 +315,7 @@ def best_proposal(
     """
     if proposals is None:
         return None, None
-    index = proposals.owned(hints.index)
+    index = proposals.owned(hints.owner)
     if index is None:
         index = select_proposal(proposals, box.corners, selection, hints.inside, hints.outside)
     if index is None:

@@ -21,12 +21,12 @@ class Hints(NamedTuple):
     """What is known of a box's object beside the box.
 
     Attributes:
-        index: its place in the record's annotations; -1 is unknown.
+        owner: its place in the record's annotations; -1 is unknown.
         inside, outside: (H, W) bool, pixels marked as the object and as something else.
         guessed: the box is no annotation but was guessed from the marks.
     """
 
-    index: int = -1
+    owner: int = -1
     inside: np.ndarray | None = None
     outside: np.ndarray | None = None
     guessed: bool = False

@@ -161,7 +161,7 @@ def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) ->
             )
         for key, shapes in groups.items():
             parts = [part for part in shapes if part[3] not in _MARKS]
-            owner = repr(key) if isinstance(key, tuple) else None
+            owner: int | str | None = repr(key) if isinstance(key, tuple) else None
             if parts:
                 name, _, label, _ = parts[0]
                 corners = hull([p for _, c, _, _ in parts for p in (c[:2], c[2:])])
