@@ -69,7 +69,7 @@ def test_points_to_labels_to_panoptic_fpn(clicked):
     assert summary["pixels_grown"] > summary["pixels_marked"] > 0
     # Images meet by id, which the import gave in the order of names, as the sample does.
     quality = evaluate_store(store, root / "panoptic_train.json", root / "panoptic_train")
-    assert quality["summary"]["pixel_precision"] > 75 and quality["summary"]["coverage"] > 5
+    assert quality["summary"]["pixel_precision"] > 75 and quality["summary"]["coverage"] > 2
 
     load_tool("train_stock").main(
         ["--config-file", "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
