@@ -61,7 +61,7 @@ napoleon_use_ivar = True
 
 # A paragraph that is one link, after the line that asks for its target.
 INCLUDE = re.compile(r"^<!-- include -->\n\[[^]]*\]\(([^)#\s]+)(?:#([^)\s]+))?\)$", re.M)
-LINK = re.compile(r"(\]\()([^)#\s]*)(#[^)\s]*)?(\))")
+LINK = re.compile(r"\[([^]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 
 
@@ -80,7 +80,7 @@ def section(text: str, anchor: str | None) -> str:
         if level:
             kept.append(line)
     if not level:
-        raise ExtensionError(f"no section {anchor}")
+        raise ExtensionError(f"a page includes the section {anchor}, which does not exist")
     return "\n".join(kept) + "\n"
 
 
@@ -105,8 +105,8 @@ def pages() -> dict[Path, list[tuple[str, set[str]]]]:
 PAGES = pages()
 
 
-def link_from(folder: Path, target: str, anchor: str) -> str:
-    """Return a document's link as one of a page in this folder."""
+def link_from(folder: Path, target: str, anchor: str) -> str | None:
+    """Return a document's link as one of a page in this folder; None: there is no page for it."""
     if re.match(r"[a-z]+:", target) or not target:
         return target + anchor
     file = (folder / target).resolve()
@@ -117,11 +117,11 @@ def link_from(folder: Path, target: str, anchor: str) -> str:
         if not anchor or anchor[1:] in held:
             return page + anchor
     if holders:
-        raise ExtensionError(f"{file.relative_to(ROOT)} has no section {anchor}")
+        raise ExtensionError(f"{folder}: {file.relative_to(ROOT)} has no section {anchor}")
     if not file.exists():
-        raise ExtensionError(f"no file {file}")
+        raise ExtensionError(f"{folder}: a document links to {target}, which does not exist")
     if file.is_dir():
-        raise ExtensionError(f"{file.relative_to(ROOT)}: a page can link to files alone")
+        return None
     path = os.path.relpath(file, DOCS)
     # A document that no page holds is a file to look at.
     return f"path:{path}" if file.suffix == ".md" else path + anchor
@@ -129,12 +129,15 @@ def link_from(folder: Path, target: str, anchor: str) -> str:
 
 def with_links(text: str, folder: Path) -> str:
     """Rewrite the links outside blocks of code."""
+
+    def rewritten(match: re.Match) -> str:
+        link = link_from(folder, match[2], match[3] or "")
+        return match[1] if link is None else f"[{match[1]}]({link})"
+
     parts, last = [], 0
     for block in [*FENCE.finditer(text), None]:
         end = block.start() if block else len(text)
-        parts.append(
-            LINK.sub(lambda m: m[1] + link_from(folder, m[2], m[3] or "") + m[4], text[last:end])
-        )
+        parts.append(LINK.sub(rewritten, text[last:end]))
         if block:
             parts.append(block.group())
             last = block.end()

@@ -7,9 +7,11 @@ ships with the package and knows the embedded sample's drawn scenes (--sample dr
 """
 
 import argparse
+import contextlib
+import itertools
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--full-size", action="store_true",
         help="run the CRF on all pixels of larger pictures: time and memory grow with them",
     )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="N",
+        help="pictures that the network sees together (default: the model's TEST.IMS_PER_BATCH)",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="R.html", help="a page with all pictures")
     parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
     return parser
@@ -87,6 +93,15 @@ class Results:
         self.failed = 0
         self._names: set[str] = set()
 
+    @contextlib.contextmanager
+    def failures(self, count: int = 1) -> Iterator[None]:
+        """Print an error of so many files, and go on without them."""
+        try:
+            yield
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            self.failed += count
+
     def unique(self, stem: str) -> str:
         """Return a name that was not used before."""
         name, number = stem, 1
@@ -96,13 +111,20 @@ class Results:
         self._names.add(name)
         return name
 
-    def add(self, name: str, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Predict a picture and write its files; return the overlay, RGB, and a report's item."""
+    def add(
+        self, names: Sequence[str], images: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """Predict pictures and write their files; return overlays, RGB, and a report's items."""
+        found = self.predictor.batch(images)
+        return [self._write(*one) for one in zip(names, images, found, strict=True)]
+
+    def _write(
+        self, name: str, image: np.ndarray, prediction: Any
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         from wsis_d2.data.panoptic_format import write_panoptic_png
         from wsis_d2.visualization.layers import AnnotationLayer
         from wsis_d2.visualization.visualizer import blend, draw_annotation, draw_labels
 
-        prediction = self.predictor(image)
         layer, classes = prediction.layer(), self.predictor.classes
         if isinstance(layer, AnnotationLayer):
             drawn = draw_annotation(
@@ -193,11 +215,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--score-threshold {args.score_threshold}: expected 0 to 1")
     if args.max_side < 0:
         raise InputError(f"--max-side {args.max_side}: expected 0 or more")
+    if args.batch is not None and args.batch < 1:
+        raise InputError(f"--batch {args.batch}: expected 1 or more")
     files = find_media(args.input)
     if args.trust:
         trust_checkpoints()
     predictor = PanopticPredictor(
-        args.model, args.device, args.max_side, args.score_threshold, args.full_size
+        args.model, args.device, args.max_side, args.score_threshold, args.full_size, args.batch
     )
     results = Results(args.output, predictor, args.palette)
     (args.output / "overlays").mkdir(parents=True, exist_ok=True)
@@ -218,29 +242,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[dict[str, Any]]:
-    """Predict scenes, pictures and videos, one picture in memory; yield a report's items."""
+    """Predict scenes, pictures and videos, one batch in memory; yield a report's items."""
     from wsis_d2.data.panoptic_format import write_png
+    from wsis_d2.inference.media import is_video
+
+    for group in groups(pictures(files, scenes, results), results.predictor.batch_size):
+        names = [results.unique(name) for name, _ in group]
+        found: list[tuple[np.ndarray, dict[str, Any]]] = []
+        with results.failures(len(group)):
+            found = results.add(names, [image for _, image in group])
+        for name, (overlay, item) in zip(names, found, strict=False):
+            write_png(results.output / "overlays" / f"{name}.png", overlay)
+            yield item
+    for path in files:
+        if is_video(path):
+            with results.failures():
+                predict_video(path, results)
+
+
+def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield items in their order, so many at a time."""
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
+
+
+def pictures(
+    files: Sequence[Path], scenes: int, results: Results
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, RGB picture) of scenes and of files that are no videos, and can be read."""
     from wsis_d2.inference.media import is_video
     from wsis_d2.utils.image_io import read_picture
     from wsis_d2.utils.progress import progress
 
-    def one(name: str, image: np.ndarray) -> dict[str, Any]:
-        overlay, item = results.add(name, image)
-        write_png(results.output / "overlays" / f"{name}.png", overlay)
-        return item
-
-    for name, image in sample_scenes(scenes):
-        yield one(results.unique(name), image)
-    for path in progress(files, desc="predicting", unit="file"):
-        try:
-            if is_video(path):
-                predict_video(path, results)
-            else:
-                image = read_picture(path)
-                yield one(results.unique(path.stem), image)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            results.failed += 1
+    yield from sample_scenes(scenes)
+    stills = [path for path in files if not is_video(path)]
+    for path in progress(stills, desc="predicting", unit="file"):
+        with results.failures():
+            yield path.stem, read_picture(path)
 
 
 def predict_video(path: Path, results: Results) -> None:
@@ -254,9 +293,11 @@ def predict_video(path: Path, results: Results) -> None:
     done = False
     try:
         total = len(frames) or None
-        for index, frame in enumerate(progress(frames, desc=path.name, total=total, unit="frame")):
-            overlay, _ = results.add(results.unique(f"{stem}_{index:06d}"), frame)
-            writer.write(overlay)
+        shown = progress(frames, desc=path.name, total=total, unit="frame")
+        for group in groups(enumerate(shown), results.predictor.batch_size):
+            names = [results.unique(f"{stem}_{index:06d}") for index, _ in group]
+            for overlay, _ in results.add(names, [frame for _, frame in group]):
+                writer.write(overlay)
         done = True
     finally:
         writer.close(keep=done)

@@ -270,9 +270,9 @@ def _outside_boxes(args: SimpleNamespace, categories: list[dict]) -> int | str:
         number = [c["name"] for c in categories].index(name)
         logger.info(
             'pixels outside all boxes become "%s"; the DATASETS.OWN entry that trains from these '
-            "labels needs outside_boxes: %d",
+            "labels needs outside_boxes: %s",
             name,
-            number,
+            name,
         )
         return number
     if args.command == "boxes":

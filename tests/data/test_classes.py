@@ -10,7 +10,6 @@ from helpers.tiny_panoptic import CATEGORIES, TinyData, renumber, tiny_cfg
 from PIL import Image
 
 from wsis_d2.data.datasets.own.custom import (
-    register_known_panoptic,
     register_weak_panoptic,
     share_classes,
     unregister,
@@ -173,15 +172,15 @@ def test_a_true_segment_must_be_what_its_class_is(data, change, message):
 
 
 def test_annotation_meets_the_classes_it_was_registered_with(data):
-    register_known_panoptic(
-        "other_weak", CATEGORIES, json=data.folder / "other_weak.json",
+    register_weak_panoptic(
+        "other_weak", classes=CATEGORIES, json=data.folder / "other_weak.json",
         images=data.folder / "images",
     )  # fmt: skip
     assert DatasetCatalog.get("other_weak") == DatasetCatalog.get("tiny_weak")
     unregister("other_weak")
     fewer = [{**c, "isthing": 0} if c["name"] == "dog" else c for c in CATEGORIES]
-    register_known_panoptic(
-        "other_weak", fewer, json=data.folder / "weak.json", images=data.folder / "images"
+    register_weak_panoptic(
+        "other_weak", data.folder / "weak.json", data.folder / "images", classes=fewer
     )
     with pytest.raises(InputError, match=r'weak\.json: "dog" is a thing.*dataset other_weak'):
         DatasetCatalog.get("other_weak")

@@ -11,7 +11,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from wsis_d2.data.datasets.own.custom import (
-    register_known_panoptic,
     register_own_datasets,
     register_weak_panoptic,
     set_label_store,
@@ -134,9 +133,10 @@ def test_full_images_by_name_and_by_share(sample, tmp_path):
         ({"supervision": "strong"}, "weak, full, mixed"),
         ({"supervision": "full"}, "panoptic_json"),
         ({"panoptic_json": "x.json"}, "both"),
-        ({"outside_boxes": 7}, "outside_boxes"),
-        ({"outside_boxes": "background"}, "outside_boxes"),
-        ({"outside_boxes": 0}, "expected a stuff class"),
+        ({"outside_boxes": 7}, "outside_boxes is 7"),
+        ({"outside_boxes": True}, "outside_boxes is True"),
+        ({"outside_boxes": "background"}, "outside_boxes is 'background'; expected .* sky \\(3\\)"),
+        ({"outside_boxes": 0}, 'outside_boxes is 0; expected "ignore" or a stuff class: sky'),
         ({"json": "nowhere.json"}, r"nowhere\.json: no such file"),
     ],
 )
@@ -144,6 +144,13 @@ def test_contradictory_arguments(sample, change, expected):
     with pytest.raises(InputError, match=expected):
         register_weak_panoptic("own_bad", **{**keywords(sample), **change})
     assert "own_bad" not in DatasetCatalog.list()
+
+
+def test_the_class_outside_boxes_by_name_or_position(sample):
+    for name, outside in (("own_named", "water"), ("own_numbered", 5)):
+        register_weak_panoptic(name, **keywords(sample, outside_boxes=outside))
+        assert MetadataCatalog.get(name).outside_boxes == 5
+        assert MetadataCatalog.get(name).stuff_classes[5] == "water"
 
 
 def test_full_set_takes_no_labels(sample):
@@ -155,8 +162,8 @@ def test_full_set_takes_no_labels(sample):
 
 def test_files_may_come_later(tmp_path):
     classes = [{"id": 1, "name": "cow", "isthing": 1}]
-    register_known_panoptic("own_later", classes, json=tmp_path / "a.json", images=tmp_path,
-                            prepare_command="make cows")  # fmt: skip
+    register_weak_panoptic("own_later", tmp_path / "a.json", tmp_path, classes=classes,
+                           prepare_command="make cows")  # fmt: skip
     with pytest.raises(InputError, match=r"own_later.*a\.json.*make cows"):
         DatasetCatalog.get("own_later")
 

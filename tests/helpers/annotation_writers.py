@@ -6,6 +6,10 @@ The boxes come as ``{file name: (width, height, [(class, x, y, width, height), .
 
 import json
 
+from PIL import Image
+
+from wsis_d2.data.importers.base import ImageIndex
+
 
 def write_coco(folder, truth, classes, polygons=False):
     images, annotations = [], []
@@ -109,3 +113,24 @@ def write_label_studio(folder, truth):
         tasks.append({"id": 7 + k, "data": {"image": upload}, "annotations": [annotation]})
     (folder / "tasks.json").write_text(json.dumps(tasks))
     return folder / "tasks.json"
+
+
+def draw_pictures(root, *names, size=(100, 80)):
+    """Draw plain pictures into a folder; return its index."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (90, 120, 60)).save(root / name)
+    return ImageIndex(root)
+
+
+def coco_pair(folder, annotations, **changes):
+    """A COCO file of a.png (id 1) and b.png (id 2), 100 x 80, with the class 3 cow."""
+    content = {
+        "images": [{"id": k, "file_name": f"{n}.png", "width": 100, "height": 80}
+                   for k, n in ((1, "a"), (2, "b"))],
+        "categories": [{"id": 3, "name": "cow"}],
+        "annotations": [{"image_id": 1, "category_id": 3, **a} for a in annotations],
+        **changes,
+    }  # fmt: skip
+    (folder / "coco.json").write_text(json.dumps(content))
+    return folder / "coco.json"

@@ -53,3 +53,24 @@ def test_folded_convolution_uses_it_and_a_fixed_weight_gets_none():
     conv.weight.requires_grad_(False)
     folded(x).sum().backward()
     assert conv.weight.grad is None and x.grad is not None
+
+
+def test_mixed_precision_on_a_cpu_leaves_it_in_float32():
+    """Its neighbours in 16 bits, itself and its gradient as exact as without."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+    folded = FoldedConv2d(conv, FrozenBatchNorm2d(6))
+    pointwise = nn.Conv2d(6, 6, 1)
+    x = torch.randn(2, 6, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        between = pointwise(x)
+        output = folded(between)
+        assert between.dtype == torch.bfloat16 and output.dtype == torch.float32
+        assert pointwise(output).dtype == torch.bfloat16
+    known = conv(between.float())
+    torch.testing.assert_close(output, known, rtol=1e-4, atol=1e-5)
+    weights = [
+        torch.autograd.grad(own.square().sum(), conv.weight, retain_graph=True)[0]
+        for own in (output, known)
+    ]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)

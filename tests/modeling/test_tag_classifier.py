@@ -86,6 +86,25 @@ def test_crops_are_classified_as_images_of_their_own(classifier):
         torch.testing.assert_close(scores, alone, atol=1e-6, rtol=1e-5)
 
 
+def test_images_and_crops_of_one_size_run_together(classifier):
+    classifier.eval()
+    classifier.max_batch = 3
+    passes = []
+    classifier.backbone.register_forward_pre_hook(lambda _, x: passes.append(len(x[0])))
+    crops = [(0, 0, 24, 32), (8, 0, 32, 32), (8, 16, 48, 32)]
+    batch = [{"image": image(32, 48), "crops": crops}, {"image": image(32, 48, 1)},
+             {"image": image(32, 24, 2)}, {"image": image(32, 24, 3)}]  # fmt: skip
+    found = classifier(batch)
+    # Two of 32 x 48; of 32 x 24 two crops and two images, three at most; a crop of 16 x 40.
+    assert sorted(passes) == [1, 1, 2, 3]
+    classifier.max_batch = 1
+    for sample, output in zip(batch, found, strict=True):
+        (alone,) = classifier([sample])
+        assert set(output) == set(alone)
+        for name, scores in alone.items():
+            torch.testing.assert_close(output[name], scores, atol=1e-5, rtol=0)
+
+
 def test_wrong_keys_are_named():
     arguments = TagClassifier.from_config(small_config())
     with pytest.raises(ValueError, match="in_feature is 'res5', the backbone gives \\['res3'\\]"):

@@ -12,6 +12,7 @@ from helpers.iterative_data import label_bytes, make_run
 
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import WSISTrainer, load_cfg
+from wsis_d2.modeling.semantic import SemanticSubnetwork
 from wsis_d2.relabeling import rounds as module
 from wsis_d2.relabeling.hook import RelabelHook
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
@@ -85,6 +86,28 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
     assert all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(InputError, match="FIRST_WEIGHTS: no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
+
+
+def test_a_rounds_labels_of_images_together_are_those_of_each_alone(
+    prepared, undisturbed, monkeypatch
+):
+    passes, logits = [], SemanticSubnetwork.logits
+
+    def noting(self, images, *rest):
+        passes.append(len(images))
+        return logits(self, images, *rest)
+
+    monkeypatch.setattr(SemanticSubnetwork, "logits", noting)
+    trained = undisturbed / "round_0" / "model_final.pth"
+    opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "TEST.IMS_PER_BATCH", 4]
+    train_iterative(config(prepared, "together", *opts, "ITERATIVE.WORKERS", 1), 1)
+    assert max(passes) == 4
+    stores = [LabelStore.open(root / "round_0" / "labels" / NAME)
+              for root in (undisturbed, prepared[0] / "together")]  # fmt: skip
+    assert len(stores[0].image_ids()) == 4 == len(stores[1].image_ids())
+    for image_id in stores[0].image_ids():
+        alone, together = (store.semantic(image_id) for store in stores)
+        assert (alone == together).mean() > 0.999 and (alone != 255).any()
 
 
 def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):

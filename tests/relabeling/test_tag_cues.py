@@ -66,7 +66,7 @@ def plain_cfg(*opts):
 def test_maps_are_those_of_each_crop_alone_stitched(scenes, classifier):
     record = scenes[1][0]
     labeller = CueLabeller.from_config(classifier_cfg(), classifier, THINGS)
-    found = labeller.maps(record)
+    (found,) = labeller.maps([record])
     image = np.array(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1).copy()
     tensor = labeller.classifier.normalize(torch.from_numpy(image))
     expected = {c: np.zeros((128, 160)) for c in set(record["image_tags"]) - THINGS}
@@ -93,9 +93,42 @@ def test_tags_to_a_store_of_cues(scenes, classifier):
     for record in records:
         semantic = store.semantic(record["image_id"])
         assert set(np.unique(semantic).tolist()) <= {*record["image_tags"], 255} - THINGS
-        expected = cue_labels(labeller.maps(record), semantic.shape, 0.5)
+        expected = cue_labels(labeller.maps([record])[0], semantic.shape, 0.5)
         np.testing.assert_array_equal(semantic, expected)
         assert store.instance(record["image_id"])[1] == []
+
+
+def test_records_together_have_the_cues_of_each_alone(scenes, classifier, segmenter):
+    """Of several sizes, with and without windows; a batch that fails loses the one bad image."""
+    root, records = scenes
+    # Tags of the right half alone; a window as large as those of the others, and none.
+    half = {**records[1], "crop_tags": records[1]["crop_tags"][1::2]}
+    whole = {**records[2], "crop_tags": None}
+    given = [records[0], half, whole]
+    labeller = CueLabeller.from_config(classifier_cfg(), classifier, THINGS)
+    passes = []
+    labeller.classifier.backbone.register_forward_pre_hook(lambda _, x: passes.append(len(x[0])))
+    together = labeller.maps(given)
+    windows = [len(record["crop_tags"]) for record in given[:2]]
+    assert sorted(passes) == [1, sum(windows)]
+    for record, maps in zip(given, together, strict=True):
+        (alone,) = labeller.maps([record])
+        assert set(maps) == set(alone) != set()
+        for class_id, values in alone.items():
+            np.testing.assert_allclose(maps[class_id], values, atol=1e-5)
+    regions = build_labeller(classifier_config(plain_cfg(), segmenter, 7), segmenter, THINGS)
+    for record, found in zip(given, regions.distributions(given), strict=True):
+        np.testing.assert_allclose(found, regions.distribution(record), atol=1e-5)
+    gone = {**records[1], "file_name": str(root / "gone.png")}
+    for weights in (classifier, segmenter):
+        output = root / f"together_{weights.parent.name}"
+        status = make_tag_labels(
+            plain_cfg("TEST.IMS_PER_BATCH", 3), [records[0], gone, records[2]], CATEGORIES, output,
+            classifier=weights, run=ALONE,
+        )  # fmt: skip
+        store = LabelStore.open(output)
+        assert status == 1 and list(store.failed) == [records[1]["image_id"]]
+        assert len(store.image_ids()) == 2
 
 
 def files_of(store):

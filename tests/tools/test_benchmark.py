@@ -31,6 +31,7 @@ def test_every_part_is_timed(tiny, tmp_path):
     assert set(content["figures"]) == {"data", "train", "inference", "crf", "labels"}
     for figures in content["figures"].values():
         assert 0 < figures["fastest_ms"] <= figures["median_ms"] <= figures["slowest_ms"]
+        assert figures["processor_ms"] >= 0
     assert content["figures"]["train"]["batch"] == 2
     assert content["figures"]["crf"]["size"] == [24, 32]
 

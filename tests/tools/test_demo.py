@@ -82,6 +82,41 @@ def test_pictures_folders_globs_and_videos(run, pictures, tmp_path):
     assert (tmp_path / "page.html").is_file()
 
 
+def test_pictures_and_frames_in_batches(run, pictures, tmp_path, monkeypatch):
+    """Of one size together; the result is that of each alone, and a bad one loses nothing else."""
+    from wsis_d2.modeling.semantic import SemanticSubnetwork
+
+    passes, logits = [], SemanticSubnetwork.logits
+
+    def noting(self, images, *rest):
+        passes.append(len(images))
+        return logits(self, images, *rest)
+
+    monkeypatch.setattr(SemanticSubnetwork, "logits", noting)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    image = cv2.imread(str(pictures / "a.png"))
+    for name, own in (("a", image), ("b", image[::-1]), ("d", image[:30]), ("e", image[:, ::-1])):
+        cv2.imwrite(str(folder / f"{name}.png"), own)
+    (folder / "c.png").write_bytes(b"no picture")
+    shutil.copy(pictures / "film.avi", folder)
+    found = {}
+    for batch in ("1", "3"):
+        passes.clear()
+        arguments = ["--model", str(run), "--input", str(folder), "--batch", batch]
+        assert load_tool("demo").main([*arguments, "--output", str(tmp_path / batch)]) == 1
+        assert sorted(passes) == ([1] * 7 if batch == "1" else [1, 1, 2, 3])
+        found[batch] = PanopticFile(
+            tmp_path / batch / "panoptic.json", tmp_path / batch / "panoptic"
+        )
+        names = [i["file_name"] for i in json.loads(
+            (tmp_path / batch / "panoptic.json").read_text())["images"]]  # fmt: skip
+        assert names == ["a", "b", "d", "e", "film_000000", "film_000001", "film_000002"]
+    for number in range(1, 8):
+        ids = [file.ids(str(number)) for file in found.values()]
+        assert ids[0].shape == ids[1].shape and (ids[0] == ids[1]).mean() > 0.999
+
+
 def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -154,6 +189,7 @@ def test_without_data_or_download(run, tmp_path, monkeypatch):
         (["--sample", "1", "--model", "No-Such/model"], "not? .*released"),
         (["--sample", "1", "--score-threshold", "2"], "--score-threshold"),
         (["--sample", "1", "--max-side", "-1"], "--max-side"),
+        (["--sample", "1", "--batch", "0"], "--batch"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, tmp_path):

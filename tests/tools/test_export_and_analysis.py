@@ -194,3 +194,44 @@ def test_analysis_of_a_model(tmp_path):
     assert compute["semantic"]["flops"] > 7 * 7 * 3 * 16 * 33 * 49
     with pytest.raises(InputError, match="--height 1"):
         load_tool("analyze_model").main([*arguments, "--height", "1"])
+
+
+def multiply_adds(model, run):
+    """Of the convolutions and linear layers that run, from the shapes that they give."""
+    total = 0
+
+    def count(module, _, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        run(model)
+    return total
+
+
+def test_recipes_in_one_table(tmp_path, capsys):
+    """What learns from tags is counted too; convolutions are nearly all of it."""
+    from detectron2.modeling import build_model
+
+    from wsis_d2.engine import load_cfg
+
+    folder = ROOT / "configs"
+    files = [folder / "Lite" / "tag_classifier_Lite0.yaml",
+             folder / "Sample-TagClassifier" / "tag_segmenter.yaml"]  # fmt: skip
+    options = [o for file in files for o in ("--config-file", str(file))]
+    output = tmp_path / "models.json"
+    size = ["--height", "64", "--width", "96", "--output", str(output)]
+    assert load_tool("analyze_model").main([*options, *size]) == 0
+    table = capsys.readouterr().out
+    assert all(str(file) in table for file in files)
+    image = torch.zeros(3, 64, 96)
+    for file, content in zip(files, json.loads(output.read_text())["recipes"], strict=True):
+        model = build_model(load_cfg(str(file), ["MODEL.DEVICE", "cpu"])).eval()
+        wanted = multiply_adds(model, lambda network: network([{"image": image}]))
+        ((name, flops),) = [(row["part"], row["flops"]) for row in content["compute"]]
+        assert name.startswith("tag ") and wanted <= flops < 1.1 * wanted
+        whole = sum(p.numel() for p in model.parameters())
+        assert content["parameters"][0]["parameters"] == whole

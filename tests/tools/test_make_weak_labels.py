@@ -71,7 +71,7 @@ def test_one_stuff_class_outside_all_boxes(own, capsys):
     assert (LabelStore.open(own / "ignored").semantic(0)[outside] == 255).all()
     assert call(own, "--masks", "box", "--outside-boxes", "ground") == 0
     said = capsys.readouterr().err
-    assert 'pixels outside all boxes become "ground"' in said and "outside_boxes: 1" in said
+    assert 'pixels outside all boxes become "ground"' in said and "outside_boxes: ground" in said
     semantic = LabelStore.open(own / "store").semantic(0)
     assert (semantic[outside] == 1).all() and (semantic[~outside] == 0).all()
     with pytest.raises(InputError, match="--force"):  # other labels, so another store

@@ -234,7 +234,7 @@ def test_training_evaluation_and_demo(folder, labelled):
     def own(truth):
         return json.dumps([
             {"name": "mixed", "json": "train.json", "images": "photos", "labels": "labels",
-             "outside_boxes": 1},
+             "outside_boxes": "ground"},
             {"name": "mixed_val", "json": "val.json", "images": "photos",
              "panoptic_json": f"{truth}.json", "panoptic_dir": truth},
         ])  # fmt: skip

@@ -162,8 +162,13 @@ class Reds:
         {"id": 9, "name": "ground", "isthing": False, "color": [90, 120, 90]},
     ]
 
+    batch_size = 1
+
     def __init__(self, *options):
         pass
+
+    def batch(self, images):
+        return [self(image) for image in images]
 
     def __call__(self, image):
         from wsis_d2.inference.predictor import Prediction

@@ -40,6 +40,21 @@ def make_worker(**kwargs):
     return functools.partial(label, **kwargs)
 
 
+class Together:
+    """Labels several records at once; notes which."""
+
+    def __init__(self, notes, **kwargs):
+        self.notes, self.alone = notes, functools.partial(label, **kwargs)
+
+    def __call__(self, record):
+        return self.alone(record)
+
+    def batch(self, records):
+        with open(self.notes, "a") as file:
+            print(*(record["image_id"] for record in records), file=file)
+        return [self.alone(record) for record in records]
+
+
 def broken_worker():
     raise InputError("weights.pth: no such file")
 
@@ -113,6 +128,31 @@ def test_a_record_that_kills_its_process_is_skipped(tmp_path):
     result = run(deadly, records, create(tmp_path), workers=2)
     assert list(result.failed) == [1] and "process died" in result.failed[1]
     assert result.made == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_records_in_batches(tmp_path, workers):
+    """A bad or deadly image of a batch is named, and the others keep their labels."""
+    records = [make_record(i) for i in range(7)]
+    run(make_worker, records, create(tmp_path / "alone"), workers=1)
+    make = functools.partial(Together, tmp_path / "notes", bad=(2,))
+    deadly = {"deadly": (4,)} if workers > 1 else {}
+    result = run(
+        functools.partial(make, **deadly), records, create(tmp_path / "b"), workers=workers, batch=3
+    )
+    notes = (tmp_path / "notes").read_text().split("\n")
+    assert {"0 1 2", "3 4 5"} <= set(notes) and "6" not in notes
+    assert set(result.failed) == ({2, 4} if deadly else {2})
+    make = functools.partial(Together, tmp_path / "notes")
+    result = run(make, records, create(tmp_path / "b"), workers=workers, batch=3)
+    assert result.made == (2 if deadly else 1)
+    assert digest(tmp_path / "b") == digest(tmp_path / "alone")
+    shared = create(tmp_path / "shared")
+    (tmp_path / "notes").unlink()
+    run_share(make, records, shared, 1, 2, batch=3)
+    assert (tmp_path / "notes").read_text().split("\n") == ["1 3 5", "2 0 6", ""]
+    run(make, records, shared, workers=1, batch=3)
+    assert digest(tmp_path / "shared") == digest(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

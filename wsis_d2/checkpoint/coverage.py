@@ -36,6 +36,7 @@ def load_into(
     folded: bool = False,
     partial: bool = False,
     hint: str = TRAINED,
+    load: bool = True,
 ) -> list[str]:
     """Fill a module from arrays of the same names, after checking names and shapes.
 
@@ -52,6 +53,7 @@ def load_into(
         folded: the file's batch norms have scale and shift alone, with the statistics in them.
         partial: arrays that are missing or of another shape are left as they are.
         hint: ends messages: what to do.
+        load: fill it; False checks alone.
 
     Returns:
         The names that were left as they were, in order.
@@ -61,29 +63,6 @@ def load_into(
             how many; or no array fits, even where ``partial``. Nothing has been loaded then.
     """
     wanted = module.state_dict()
-    left = check(
-        wanted, arrays, source=source, what=what, allow_missing=allow_missing,
-        allow_foreign=allow_foreign, folded=folded, partial=partial, hint=hint,
-    )  # fmt: skip
-    fitting = {n: arrays[n] for n in wanted if n in arrays and n not in set(left)}
-    module.load_state_dict(fitting, strict=False)
-    logger.info("%s: filled %d of %d arrays of %s", source, len(fitting), len(wanted), what)
-    return left
-
-
-def check(
-    wanted: Mapping[str, torch.Tensor],
-    arrays: Mapping[str, torch.Tensor],
-    *,
-    source: str,
-    what: str = "the model",
-    allow_missing: Sequence[str] = (),
-    allow_foreign: Sequence[str] = (),
-    folded: bool = False,
-    partial: bool = False,
-    hint: str = TRAINED,
-) -> list[str]:
-    """Compare arrays with a module's; :func:`load_into` without loading."""
     statistics = ("running_mean", "running_var") if folded else ()
     names = [n for n in wanted if not _NOT_LEARNED.search(n) and not n.endswith(statistics)]
     missing = [n for n in names if n not in arrays]
@@ -115,6 +94,10 @@ def check(
             problems.append(f"has {len(foreign)} arrays that {what} has not: {first_of(foreign)}")
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}; {hint}")
+    if load:
+        fitting = {n: arrays[n] for n in wanted if n in arrays and n not in set(left)}
+        module.load_state_dict(fitting, strict=False)
+        logger.info("%s: filled %d of %d arrays of %s", source, len(fitting), len(wanted), what)
     return left
 
 

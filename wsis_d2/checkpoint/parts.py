@@ -23,7 +23,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from wsis_d2.checkpoint.coverage import TRAINED, check, first_of, is_auxiliary, load_into
+from wsis_d2.checkpoint.coverage import TRAINED, first_of, is_auxiliary, load_into
 from wsis_d2.checkpoint.names import Weights, match_ends, read_weights
 from wsis_d2.modeling.backbone import TimmBackbone
 from wsis_d2.modeling.backbone.folded import NormInConv
@@ -146,13 +146,13 @@ def check_trained(
     model = outline(cfg)
     weights = read_weights(path, key, hint=hint)
     arguments = _as_part(model, part, weights) if part else _as_whole(model, weights)
-    wanted = (getattr(model, part) if part else model).state_dict()
-    check(wanted, hint=hint, **arguments)
-    return list(wanted)
+    module = getattr(model, part) if part else model
+    load_into(module, hint=hint, load=False, **arguments)
+    return list(module.state_dict())
 
 
 def _as_whole(model: nn.Module, weights: Weights) -> dict:
-    """Arguments of :func:`check` for a whole network."""
+    """Arguments of :func:`load_into` for a whole network."""
     arrays, parts = weights.arrays, _present(model)
     if weights.loose:
         arrays = match_ends(arrays, model.state_dict())
@@ -172,7 +172,7 @@ def _as_whole(model: nn.Module, weights: Weights) -> dict:
 
 
 def _as_part(model: nn.Module, part: str, weights: Weights) -> dict:
-    """Arguments of :func:`check` for one part."""
+    """Arguments of :func:`load_into` for one part."""
     inside = "rcnn." if part == "detector" else ""
     arrays = {
         n.removeprefix(f"{part}."): v for n, v in weights.arrays.items() if n.startswith(f"{part}.")

@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A trained model, opened by run folder or zoo id, and applied to pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class PanopticPredictor:
         score_threshold: detections below it are dropped; None keeps the model's own.
         full_size: run the CRF on all pixels of larger pictures too, with time and memory that
             grow with them.
+        batch: most pictures that :meth:`batch` shows the network together; None keeps the
+            model's TEST.IMS_PER_BATCH.
 
     Raises:
         InputError: the model cannot be opened, or is none of wsis_d2's panoptic models.
@@ -119,6 +122,7 @@ class PanopticPredictor:
         max_side: int = 1333,
         score_threshold: float | None = None,
         full_size: bool = False,
+        batch: int | None = None,
     ) -> None:
         cfg, weights, metadata = open_model(name, device)
         if cfg.MODEL.META_ARCHITECTURE != "WeakPanopticRCNN":
@@ -130,6 +134,8 @@ class PanopticPredictor:
                 cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
             else:
                 cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
+        if batch is not None:
+            cfg.TEST.IMS_PER_BATCH = batch
         self.cfg = cfg
         self.classes = class_list(model_classes(metadata, name).categories)
         self.max_side = max_side
@@ -138,13 +144,26 @@ class PanopticPredictor:
         self.model = build_model(cfg).eval()
         load_trained(self.model, weights, key="--model")
 
-    @torch.no_grad()
+    @property
+    def batch_size(self) -> int:
+        """Most pictures that the network sees together."""
+        return self.cfg.TEST.IMS_PER_BATCH
+
     def __call__(self, image: np.ndarray) -> Prediction:
-        """Predict one picture.
+        """Predict one picture, uint8 (H, W, 3) RGB."""
+        return self.batch([image])[0]
+
+    @torch.no_grad()
+    def batch(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Predict pictures; those that are padded to one size run together.
 
         Args:
-            image: uint8 (H, W, 3) RGB.
+            images: uint8 (H, W, 3) RGB each.
         """
+        outputs = self.model([self._input(image) for image in images])
+        return [self._prediction(*pair) for pair in zip(images, outputs, strict=True)]
+
+    def _input(self, image: np.ndarray) -> dict[str, Any]:
         height, width = size = image.shape[:2]
         shown = image
         if self.max_side and max(height, width) > self.max_side:
@@ -155,8 +174,9 @@ class PanopticPredictor:
             size = shown.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
             shown = shown[..., ::-1]
-        tensor = image_tensor(shown)
-        output = self.model([{"image": tensor, "height": size[0], "width": size[1]}])[0]
+        return {"image": image_tensor(shown), "height": size[0], "width": size[1]}
+
+    def _prediction(self, image: np.ndarray, output: dict[str, Any]) -> Prediction:
         if output.get("panoptic_seg") is not None:
             ids, segments = output["panoptic_seg"]
             return _of_size(image, ids.cpu().numpy().astype(np.int32), segments)

@@ -7,6 +7,8 @@ import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
+from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
+
 
 class _Part(nn.Module):
     """Wraps one tensor-in, tensors-out piece of a model, so that it can be traced."""
@@ -51,12 +53,12 @@ def _count(module: nn.Module) -> int:
 def compute_table(model: nn.Module, height: int, width: int) -> list[dict[str, Any]]:
     """Return FLOPs (multiply-adds) and activations of each part for one image of a size.
 
-    The detector's backbone and proposal head, and the semantic subnetwork, are traced. What
-    depends on the picture is not counted: the box head runs once a proposal, the CRF's lattice
-    grows with the colours.
+    The detector's backbone and proposal head, and the semantic subnetwork, are traced, or the
+    whole network that learns from tags. What depends on the picture is not counted: the box head
+    runs once a proposal, the CRF's lattice grows with the colours.
 
     Args:
-        model: a WeakPanopticRCNN in evaluation mode.
+        model: a WeakPanopticRCNN, TagClassifier or TagSegmenter in evaluation mode.
         height, width: of the image.
 
     Returns:
@@ -82,6 +84,12 @@ def compute_table(model: nn.Module, height: int, width: int) -> list[dict[str, A
     if getattr(model, "semantic", None) is not None:
         semantic = model.semantic
         parts["semantic"] = _Part(semantic, lambda x: (semantic.logits([x])[0],))
+    if isinstance(model, TagClassifier):
+        parts["tag classifier"] = _Part(model, lambda x: (model.logits(model.normalize(x)[None]),))
+    if isinstance(model, TagSegmenter):
+        # What an image's cells look like is arithmetic without a network.
+        cells, _ = model._cells([image])
+        parts["tag segmenter"] = _Part(model, lambda x: (model._distribution(cells),))
     rows = []
     for name, part in parts.items():
         flops = FlopCountAnalysis(part, (image,))

@@ -10,49 +10,73 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wsis_d2.modeling.meta_arch import WeakPanopticRCNN
+from wsis_d2.modeling.semantic.inference import in_groups
 from wsis_d2.utils.errors import InputError
 
 
 def averaged_semantics(
-    model: nn.Module, sample: Mapping, scales: Sequence[float] = (1.0,), flip: bool = False
-) -> torch.Tensor:
-    """Return the mean of a model's class probabilities over sizes and mirror images.
+    model: nn.Module,
+    samples: Sequence[Mapping],
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> list[torch.Tensor]:
+    """Return the means of a model's class probabilities over sizes and mirror images.
 
     Larger images give a network of stride 8 finer outlines, which is what labels made of its
     prediction need.
 
     Args:
         model: in evaluation mode; gives ``sem_seg`` (C, H, W) probabilities in the sample's size.
-        sample: ``image`` (3, h, w) and what else the model reads.
+        samples: of each photograph ``image`` (3, h, w) and what else the model reads.
         scales: factors of h and w, above 0.
         flip: also average over the mirror image.
 
     Returns:
-        (C, H, W) float32.
+        (C, H, W) float32 each.
 
     Raises:
         InputError: the model gives no ``sem_seg``.
     """
-    image = sample["image"]
-    total: torch.Tensor | None = None
+    totals: list[torch.Tensor] = []
     for scale in scales:
-        resized = image
-        if scale != 1:
-            size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-            resized = F.interpolate(
-                image[None].float(), size=size, mode="bilinear", align_corners=False,
-                antialias=scale < 1,
-            )[0]  # fmt: skip
-        views = [resized, resized.flip(-1).contiguous()] if flip else [resized]
-        # Both at once: they have one size.
-        outputs = model([{**sample, "image": view} for view in views])
-        for output, mirrored in zip(outputs, (False, True), strict=False):
-            if "sem_seg" not in output:
-                raise InputError(
-                    "MODEL.WSIS.STAGE: this model gives no sem_seg; labels come from a semantic or "
-                    "an instance stage"
-                )
-            found = output["sem_seg"].float()
-            found = found.flip(-1) if mirrored else found
-            total = found if total is None else total + found
-    return total / (len(scales) * (2 if flip else 1))
+        views = [_scaled(sample["image"], scale) for sample in samples]
+        if flip:
+            views += [view.flip(-1).contiguous() for view in views]
+        inputs = [
+            {**sample, "image": view}
+            for sample, view in zip([*samples] * (2 if flip else 1), views, strict=True)
+        ]
+        found = _predicted(model, inputs)
+        if flip:
+            plain, mirrored = found[: len(samples)], found[len(samples) :]
+            found = [a + b.flip(-1) for a, b in zip(plain, mirrored, strict=True)]
+        totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+    return [total / (len(scales) * (2 if flip else 1)) for total in totals]
+
+
+def _scaled(image: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale == 1:
+        return image
+    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+    return F.interpolate(
+        image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=scale < 1
+    )[0]
+
+
+def _predicted(model: nn.Module, inputs: list[dict]) -> list[torch.Tensor]:
+    """Return the model's ``sem_seg`` of each input."""
+
+    def size(sample: Mapping) -> tuple[int, ...]:
+        return tuple(sample["image"].shape[-2:])
+
+    if isinstance(model, WeakPanopticRCNN):
+        outputs = model(inputs)  # which groups its images, and bounds the groups, itself
+    else:  # Detectron2's own pad a batch to its largest image, which would reach the others
+        outputs = in_groups(inputs, size, model, len(inputs))
+    if any("sem_seg" not in output for output in outputs):
+        raise InputError(
+            "MODEL.WSIS.STAGE: this model gives no sem_seg; labels come from a semantic or an "
+            "instance stage"
+        )
+    return [output["sem_seg"].float() for output in outputs]

@@ -43,19 +43,13 @@ class GradCAM:
         self._logits = logits or network
 
     def __call__(
-        self,
-        images: torch.Tensor,
-        classes: Sequence[Sequence[int]],
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
+        self, images: torch.Tensor, classes: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
         """Return the maps of the asked classes at image size, each divided by its maximum.
 
         Args:
             images: (N, 3, H, W) float, as ``logits`` takes them.
             classes: for each image its classes, any number, also none.
-            scales: the image is seen at each of these sizes and the maps are averaged.
-            flip: see the mirror image too and average.
 
         Returns:
             For each image (K, H, W) float32 on the CPU in [0, 1], one map a class in the order
@@ -64,23 +58,8 @@ class GradCAM:
         if len(classes) != len(images):
             raise ValueError(f"{len(images)} images with classes for {len(classes)}")
         size = images.shape[-2:]
-        total: list[torch.Tensor] | None = None
-        passes = 0
-        for scale in scales:
-            seen = images
-            if scale != 1.0:
-                target = [max(1, round(side * scale)) for side in size]
-                seen = F.interpolate(images, size=target, mode="bilinear", align_corners=False)
-            for mirrored in (False, True) if flip else (False,):
-                coarse = self.raw_maps(seen.flip(-1) if mirrored else seen, classes)
-                maps = [
-                    _resize(_divide_by_maximum(m.flip(-1) if mirrored else m), size) for m in coarse
-                ]
-                total = maps if total is None else [a + b for a, b in zip(total, maps, strict=True)]
-                passes += 1
-        if passes > 1:
-            total = [_divide_by_maximum(m) for m in total]
-        return [m.cpu() for m in total]
+        maps = self.raw_maps(images, classes)
+        return [_resize(_divide_by_maximum(own), size).cpu() for own in maps]
 
     def raw_maps(
         self, images: torch.Tensor, classes: Sequence[Sequence[int]]

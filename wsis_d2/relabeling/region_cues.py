@@ -29,8 +29,6 @@ class RegionCueLabeller:
     Args:
         segmenter: in evaluation mode.
         threshold: probability from which a pixel takes its most probable class, in (0, 1].
-        flip: average with the mirror image's distributions.
-        things: give cues for things too; else their pixels are ignore.
         image_format: channel order of the segmenter's input, "BGR" or "RGB".
         has_boxes: whether the dataset's boxes are complete.
         appearance_weight: power of what each class looks like in the image itself; see
@@ -42,8 +40,6 @@ class RegionCueLabeller:
         segmenter: TagSegmenter,
         *,
         threshold: float = 0.5,
-        flip: bool = False,
-        things: bool = False,
         image_format: str = "BGR",
         has_boxes: bool = True,
         appearance_weight: float = 0.0,
@@ -53,22 +49,33 @@ class RegionCueLabeller:
         check_weight(appearance_weight, "CAM.APPEARANCE_WEIGHT")
         self.segmenter = segmenter
         self.threshold = threshold
-        self.flip = flip
-        self.left_out = [] if things else segmenter.thing_ids
         self.image_format = image_format
         self.has_boxes = has_boxes
         self.appearance_weight = appearance_weight
 
-    @torch.no_grad()
     def distribution(self, record: Mapping) -> np.ndarray:
         """Return the distribution over the classes that annotation allows at each pixel.
 
         Returns:
             (C, H, W) float32; sums of 1 over C, or 0 where tags and boxes allow no class.
         """
-        image, tensor = self._read(record)
+        return self.distributions([record])[0]
+
+    @torch.no_grad()
+    def distributions(self, records: Sequence[Mapping]) -> list[np.ndarray]:
+        """Return the distributions of records whose images the segmenter sees together."""
+        images = [self._read(record) for record in records]
+        cells = self.segmenter.probabilities([tensor for _, tensor in images])
+        return [
+            self._allowed(record, *image, own)
+            for record, image, own in zip(records, images, cells, strict=True)
+        ]
+
+    def _allowed(
+        self, record: Mapping, image: np.ndarray, tensor: torch.Tensor, cells: torch.Tensor
+    ) -> np.ndarray:
         size = tuple(tensor.shape[-2:])
-        found = self._predict(tensor, size)
+        found = _in_size(cells, size)
         sample = {"image": tensor, "has_boxes": self.has_boxes}
         sample["crops"], sample["crop_targets"] = [], []
         for x0, y0, x1, y1, tags in record_crops(record):
@@ -87,13 +94,6 @@ class RegionCueLabeller:
     def _read(self, record: Mapping) -> tuple[np.ndarray, torch.Tensor]:
         image = read_record(record, self.image_format)
         return image, torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-    def _predict(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Return the segmenter's distribution in a size, (C, *size), whatever annotation says."""
-        cells = self.segmenter.probabilities([image])[0]
-        if self.flip:
-            cells = (cells + self.segmenter.probabilities([image.flip(-1)])[0].flip(-1)) / 2
-        return F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]
 
     @torch.no_grad()
     def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
@@ -116,7 +116,7 @@ class RegionCueLabeller:
             # Large images are no better known: the segmenter saw them in its own size.
             shrink = min(1.0, self.segmenter.size / max(image.shape[-2:]))
             height, width = (max(1, round(side * shrink)) for side in image.shape[-2:])
-            found = self._predict(image, (height, width))
+            found = _in_size(self.segmenter.probabilities([image])[0], (height, width))
             for index, (*corners, tags) in enumerate(crops):
                 x0, y0, x1, y1 = (max(0, round(corner * shrink)) for corner in corners)
                 window = found[:, y0:y1, x0:x1]
@@ -134,12 +134,20 @@ class RegionCueLabeller:
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return cue labels; there are no instances in them."""
-        distribution = self.distribution(record)
+        return self.batch([record])[0]
+
+    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+        """Return the cue labels of records whose images the segmenter sees together."""
+        found = self.distributions(records)
+        return [self._labels(*pair) for pair in zip(records, found, strict=True)]
+
+    def _labels(self, record: Mapping, distribution: np.ndarray) -> driver.Labels:
         size = distribution.shape[1:]
         cues = distribution.argmax(0).astype(np.uint8)
         cues[distribution.max(0) < self.threshold] = IGNORE
-        cues[np.isin(cues, self.left_out)] = IGNORE
-        tagged = set().union(*(crop[4] for crop in record_crops(record))) - set(self.left_out)
+        cues[np.isin(cues, self.segmenter.thing_ids)] = IGNORE
+        things = set(self.segmenter.thing_ids)
+        tagged = set().union(*(crop[4] for crop in record_crops(record))) - things
         counters = {
             "pixels": cues.size,
             "cue_pixels": int(np.count_nonzero(cues != IGNORE)),
@@ -147,3 +155,8 @@ class RegionCueLabeller:
             "classes_without_cue": len(tagged - set(np.unique(cues).tolist())),
         }
         return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
+
+
+def _in_size(cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the segmenter's distribution in a size, (C, *size), whatever annotation says."""
+    return F.interpolate(cells[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """A prediction to the cleaned labels of a weak record: predict, refine, clean (paper 3.4)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,17 +50,23 @@ class Relabeller:
         self.image_format = image_format
         self.factors = factors
 
-    @torch.no_grad()
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return the labels of one record; the model's mode is left as it was."""
+        return self.batch([record])[0]
+
+    @torch.no_grad()
+    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+        """Return the labels of records whose images the model sees together."""
+        samples = [self.mapper(dict(record)) for record in records]
         was_training = self.model.training
         self.model.eval()
         try:
-            predicted = averaged_semantics(
-                self.model, self.mapper(dict(record)), self.refine.scales, self.refine.flip
-            )
+            found = averaged_semantics(self.model, samples, self.refine.scales, self.refine.flip)
         finally:
             self.model.train(was_training)
+        return [self._labels(*pair) for pair in zip(records, found, strict=True)]
+
+    def _labels(self, record: Mapping, predicted: torch.Tensor) -> driver.Labels:
         image = read_record(record, self.image_format)
         possible = None
         if self.refine.within_annotation:

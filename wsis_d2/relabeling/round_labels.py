@@ -137,16 +137,17 @@ def relabel(
         )  # fmt: skip
         workers = cfg.ITERATIVE.WORKERS
     threads = torch.get_num_threads()
+    batch = cfg.TEST.IMS_PER_BATCH
     desc = f"labels {round_number}"
     result = None
     try:
         if comm.get_world_size() > 1:
             driver.run_share(
-                make, records, store, comm.get_rank(), comm.get_world_size(), desc=desc
+                make, records, store, comm.get_rank(), comm.get_world_size(), desc, batch
             )
             comm.synchronize()
         if comm.is_main_process():
-            result = driver.run(make, records, store, workers=workers, desc=desc)
+            result = driver.run(make, records, store, workers=workers, desc=desc, batch=batch)
         comm.synchronize()
     finally:
         torch.set_num_threads(threads)

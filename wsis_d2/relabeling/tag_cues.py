@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from detectron2.config import CfgNode
 from wsis_d2.engine.run_classes import trained_classes
 from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier
+from wsis_d2.modeling.semantic.inference import in_groups
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
 from wsis_d2.structures.annotation import record_crops
@@ -49,10 +51,8 @@ class CueLabeller:
     Args:
         classifier: in evaluation mode.
         layer: module whose activations are weighted.
-        thing_ids: classes that get no cues unless ``things``.
+        thing_ids: classes that get no cues: their masks come from boxes.
         threshold: see :func:`wsis_d2.weak_labels.cam_labels.cue_labels`.
-        scales, flip: sizes of the image that maps are averaged over, and its mirror image.
-        things: give cues for things too; their masks come from boxes, so the merge drops them.
         image_format: channel order of the classifier's input.
     """
 
@@ -63,17 +63,12 @@ class CueLabeller:
         layer: str,
         thing_ids: frozenset[int],
         threshold: float = 0.5,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        things: bool = False,
         image_format: str = "BGR",
     ) -> None:
         self.classifier = classifier
         self.cam = GradCAM(classifier, layer, classifier.logits)
-        self.left_out = frozenset() if things else thing_ids
+        self.thing_ids = thing_ids
         self.threshold = threshold
-        self.scales = tuple(scales)
-        self.flip = flip
         self.image_format = image_format
 
     @classmethod
@@ -89,35 +84,48 @@ class CueLabeller:
             image_format=cfg.INPUT.FORMAT,
         )
 
-    def maps(self, record: Mapping) -> dict[int, np.ndarray]:
-        """Return the stitched activation maps of the classes that the record's tags name.
+    def maps(self, records: Sequence[Mapping]) -> list[dict[int, np.ndarray]]:
+        """Return the stitched activation maps of the classes that each record's tags name.
+
+        Crops of one size, of all records, run together.
 
         Returns:
-            Class id to (H, W) float32 in [0, 1].
+            Class id to (H, W) float32 in [0, 1], of each record.
         """
-        image = read_record(record, self.image_format)
-        size = image.shape[:2]
-        tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
-        crops = record_crops(record)
-        classes = [sorted(crop[4] - self.left_out) for crop in crops]
-        found: list[dict[int, np.ndarray]] = [{} for _ in crops]
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for k, (x0, y0, x1, y1, _) in enumerate(crops):
-            if classes[k]:
-                shapes.setdefault((y1 - y0, x1 - x0), []).append(k)
-        for group in shapes.values():
-            batch = torch.stack(
-                [tensor[:, crops[k][1] : crops[k][3], crops[k][0] : crops[k][2]] for k in group]
-            )
-            maps = self.cam(batch, [classes[k] for k in group], self.scales, self.flip)
-            for k, own in zip(group, maps, strict=True):
-                found[k] = dict(zip(classes[k], own.numpy(), strict=True))
-        return stitch_maps(size, crops, found)
+        crops, views, classes, sizes = [], [], [], []
+        for record in records:
+            image = read_record(record, self.image_format)
+            tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+            sizes.append(image.shape[:2])
+            crops.append(record_crops(record))
+            for x0, y0, x1, y1, tags in crops[-1]:
+                views.append(tensor[:, y0:y1, x0:x1])
+                classes.append(sorted(tags - self.thing_ids))
+
+        def run(group: list[int]) -> list[torch.Tensor]:
+            return self.cam(torch.stack([views[k] for k in group]), [classes[k] for k in group])
+
+        named = [k for k, own in enumerate(classes) if own]
+        maps = in_groups(named, lambda k: views[k].shape, run, max(1, len(named)))
+        found: list[dict[int, np.ndarray]] = [{} for _ in views]
+        for k, own in zip(named, maps, strict=True):
+            found[k] = dict(zip(classes[k], own.numpy(), strict=True))
+        parts = iter(found)
+        return [
+            stitch_maps(size, own, list(itertools.islice(parts, len(own))))
+            for size, own in zip(sizes, crops, strict=True)
+        ]
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return cue labels; there are no instances in them."""
+        return self.batch([record])[0]
+
+    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+        """Return the cue labels of records whose images the classifier sees together."""
+        return [self._labels(*pair) for pair in zip(records, self.maps(records), strict=True)]
+
+    def _labels(self, record: Mapping, maps: dict[int, np.ndarray]) -> driver.Labels:
         size = (int(record["height"]), int(record["width"]))
-        maps = self.maps(record)
         cues = cue_labels(maps, size, self.threshold)
         counters = {
             "pixels": cues.size,
@@ -143,8 +151,12 @@ class ReorderedLabeller:
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Return cue labels of the dataset's classes; there are no instances in them."""
-        labels = self.labeller(record_in_classes(record, self._own))
-        return dataclasses.replace(labels, semantic=self._table[labels.semantic])
+        return self.batch([record])[0]
+
+    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+        """Return the cue labels of records whose images the network sees together."""
+        found = self.labeller.batch([record_in_classes(record, self._own) for record in records])
+        return [dataclasses.replace(own, semantic=self._table[own.semantic]) for own in found]
 
     def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
         """See :meth:`RegionCueLabeller.reliability`."""
@@ -269,7 +281,7 @@ def make_tag_labels(
         reliability.unlink(missing_ok=True)
     result = driver.run(
         make, records, store, workers=workers, limit=run.limit, desc="tag cues",
-        ray_address=run.ray_address, gpus=int(on_gpu),
+        ray_address=run.ray_address, gpus=int(on_gpu), batch=cfg.TEST.IMS_PER_BATCH,
     )  # fmt: skip
     if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]

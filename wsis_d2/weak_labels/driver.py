@@ -9,6 +9,7 @@ results never matters: labels depend on their record alone.
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import multiprocessing
 import os
@@ -113,6 +114,8 @@ class DriverResult:
 
 #: Made once in each worker process: a function without arguments that returns the labelling
 #: function (record -> Labels). It must pickle: a module-level function or ``functools.partial``.
+#: A function that is given several records together has a method ``batch`` too (records -> one
+#: Labels each).
 MakeWorker = Callable[[], Callable[[Mapping], Labels]]
 
 #: (record, message) of each image as it ends; the message is None where labels were written.
@@ -140,6 +143,7 @@ def run(
     desc: str = "weak labels",
     ray_address: str | None = None,
     gpus: int = 0,
+    batch: int = 1,
 ) -> DriverResult:
     """Label every record that has no current label in ``store``, then close the store.
 
@@ -150,6 +154,7 @@ def run(
         workers, limit, ray_address: see :class:`LabelRun`.
         desc: what the progress line calls it.
         gpus: with ray, GPUs that each task needs; ``workers`` None then takes all of the cluster.
+        batch: records that the labelling function is given together, where it has ``batch``.
 
     Returns:
         What happened; ``exit_status`` is meant for the tool.
@@ -157,16 +162,17 @@ def run(
     start = time.monotonic()
     considered = len(records) if limit is None else min(limit, len(records))
     todo = plan(records, store, limit)
+    groups = list(_groups(todo, batch))
     if ray_address is not None:
-        outcomes: Outcomes = _map_ray(make_worker, todo, store, workers, ray_address, gpus)
+        outcomes: Outcomes = _map_ray(make_worker, groups, store, workers, ray_address, gpus)
     else:
         workers = default_workers() if workers is None else workers
         if workers < 1:
             raise InputError(f"--workers {workers}: at least 1 was expected")
-        if workers == 1 or len(todo) < 2:
-            outcomes = _map_here(make_worker, todo, store)
+        if workers == 1 or len(groups) < 2:
+            outcomes = _map_here(make_worker, groups, store)
         else:
-            outcomes = _map_pool(make_worker, todo, store, min(workers, len(todo)))
+            outcomes = _map_pool(make_worker, groups, store, min(workers, len(groups)))
     failed = {}
     with contextlib.closing(outcomes):
         for record, message in progress(outcomes, total=len(todo), desc=desc):
@@ -192,10 +198,11 @@ def run_share(
     rank: int,
     count: int,
     desc: str = "weak labels",
+    batch: int = 1,
 ) -> None:
     """Label this process's share of the records, then what others have left; leave the store open.
 
-    All of ``count`` processes end within one image of each other, wherever a run was stopped and
+    All of ``count`` processes end within one batch of each other, wherever a run was stopped and
     however unlike they are. One of them ends the store with :func:`run`, which also labels again
     what has failed.
 
@@ -206,6 +213,7 @@ def run_share(
         rank: of this process, from 0.
         count: number of processes.
         desc: what the progress line calls it.
+        batch: see :func:`run`.
     """
     own = records[rank::count]
     others = [r for k, r in enumerate(records) if k % count != rank][::-1]
@@ -217,7 +225,7 @@ def run_share(
             if not store.done(record["image_id"], record):
                 yield plain_record(record)
 
-    outcomes = _map_here(make_worker, missing(), store)
+    outcomes = _map_here(make_worker, _groups(missing(), batch), store)
     with contextlib.closing(outcomes):
         for record, message in progress(outcomes, total=len(own), desc=desc):
             if message is not None:
@@ -274,18 +282,34 @@ def plain_record(record: Mapping) -> dict:
     return plain
 
 
+def _groups(records: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Yield the records in their order, so many at a time."""
+    records = iter(records)
+    while group := list(itertools.islice(records, size)):
+        yield group
+
+
 class _Task:
-    """The labelling function of one process, and what it does with one record."""
+    """The labelling function of one process, and what it does with a few records."""
 
     def __init__(self, make_worker: MakeWorker, store: LabelStore) -> None:
         _one_thread()
-        self._label = make_worker()
+        self._label: Any = make_worker()
         self._store = store
 
-    def __call__(self, record: dict) -> str | None:
-        """Label and store one record; return None, or why it failed."""
+    def __call__(self, records: list[dict]) -> list[str | None]:
+        """Label and store records; return None, or why it failed, of each."""
+        found: Iterable[Labels | None] = [None] * len(records)
+        if len(records) > 1 and hasattr(self._label, "batch"):
+            try:
+                found = self._label.batch(records)
+            except Exception:  # whose fault it was shows when each is tried alone
+                logger.debug("images %r", [r["image_id"] for r in records], exc_info=True)
+        return [self._one(r, labels) for r, labels in zip(records, found, strict=True)]
+
+    def _one(self, record: dict, labels: Labels | None) -> str | None:
         try:
-            labels = self._label(record)
+            labels = labels or self._label(record)
             self._store.write(
                 record, labels.semantic, labels.instance, labels.segments, labels.counters
             )
@@ -303,11 +327,11 @@ def describe_error(record: Mapping, error: Exception) -> str:
     return text if name in text else f"{name}: {kind}{text}"
 
 
-def _map_here(make_worker: MakeWorker, records: Iterable[dict], store: LabelStore) -> Outcomes:
+def _map_here(make_worker: MakeWorker, groups: Iterable[list[dict]], store: LabelStore) -> Outcomes:
     task = None
-    for record in records:
+    for group in groups:
         task = task or _Task(make_worker, store)
-        yield record, task(record)
+        yield from zip(group, task(group), strict=True)
 
 
 _task: _Task | Exception | None = None
@@ -321,18 +345,18 @@ def _start_process(make_worker: MakeWorker, store: LabelStore) -> None:
         _task = error
 
 
-def _run_in_process(record: dict) -> str | None:
+def _run_in_process(group: list[dict]) -> list[str | None]:
     if isinstance(_task, Exception):
         raise _task
-    return _task(record)
+    return _task(group)
 
 
 def _map_pool(
-    make_worker: MakeWorker, records: list[dict], store: LabelStore, workers: int
+    make_worker: MakeWorker, groups: list[list[dict]], store: LabelStore, workers: int
 ) -> Outcomes:
     """Yield (record, message) as processes end them; survive processes that die."""
-    queue = list(reversed(records))
-    suspects: list[dict] = []
+    queue = groups[::-1]
+    suspects: list[list[dict]] = []
     with _one_thread_environment():
         while queue or suspects:
             # After a crash nobody knows whose record it was: each suspect is tried alone.
@@ -353,16 +377,16 @@ def _map_pool(
                         source.pop()
                     ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
-                        message = future.result()
-                        yield running.pop(future), message
+                        messages = future.result()
+                        yield from zip(running.pop(future), messages, strict=True)
             except BrokenProcessPool:
-                left = [running[f] for f in running]
+                left = [record for group in running.values() for record in group]
                 if alone:
                     yield left[0], describe_error(left[0], RuntimeError(_DIED))
                 else:
-                    suspects = [r for r in left if not store.done(r["image_id"], r)]
+                    suspects = [[r] for r in left if not store.done(r["image_id"], r)]
                     for record in left:
-                        if record not in suspects:
+                        if [record] not in suspects:
                             yield record, None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -370,7 +394,7 @@ def _map_pool(
 
 def _map_ray(
     make_worker: MakeWorker,
-    records: list[dict],
+    groups: list[list[dict]],
     store: LabelStore,
     workers: int | None,
     address: str,
@@ -385,7 +409,7 @@ def _map_ray(
         ) from None
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    if not records:
+    if not groups:
         return
     resource, each = ("GPU", gpus) if gpus else ("CPU", 1)
     count = workers or int(ray.cluster_resources().get(resource, 0)) // each
@@ -395,28 +419,33 @@ def _map_ray(
     # SPREAD: one machine must not take all actors while others idle.
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
     actor = ray.remote(**options, runtime_env=environment)(_Task)
-    queue = list(reversed(records))
+    queue = groups[::-1]
     running = {}
 
-    def submit(handle, record):
-        running[handle.__call__.remote(record)] = (handle, record)
+    def submit(handle, group):
+        running[handle.__call__.remote(group)] = (handle, group)
 
-    handles = [actor.remote(make_worker, store) for _ in range(min(count, len(records)))]
+    handles = [actor.remote(make_worker, store) for _ in range(min(count, len(groups)))]
     try:
         for handle in handles:
             submit(handle, queue.pop())
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
-            handle, record = running.pop(ready)
+            handle, group = running.pop(ready)
             try:
-                message = ray.get(ready)
+                messages = ray.get(ready)
             except ray.exceptions.RayActorError:
-                message = describe_error(record, RuntimeError(_DIED))
                 handle = actor.remote(make_worker, store)
                 handles.append(handle)
+                if len(group) > 1:  # each is tried alone
+                    queue += [[r] for r in group if not store.done(r["image_id"], r)]
+                    group = [r for r in group if [r] not in queue]
+                    messages = [None] * len(group)
+                else:
+                    messages = [describe_error(group[0], RuntimeError(_DIED))]
             if queue:
                 submit(handle, queue.pop())
-            yield record, message
+            yield from zip(group, messages, strict=True)
     finally:
         for handle in handles:
             ray.kill(handle)

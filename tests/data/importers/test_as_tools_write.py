@@ -1,47 +1,29 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """What annotation tools and people write otherwise than the formats say: read as it is meant and
-counted, or refused in one line."""
+counted, or refused in one line.
+
+Class names, tags and names of images have files of their own.
+"""
 
 import json
-import unicodedata
 
 import numpy as np
 import pytest
-from helpers.annotation_writers import write_coco, write_labelme, write_voc, write_yolo
-from PIL import Image
+from helpers.annotation_writers import (
+    coco_pair,
+    draw_pictures,
+    write_coco,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 
 from wsis_d2.data.importers.base import ImageIndex, ImportLog
 from wsis_d2.data.importers.coco import read_coco
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
-from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.data.importers.yolo import read_yolo, read_yolo_classes
 from wsis_d2.utils.errors import InputError
-
-
-def draw(root, *names, size=(100, 80)):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (90, 120, 60)).save(root / name)
-    return ImageIndex(root)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return draw(tmp_path / "photos", "a.png", "b.png")
-
-
-def coco(folder, annotations, **changes):
-    """A COCO file of a.png (id 1) and b.png (id 2), 100 x 80, with the class 3 cow."""
-    content = {
-        "images": [{"id": k, "file_name": f"{n}.png", "width": 100, "height": 80}
-                   for k, n in ((1, "a"), (2, "b"))],
-        "categories": [{"id": 3, "name": "cow"}],
-        "annotations": [{"image_id": 1, "category_id": 3, **a} for a in annotations],
-        **changes,
-    }  # fmt: skip
-    (folder / "coco.json").write_text(json.dumps(content))
-    return folder / "coco.json"
 
 
 def whys(entries):
@@ -71,7 +53,7 @@ def test_a_voc_box_of_one_pixel_is_no_relative_box(photos, tmp_path):
 
 def test_corners_given_as_sides_are_told_not_clipped(photos, tmp_path):
     corners = [{"bbox": [60, 40, 90, 70]}, {"bbox": [10, 5, 40, 30]}]
-    path = coco(tmp_path, corners)
+    path = coco_pair(tmp_path, corners)
     with pytest.raises(InputError, match=r"1 of 2 boxes .* --bbox xyxy or --bbox xywh"):
         read_coco(path, photos, ImportLog())
     first, _ = read_coco(path, photos, ImportLog(), bbox="xyxy")[0]
@@ -83,11 +65,11 @@ def test_corners_given_as_sides_are_told_not_clipped(photos, tmp_path):
     # Nothing leaves the image, but the polygons say what the numbers are.
     polygon = [[10, 5, 40, 5, 40, 30]]
     with pytest.raises(InputError, match="--bbox"):
-        read_coco(coco(tmp_path, [{"bbox": [10, 5, 40, 30], "segmentation": polygon}]), photos,
+        read_coco(coco_pair(tmp_path, [{"bbox": [10, 5, 40, 30], "segmentation": polygon}]), photos,
                   ImportLog())  # fmt: skip
     # One sloppy box among boxes that are impossible as corners is clipped as before.
     sides = [{"bbox": [60, 40, 45, 30]}, {"bbox": [60, 40, 30, 30]}]
-    first, _ = read_coco(coco(tmp_path, sides), photos, ImportLog())[0]
+    first, _ = read_coco(coco_pair(tmp_path, sides), photos, ImportLog())[0]
     assert [b[1:5] for b in first.boxes] == [(60, 40, 40, 30), (60, 40, 30, 30)]
 
 
@@ -103,7 +85,7 @@ def test_yolo_corners_given_as_sides(photos, tmp_path):
 def test_a_box_without_area_is_taken_from_its_polygon(photos, tmp_path):
     polygon = [[10, 5, 40, 5, 40, 30]]
     log = ImportLog()
-    path = coco(tmp_path, [{"bbox": [0, 0, 0, 0], "segmentation": polygon}])
+    path = coco_pair(tmp_path, [{"bbox": [0, 0, 0, 0], "segmentation": polygon}])
     first, _ = read_coco(path, photos, log)[0]
     assert first.boxes == [("cow", 10, 5, 30, 25, False)] and len(log.changed) == 1
 
@@ -112,7 +94,7 @@ def test_copies_of_boxes_are_counted(photos, tmp_path):
     box = {"bbox": [10, 5, 30, 20]}
     other = {"bbox": [10, 5, 30, 20], "category_id": 4}
     categories = [{"id": 3, "name": "cow"}, {"id": 4, "name": "ox"}]
-    path = coco(tmp_path, [box, box, {"bbox": [10, 5, 30, 21]}, other], categories=categories)
+    path = coco_pair(tmp_path, [box, box, {"bbox": [10, 5, 30, 21]}, other], categories=categories)
     log = ImportLog()
     pictures, known = read_coco(path, photos, log)
     own = to_own_data(pictures, log, known=known)
@@ -173,7 +155,7 @@ def test_groups_are_counted_and_may_be_objects(photos, tmp_path):
     """CVAT's brush masks: iscrowd 1 with run lengths."""
     brush = {"bbox": [10, 5, 30, 20], "iscrowd": 1,
              "segmentation": {"counts": [8000], "size": [80, 100]}}  # fmt: skip
-    path = coco(tmp_path, [brush])
+    path = coco_pair(tmp_path, [brush])
     for options, crowd in (({}, True), ({"crowds_as_objects": True}, False)):
         log = ImportLog()
         first, _ = read_coco(path, photos, log, **options)[0]
@@ -186,13 +168,13 @@ def test_groups_are_counted_and_may_be_objects(photos, tmp_path):
     [("1", True), ("0", False), (1.0, True), (True, True), ("false", False), (None, False)],
 )
 def test_iscrowd_as_text(written, crowd, photos, tmp_path):
-    path = coco(tmp_path, [{"bbox": [10, 5, 30, 20], "iscrowd": written}])
+    path = coco_pair(tmp_path, [{"bbox": [10, 5, 30, 20], "iscrowd": written}])
     first, _ = read_coco(path, photos, ImportLog())[0]
     assert first.boxes[0][5] is crowd
 
 
 def test_iscrowd_of_another_kind_is_refused(photos, tmp_path):
-    path = coco(tmp_path, [{"bbox": [10, 5, 30, 20], "iscrowd": "many"}])
+    path = coco_pair(tmp_path, [{"bbox": [10, 5, 30, 20], "iscrowd": "many"}])
     with pytest.raises(InputError, match='iscrowd is "many", expected 0 or 1'):
         read_coco(path, photos, ImportLog())
 
@@ -203,206 +185,6 @@ def test_voc_difficult_as_text(photos, tmp_path):
     (folder / "b.xml").write_text(text.replace("<bndbox>", "<difficult>True</difficult><bndbox>"))
     (picture,) = read_voc(folder, photos, ImportLog(), difficult="crowd")
     assert picture.boxes[0][5] is True
-
-
-# ---------------------------------------------------------------- class names and tags
-
-
-def test_spellings_of_one_class_are_one_class(photos, tmp_path):
-    categories = [{"id": 3, "name": " cow"}, {"id": 4, "name": "Cow"}, {"id": 5, "name": "dog "}]
-    boxes = [{"bbox": [10 * k, 5, 9, 20], "category_id": k} for k in (3, 4, 5)]
-    log = ImportLog()
-    pictures, known = read_coco(coco(tmp_path, boxes, categories=categories), photos, log)
-    (tmp_path / "tags.csv").write_text("image,tags\na.png,Sky\nb.png,sky;SKY;dog\n")
-    pictures = read_tags_csv(tmp_path / "tags.csv", pictures, photos, log)
-    own = to_own_data(pictures, log, known=known, ignore=["DOG"])
-    assert [(c["id"], c["name"], c["isthing"]) for c in own["categories"]] == [
-        (3, "cow", 1), (6, "Sky", 0),
-    ]  # fmt: skip
-    assert [a["category_id"] for a in own["annotations"]] == [3, 3]
-    assert [e["image_tags"] for e in own["images"]] == [[6], [6]]
-    assert '"Cow" is taken as the class "cow" (id 3)' in whys(log.changed)
-    assert '"SKY" is taken as "Sky"' in whys(log.changed)
-    assert whys(log.dropped) == ['class "dog" is left out'] * 2
-
-
-def test_unicode_forms_of_one_class(photos, tmp_path):
-    names = [unicodedata.normalize(form, "Kühe") for form in ("NFC", "NFD")]
-    assert names[0] != names[1]
-    truth = {f"{f}.png": (100, 80, [(n, 10, 5, 9, 9)]) for f, n in zip("ab", names, strict=True)}
-    folder = write_voc(tmp_path, truth, edges=False)
-    log = ImportLog()
-    own = to_own_data(read_voc(folder, photos, log), log)
-    assert len(own["categories"]) == 1 and len(own["annotations"]) == 2
-
-
-def test_names_of_a_fixed_list_stay_as_they_are(photos, tmp_path):
-    log = ImportLog()
-    pictures, _ = read_coco(coco(tmp_path, [{"bbox": [10, 5, 9, 20]}]), photos, log)
-    own = to_own_data(pictures, log, known=[{"id": 8, "name": "Cow"}], fixed=True)
-    assert [a["category_id"] for a in own["annotations"]] == [8]
-    assert [c["name"] for c in own["categories"]] == ["Cow"]
-    assert whys(log.changed) == ['"cow" is taken as "Cow"']
-
-
-def test_tags_of_an_image_entry_are_classes_or_nothing(photos, tmp_path):
-    images = [
-        {"id": 1, "file_name": "a.png", "tags": ["train", "Cow", "reviewed"]},
-        {"id": 2, "file_name": "b.png", "tags": ["train"], "image_tags": ["grass"]},
-    ]
-    path = coco(tmp_path, [{"bbox": [10, 5, 9, 20]}], images=images)
-    log = ImportLog()
-    pictures, known = read_coco(path, photos, log)
-    own = to_own_data(pictures, log, known=known)
-    assert [c["name"] for c in own["categories"]] == ["cow", "grass"]
-    assert [e["image_tags"] for e in own["images"]] == [[3], [4]]
-    assert len(log.dropped) == 3 and "--stuff makes it one" in log.dropped[0]["why"]
-    pictures, _ = read_coco(path, photos, ImportLog(), known=["reviewed"])
-    assert pictures[0].tags == {"Cow", "reviewed"}
-
-
-def test_roboflows_parent_class_is_left_out(photos, tmp_path):
-    categories = [{"id": 0, "name": "cow", "supercategory": "none"},
-                  {"id": 3, "name": "cow", "supercategory": "cow"}]  # fmt: skip
-    log = ImportLog()
-    pictures, known = read_coco(
-        coco(tmp_path, [{"bbox": [10, 5, 9, 20]}], categories=categories), photos, log
-    )
-    assert [c["id"] for c in known] == [3] and len(log.dropped) == 1
-    assert [a["category_id"] for a in to_own_data(pictures, log, known=known)["annotations"]] == [3]
-    # One that has boxes is a class as any other.
-    categories[0]["name"] = categories[1]["supercategory"] = "animal"
-    boxes = [{"bbox": [10, 5, 9, 20]}, {"bbox": [30, 5, 9, 20], "category_id": 0}]
-    known = read_coco(coco(tmp_path, boxes, categories=categories), photos, ImportLog())[1]
-    assert [c["id"] for c in known] == [0, 3]
-
-
-def test_classes_without_annotation_are_named(photos, tmp_path):
-    categories = [{"id": 3, "name": "cow"}, {"id": 4, "name": "yak"}]
-    log = ImportLog()
-    pictures, known = read_coco(
-        coco(tmp_path, [{"bbox": [10, 5, 9, 20]}], categories=categories), photos, log
-    )
-    to_own_data(pictures, log, known=known)
-    assert log.notes == ["1 classes have neither box nor tag: yak"]
-
-
-@pytest.mark.parametrize(
-    ("written", "color"),
-    [("#ff8000", [255, 128, 0]), ("#F80", [255, 136, 0]), ([1, 2, 3], [1, 2, 3]),
-     ("rgb(1, 2, 3)", [1, 2, 3])],
-)  # fmt: skip
-def test_colours_of_categories(written, color, photos, tmp_path):
-    path = coco(
-        tmp_path, [{"bbox": [1, 5, 9, 20]}], categories=[{"id": 3, "name": "c", "color": written}]
-    )
-    log = ImportLog()
-    pictures, known = read_coco(path, photos, log)
-    assert to_own_data(pictures, log, known=known)["categories"][0]["color"] == color
-    assert not log.dropped
-
-
-def test_a_colour_that_is_none_costs_no_class(photos, tmp_path):
-    path = coco(
-        tmp_path, [{"bbox": [1, 5, 9, 20]}], categories=[{"id": 3, "name": "c", "color": "mauvish"}]
-    )
-    log = ImportLog()
-    pictures, known = read_coco(path, photos, log)
-    assert len(to_own_data(pictures, log, known=known)["categories"]) == 1
-    assert whys(log.dropped) == ['"mauvish" is no colour']
-
-
-CELLS = {
-    "sky, grass": {"sky", "grass"},
-    "sky;grass|road": {"sky", "grass", "road"},
-    '["sky", "grass"]': {"sky", "grass"},
-    "['sky', 'grass']": {"sky", "grass"},
-    '{"choices": ["sky", "grass"]}': {"sky", "grass"},
-    '{"choices": "sky"}': {"sky"},
-    "('sky', 'grass')": {"sky", "grass"},
-    "{'sky', 'grass'}": {"sky", "grass"},
-    "sky\ngrass": {"sky", "grass"},
-    "[]": set(),
-    "cow, black": {"cow, black"},  # a known name that holds a comma
-    "sky;cow, black": {"sky", "cow, black"},
-}
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("column", ["tags", "choice"])
-def test_lists_in_cells_of_tags(cell, column, photos, tmp_path):
-    import csv
-
-    with open(tmp_path / "tags.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["image", column], ["a.png", cell]])
-    (picture,) = read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog(), ["Cow, black"])
-    assert picture.tags == CELLS[cell]
-
-
-@pytest.mark.parametrize("cell", ['["sky"', '{"sky": 1}', "[1, 2]", "[" * 5000])
-def test_broken_lists_in_cells_are_refused(cell, photos, tmp_path):
-    (tmp_path / "tags.csv").write_text("image,tags\na.png,'X'\n".replace("'X'", json.dumps(cell)
-                                       .replace('\\"', '""')))  # fmt: skip
-    with pytest.raises(InputError, match=r"tags\.csv:2: .*no list of names"):
-        read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
-
-
-@pytest.mark.parametrize("mark", [";", "\t"])
-def test_spreadsheets_of_other_countries(mark, photos, tmp_path):
-    (tmp_path / "tags.csv").write_text(f"Image{mark}tags\na.png{mark}sky, grass\n", "utf-8-sig")
-    (picture,) = read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
-    assert picture.tags == {"sky", "grass"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("image,tags,tags\na.png,sky,grass\n", 'two columns are named "tags"'),
-        ("image,sky,Sky\na.png,1,0\n", 'two columns are named "sky"'),
-        ("image,tags\na.png,sky;2\n", "tags.csv:2: tag 2 is a number.*--stuff 2"),
-        ("image,tags,x,y,width,height\na.png,sky,0.1,0.1,0.5,0.5\n", "2: crop .* expected pixels"),
-        ("image,tags,xmin,ymin,xmax,ymax\na.png,sky,1,1,9,9\n", "x, y, width, height.*no xmin"),
-        ("image,tags\na.png,Stra\u00dfe\n", "UTF-8"),
-    ],
-)
-def test_tables_that_would_be_read_otherwise_than_meant(text, expected, photos, tmp_path):
-    (tmp_path / "tags.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=expected):
-        read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
-
-
-def test_a_number_that_is_a_class_is_a_tag(photos, tmp_path):
-    (tmp_path / "tags.csv").write_text("image,tags\na.png,2\n")
-    (picture,) = read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog(), ["2"])
-    assert picture.tags == {"2"}
-
-
-def test_lists_in_tags_of_coco(photos, tmp_path):
-    images = [{"id": 1, "file_name": "a.png", "image_tags": "sky, grass"},
-              {"id": 2, "file_name": "b.png", "image_tags": ["sky;road", 3]}]  # fmt: skip
-    pictures, _ = read_coco(coco(tmp_path, [], images=images), photos, ImportLog())
-    assert [p.tags for p in pictures] == [{"sky", "grass"}, {"sky", "road", "cow"}]
-
-
-@pytest.mark.parametrize("option", ["stuff", "ignore"])
-def test_options_that_name_no_class(option, photos, tmp_path):
-    pictures, known = read_coco(coco(tmp_path, [{"bbox": [1, 1, 9, 9]}]), photos, ImportLog())
-    with pytest.raises(InputError, match=f"--{option} cwo: no such class; there are cow"):
-        to_own_data(pictures, ImportLog(), known=known, **{option: ["cwo"]})
-
-
-def test_nothing_is_no_class(photos, tmp_path):
-    (tmp_path / "tags.csv").write_text("image,tags\na.png,nan\nb.png,sky\n")
-    log = ImportLog()
-    own = to_own_data(read_tags_csv(tmp_path / "tags.csv", [], photos, log), log)
-    assert [c["name"] for c in own["categories"]] == ["sky"]
-    assert whys(log.dropped) == ['"nan" names no class']
-
-
-def test_a_column_without_name_is_no_class(photos, tmp_path):
-    (tmp_path / "tags.csv").write_text("image,sky,\na.png,1,1\n")
-    with pytest.raises(InputError, match="column 3 has no name"):
-        read_tags_csv(tmp_path / "tags.csv", [], photos, ImportLog())
 
 
 # ---------------------------------------------------------------- YOLO lines
@@ -483,114 +265,12 @@ def test_yolo_class_numbers_that_may_have_slipped(name, text, expected, tmp_path
     assert read_yolo_classes([tmp_path / name])[0] == {0: "cow", 1: "dog"}
 
 
-# ---------------------------------------------------------------- names of images
-
-
-@pytest.mark.parametrize("tool", ["voc", "labelme"])
-def test_a_stale_name_inside_sends_boxes_nowhere(tool, photos, tmp_path):
-    """b's file still says a.png: both images are there, so nothing tells whose boxes they are."""
-    truth = {"b.png": (100, 80, [("cow", 10, 8, 20, 16)])}
-    folder = write_voc(tmp_path, truth, True) if tool == "voc" else write_labelme(tmp_path, truth)
-    (file,) = folder.iterdir()
-    text = file.read_text()
-    read = read_voc if tool == "voc" else read_labelme
-    for stale in ("a.png", "a.JPEG"):
-        file.write_text(text.replace("b.png", stale))
-        with pytest.raises(InputError, match=r"a\.png, and has the name of b\.png"):
-            read(folder, photos, ImportLog())
-    # A name that leads nowhere is passed over, and counted.
-    file.write_text(text.replace("b.png", "gone.png"))
-    log = ImportLog()
-    (picture,) = read(folder, photos, log)
-    assert picture.file_name == "b.png"
-    assert "what it names is no image here; taken by the file's own name" in whys(log.changed)
-
-
-def test_names_are_relative_to_the_files_folder_first(tmp_path):
-    photos = draw(tmp_path / "photos", "a.png", "sub/a.png")
-    folder = write_voc(tmp_path, {"sub/a.png": (100, 80, [("cow", 10, 8, 20, 16)])}, True)
-    (picture,) = read_voc(folder, photos, ImportLog())
-    assert picture.file_name == "sub/a.png"
-
-
-def test_two_images_of_one_stem_are_asked_for(tmp_path):
-    photos = draw(tmp_path / "photos", "a.png", "a.bmp")
-    truth = {"a.png": (100, 80, [("cow", 10, 8, 20, 16)])}
-    with pytest.raises(InputError, match=r"may belong to a\.bmp or a\.png"):
-        read_yolo(write_yolo(tmp_path, truth, ["cow"]), photos, ImportLog(), classes={0: "cow"})
-    (picture,) = read_voc(write_voc(tmp_path, truth, True), photos, ImportLog())
-    assert picture.file_name == "a.png"  # which it names
-
-
-NAMES = {  # written -> the file that is there
-    "my%20cow.png": "my cow.png",
-    "/data/local-files/?d=herd/my%20cow.png": "herd/my cow.png",
-    "/data/local-files/?d=herd/a+b.png": "herd/a+b.png",
-    "https://host/herd/my%20cow.png?token=1": "my cow.png",
-    "s3://bucket/herd/cow.png": "herd/cow.png",
-    "herd\\cow.png": "herd/cow.png",
-    "COW.PNG": "cow.png",
-    "Herd/Cow.png": "herd/cow.png",
-    unicodedata.normalize("NFD", "Kühe.png"): unicodedata.normalize("NFC", "Kühe.png"),
-    unicodedata.normalize("NFC", "herd/Kühe.png"): unicodedata.normalize("NFD", "herd/Kühe.png"),
-    "100%.png": "100%.png",
-    "what?.png": "what?.png",
-}
-
-
-@pytest.mark.parametrize("written", NAMES)
-def test_spellings_of_file_names(written, tmp_path):
-    index = draw(tmp_path / "photos", NAMES[written], "other.png")
-    log = ImportLog()
-    assert index.find(written, "test", log) == NAMES[written]
-    literal = written.replace("\\", "/") == NAMES[written]
-    assert len(log.changed) == (0 if literal else 1) and not log.dropped
-
-
-def test_spellings_that_fit_two_files(tmp_path):
-    index = draw(tmp_path / "photos", "a.png", "A.png", "my cow.png", "my%20cow.png")
-    assert index.find("a.png", "test", ImportLog()) == "a.png"
-    assert index.find("my%20cow.png", "test", ImportLog()) == "my%20cow.png"
-    with pytest.raises(InputError, match=r"may be A\.png or a\.png"):
-        index.find("a.PNG", "test", ImportLog())
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".JPG", ".webp"])
-def test_suffixes_of_pictures(suffix, tmp_path):
-    (tmp_path / "photos").mkdir()
-    Image.new("RGB", (100, 80)).save(
-        tmp_path / "photos" / f"a{suffix}", "JPEG" if suffix == ".jfif" else None
-    )
-    index = ImageIndex(tmp_path / "photos")
-    name = index.find(f"a{suffix}", "test", ImportLog())
-    picture = index.picture(name, "test", ImportLog(), (100, 80))
-    assert (picture.width, picture.height) == (100, 80)
-
-
-def test_a_file_of_another_suffix_is_not_said_to_be_missing(photos, tmp_path):
-    (tmp_path / "photos" / "a.heic").write_bytes(b"")
-    log = ImportLog()
-    assert photos.find("a.heic", "test", log) is None
-    assert "no suffix of a picture" in log.dropped[0]["why"]
-
-
-def test_a_size_that_exif_exchanged_is_said_to_be_exifs(tmp_path):
-    (tmp_path / "photos").mkdir()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (100, 80)).save(tmp_path / "photos" / "a.jpg", exif=exif)
-    index = ImageIndex(tmp_path / "photos")
-    with pytest.raises(InputError, match="EXIF orientation 6"):
-        index.picture("a.jpg", "coco.json: images[0]", ImportLog(), (100, 80))
-    assert index.picture("a.jpg", "test", ImportLog(), (80, 100)).width == 80
-
-
 # ---------------------------------------------------------------- nothing left
 
 
 @pytest.mark.parametrize("tool", ["coco", "voc", "yolo", "labelme"])
 def test_with_a_wrong_folder_of_images_its_name_is_what_one_reads(tool, tmp_path):
-    other = draw(tmp_path / "holiday", "x.png")
+    other = draw_pictures(tmp_path / "holiday", "x.png")
     truth = {f"{n}.png": (100, 80, [("cow", 10, 8, 20, 16)]) for n in "abc"}
     log, known = ImportLog(), None
     if tool == "coco":
@@ -612,12 +292,12 @@ def test_with_a_wrong_folder_of_images_its_name_is_what_one_reads(tool, tmp_path
 
 def test_when_every_box_was_dropped_the_reasons_are_what_one_reads(photos, tmp_path):
     log = ImportLog()
-    pictures, known = read_coco(coco(tmp_path, [{"bbox": [200, 5, 9, 20]}]), photos, log)
+    pictures, known = read_coco(coco_pair(tmp_path, [{"bbox": [200, 5, 9, 20]}]), photos, log)
     expected = "neither a box nor a tag is left to import, of 2 images: .*wholly outside the image"
     with pytest.raises(InputError, match=expected):
         to_own_data(pictures, log, known=known)
     log = ImportLog()
-    pictures, _ = read_coco(coco(tmp_path, [{"bbox": [20, 5, 9, 20]}]), photos, log)
+    pictures, _ = read_coco(coco_pair(tmp_path, [{"bbox": [20, 5, 9, 20]}]), photos, log)
     with pytest.raises(InputError, match='1 x box: class "cow" is not known'):
         to_own_data(pictures, log, known=[{"id": 1, "name": "yak"}], fixed=True)
     folder = write_labelme(tmp_path, {"a.png": (100, 80, [])})
@@ -627,8 +307,8 @@ def test_when_every_box_was_dropped_the_reasons_are_what_one_reads(photos, tmp_p
 
 
 def test_linked_folders_are_folders_of_the_root(tmp_path):
-    draw(tmp_path / "elsewhere", "a.png")
-    draw(tmp_path / "photos", "real/b.png")
+    draw_pictures(tmp_path / "elsewhere", "a.png")
+    draw_pictures(tmp_path / "photos", "real/b.png")
     (tmp_path / "photos" / "train").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "all").symlink_to(tmp_path / "photos" / "real")  # listed once
     (tmp_path / "photos" / "real" / "up").symlink_to(tmp_path / "photos")  # no endless walk
@@ -640,7 +320,7 @@ def test_what_is_wrong_in_what_would_be_written_names_the_output(photos, tmp_pat
 
     crop = {"box": [90, 0, 30, 30], "tags": ["sky"]}
     images = [{"id": 1, "file_name": "a.png", "crop_tags": [crop]}]
-    path = coco(tmp_path, [{"bbox": [1, 1, 9, 9]}], images=images)
+    path = coco_pair(tmp_path, [{"bbox": [1, 1, 9, 9]}], images=images)
     with pytest.raises(InputError, match=r"^\S*weak\.json: .*crop_tags\[0\].*outside"):
         load_tool("import_annotations").main(
             ["coco", "--annotations", str(path), "--images", str(tmp_path / "photos"),

@@ -223,23 +223,6 @@ def test_a_larger_image_is_worked_on_small_and_answered_large():
     assert found.areas.max() == pytest.approx(240 * 320)
 
 
-def test_cache_gives_the_same_and_damage_is_made_good(tmp_path):
-    image = scene()[0]
-    fresh = MCGSource()(image, {})
-    source = MCGSource(cache=str(tmp_path / "cache"))
-    for damage in (False, True):
-        source(image, {})
-        (file,) = (tmp_path / "cache").iterdir()
-        if damage:
-            file.write_bytes(file.read_bytes()[:100])
-        again = source(image, {})
-        for name in ("superpixels", "orders", "runs", "nodes", "boxes"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(fresh, name))
-    assert source.recipe() == MCGSource().recipe()
-    MCGSource(cache=source.cache, size_damping=0.0)(image, {})
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
 @pytest.mark.parametrize("name", ["learned", "gradient"])
 def test_contours_are_strong_on_outlines(name):
     image, discs = scene()

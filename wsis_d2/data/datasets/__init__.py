@@ -5,7 +5,6 @@ import os
 
 from wsis_d2.data.datasets.builtin.registration import register_all_builtin
 from wsis_d2.data.datasets.own.custom import (
-    register_known_panoptic,
     register_own_datasets,
     register_weak_panoptic,
     set_label_store,
@@ -25,7 +24,6 @@ __all__ = [
     "load_weak_json",
     "parse_categories",
     "register_all_builtin",
-    "register_known_panoptic",
     "register_own_datasets",
     "register_weak_panoptic",
     "set_label_store",

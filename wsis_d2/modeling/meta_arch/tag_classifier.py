@@ -10,6 +10,7 @@ from torch import nn
 
 from wsis_d2.modeling.backbone.folded import fold_frozen_norms
 from wsis_d2.modeling.precision import amp_dtype, autocast
+from wsis_d2.modeling.semantic.inference import in_groups
 
 
 @META_ARCH_REGISTRY.register()
@@ -33,6 +34,7 @@ class TagClassifier(nn.Module):
         head_lr_factor: float = 10.0,
         channels_last: bool = True,
         amp: torch.dtype | None = None,
+        max_batch: int = 1,
     ) -> None:
         """
         Args:
@@ -43,6 +45,7 @@ class TagClassifier(nn.Module):
             head_lr_factor: learning-rate factor of the linear layer.
             channels_last: run convolutions in channels-last memory order.
             amp: 16-bit type that the backbone runs in; None: float32.
+            max_batch: most images or crops that run together at test time.
         """
         super().__init__()
         shapes = backbone.output_shape()
@@ -58,6 +61,7 @@ class TagClassifier(nn.Module):
         self.in_feature = in_feature
         self.num_classes = num_classes
         self.amp = amp
+        self.max_batch = max_batch
         self.lr_factor = head_lr_factor
         self.stride = shapes[in_feature].stride
         self.classifier = nn.Linear(shapes[in_feature].channels, num_classes)
@@ -75,6 +79,7 @@ class TagClassifier(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "head_lr_factor": cfg.SOLVER.HEAD_LR_FACTOR,
             "amp": amp_dtype(cfg),
+            "max_batch": cfg.TEST.IMS_PER_BATCH,
         }
 
     @property
@@ -124,7 +129,7 @@ class TagClassifier(nn.Module):
             ``crop_tags`` the (crops, classes) ones of a sample with ``crops``.
         """
         if not self.training:
-            return [self._classify(sample) for sample in batched_inputs]
+            return self._classify(batched_inputs)
         images = ImageList.from_tensors([self.normalize(x["image"]) for x in batched_inputs])
         target = torch.stack([x["tags"] for x in batched_inputs]).to(self.device).float()
         logits = self.logits(images.tensor, images.image_sizes)
@@ -133,13 +138,22 @@ class TagClassifier(nn.Module):
         return {"loss_tags": (losses * known).sum() / known.sum().clamp(min=1)}
 
     @torch.no_grad()
-    def _classify(self, sample: dict) -> dict:
-        image = self.normalize(sample["image"])
-        result = {"tags": self.logits(image[None]).sigmoid()[0]}
-        crops = sample.get("crops")
-        if crops:
-            scores = [
-                self.logits(image[None, :, y0:y1, x0:x1]).sigmoid()[0] for x0, y0, x1, y1 in crops
-            ]
-            result["crop_tags"] = torch.stack(scores)
-        return result
+    def _classify(self, samples: list[dict]) -> list[dict]:
+        """Classify images and their crops; those of one size run together."""
+        views = []
+        for sample in samples:
+            image = self.normalize(sample["image"])
+            crops = sample.get("crops") or ()
+            views += [image, *(image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in crops)]
+
+        def run(group: list[torch.Tensor]) -> list[torch.Tensor]:
+            return list(self.logits(torch.stack(group)).sigmoid())
+
+        scores = iter(in_groups(views, lambda view: view.shape, run, self.max_batch))
+        results = []
+        for sample in samples:
+            result = {"tags": next(scores)}
+            if sample.get("crops"):
+                result["crop_tags"] = torch.stack([next(scores) for _ in sample["crops"]])
+            results.append(result)
+        return results

@@ -10,15 +10,12 @@ an addition, not in the paper nor in MCG.
 
 import dataclasses
 import functools
-import zipfile
-from pathlib import Path
 
 import cv2
 import higra as hg
 import numpy as np
 from scipy import sparse
 
-from wsis_d2.utils.files import atomic_write
 from wsis_d2.weak_labels.proposals.linkage import average_linkage, ward_linkage
 
 #: Two (E,) arrays: superpixels that touch.
@@ -99,28 +96,6 @@ def build_hierarchies(
             values = strengths + weight * contrast
             trees.append(damped(*average_linkage(edges, values, finest.lengths, count)))
     return Hierarchies(superpixels, edges, [_ranked(*tree) for tree in trees])
-
-
-def save_hierarchies(found: Hierarchies, path: Path) -> None:
-    """Keep the hierarchies of an image in a compressed file, written whole or not at all."""
-    with atomic_write(path) as file:
-        np.savez_compressed(
-            file,
-            superpixels=found.superpixels,
-            edges=np.stack(found.edges).astype(np.int32),
-            trees=np.stack([np.stack(t) for t in found.trees]).astype(np.int32),
-        )
-
-
-def load_hierarchies(path: Path) -> Hierarchies | None:
-    """Return what :func:`save_hierarchies` kept; None where it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            trees = [(parents, ranks) for parents, ranks in file["trees"]]
-            sources, targets = file["edges"]
-            return Hierarchies(file["superpixels"], (sources, targets), trees)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def _ranked(parents: np.ndarray, altitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,7 @@
 
 import abc
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,15 +13,10 @@ from yacs.config import CfgNode
 from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.proposals.contours import make_contours, texture_energies, to_lab
 from wsis_d2.weak_labels.proposals.grouping import group_tree, preset
-from wsis_d2.weak_labels.proposals.hierarchy import (
-    Hierarchies,
-    build_hierarchies,
-    load_hierarchies,
-    save_hierarchies,
-)
+from wsis_d2.weak_labels.proposals.hierarchy import Hierarchies, build_hierarchies
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
 
-#: Raised whenever the same options give other hierarchies: older caches and labels do not count.
+#: Raised whenever the same options give other hierarchies: older labels do not count.
 _ALGORITHM = 3
 #: What texture energies are multiplied by to count like differences of Lab colour.
 _TEXTURE = 25.0
@@ -90,7 +82,6 @@ class MCGSource(ProposalSource):
         contours: "learned" (small network), "gradient" (no weights) or "structured" (a
             structured-forest model of one's own, through OpenCV's contrib build).
         weights: file of the network ("" = the shipped one) or of the structured forest.
-        cache: folder where hierarchies are kept between runs; "" = nowhere.
     """
 
     preset_name: str = "default"
@@ -98,7 +89,6 @@ class MCGSource(ProposalSource):
     size_damping: float = 0.002
     contours: str = "gradient"
     weights: str = ""
-    cache: str = ""
 
     def __post_init__(self) -> None:
         preset(self.preset_name)
@@ -116,30 +106,15 @@ class MCGSource(ProposalSource):
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`; weights count by what they are, not where they lie."""
-        recipe = super().recipe()
-        del recipe["cache"]
         weights = make_contours(self.contours, self.weights).digest
-        return {**recipe, "weights": weights, "algorithm": _ALGORITHM}
+        return {**super().recipe(), "weights": weights, "algorithm": _ALGORITHM}
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`; ``record`` is not used."""
         chosen = preset(self.preset_name)
         small = shrink(image, self.max_side)
-        found = path = None
-        if self.cache:
-            path = Path(self.cache) / f"{self._key(small)}.npz"
-            found = load_hierarchies(path)
-        if found is None:
-            found = self._hierarchies(small, chosen)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_hierarchies(found, path)
+        found = self._hierarchies(small, chosen)
         return group_hierarchies(found, chosen["caps"], image.shape[:2])
-
-    def _key(self, image: np.ndarray) -> str:
-        """Name what the hierarchies of an image depend on."""
-        recipe = json.dumps([self.recipe(), image.shape], sort_keys=True)
-        return hashlib.sha256(recipe.encode() + image.tobytes()).hexdigest()[:32]
 
     def _hierarchies(self, image: np.ndarray, chosen: dict) -> Hierarchies:
         lab = to_lab(image)

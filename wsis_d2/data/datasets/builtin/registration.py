@@ -18,7 +18,7 @@ from wsis_d2.data.datasets.builtin.metadata import (
     VOC_CATEGORIES,
     VOC_EXTRAS,
 )
-from wsis_d2.data.datasets.own.custom import register_known_panoptic
+from wsis_d2.data.datasets.own.custom import register_weak_panoptic
 from wsis_d2.structures.classes import parse_categories
 
 
@@ -43,9 +43,9 @@ def register_all_voc(root: str | Path) -> list[str]:
             f"voc_2012_{split}_panoptic", folder, split, "panoptic", images,
             VOC_CATEGORIES, VOC_EXTRAS, voc.PREPARE_COMMAND,
         )  # fmt: skip
-    register_known_panoptic(
+    register_weak_panoptic(
         "voc_2012_test",
-        parse_categories(VOC_CATEGORIES, "VOC 2012"),
+        classes=parse_categories(VOC_CATEGORIES, "VOC 2012"),
         json=folder / "weak_test.json",
         images=images,
         prepare_command=f"{voc.PREPARE_COMMAND} (after unpacking VOC's test archive)",
@@ -88,9 +88,9 @@ def register_all_cityscapes(root: str | Path) -> list[str]:
         names += twins
         for name in twins:
             MetadataCatalog.get(name).set(has_boxes=split != "extra")
-    register_known_panoptic(
+    register_weak_panoptic(
         "cityscapes_fine_panoptic_test",
-        parse_categories(CITYSCAPES_CATEGORIES, "Cityscapes"),
+        classes=parse_categories(CITYSCAPES_CATEGORIES, "Cityscapes"),
         json=folder / "weak_test.json",
         images=images / "test",
         prepare_command=f"{cityscapes.PREPARE_COMMAND} --splits test",
@@ -103,9 +103,9 @@ def _register_twins(stem, folder, split, png_folder, images, categories, extras,
     names = []
     for supervision in ("weak", "full"):
         names.append(f"{stem}_{supervision}")
-        register_known_panoptic(
+        register_weak_panoptic(
             names[-1],
-            parse_categories(categories, stem),
+            classes=parse_categories(categories, stem),
             json=folder / f"weak_{split}.json",
             images=images,
             panoptic_json=folder / f"panoptic_{split}.json",

@@ -40,8 +40,13 @@ def register_weak_panoptic(
     full_images: str | float | None = None,
     outside_boxes: str | int = "ignore",
     apr_thresholds: str = "0.1:0.9:0.1",
+    classes: ClassTable | list[dict] | None = None,
+    prepare_command: str | None = None,
 ) -> None:
     """Register an own-data set; its classes are read now, its records when they are asked for.
+
+    Every file of the set meets these classes by name when it is read
+    (:func:`wsis_d2.structures.classes.match_classes`): its own annotation and its truth.
 
     Args:
         name: the dataset's name; supervision is a property of the name.
@@ -56,55 +61,21 @@ def register_weak_panoptic(
             ``file_name`` a line, or a share of the images, 0 to 1 (a smaller share's images are
             among a larger one's).
         outside_boxes: what pixels outside all boxes are in the labels made from boxes: "ignore",
-            or the contiguous id of a background class.
+            or a background class, by its name or contiguous id.
         apr_thresholds: overlap thresholds of AP^r, ``first:last:step``.
+        classes: the classes, or a list of categories, where they are known, so that files need
+            not be there yet; None reads them from ``json``.
+        prepare_command: what makes the files; told when one is missing.
 
     Raises:
         InputError: a file is missing or unusable, or arguments contradict each other.
     """
-    content = read_json(json)
-    categories = content.get("categories") if isinstance(content, dict) else None
-    register_known_panoptic(
-        name,
-        parse_categories(categories, os.fspath(json)),
-        json=json,
-        images=images,
-        labels=labels,
-        panoptic_json=panoptic_json,
-        panoptic_dir=panoptic_dir,
-        supervision=supervision,
-        full_images=full_images,
-        outside_boxes=outside_boxes,
-        apr_thresholds=apr_thresholds,
-    )
-
-
-def register_known_panoptic(
-    name: str,
-    classes: ClassTable | list[dict],
-    *,
-    json: str | os.PathLike,
-    images: str | os.PathLike,
-    labels: str | os.PathLike | None = None,
-    panoptic_json: str | os.PathLike | None = None,
-    panoptic_dir: str | os.PathLike | None = None,
-    supervision: str = "weak",
-    full_images: str | float | None = None,
-    outside_boxes: str | int = "ignore",
-    apr_thresholds: str = "0.1:0.9:0.1",
-    prepare_command: str | None = None,
-) -> None:
-    """Register a set whose classes are known, so that its files need not be there yet.
-
-    Every file of the set meets these classes by name when it is read
-    (:func:`wsis_d2.structures.classes.match_classes`): its own annotation and its truth.
-
-    Args:
-        classes: the classes, or the ``categories`` list of the file.
-        prepare_command: what makes the files; told when one is missing.
-
-    Other arguments and errors: :func:`register_weak_panoptic`.
-    """
+    if classes is None:
+        content = read_json(json)
+        categories = content.get("categories") if isinstance(content, dict) else None
+        classes = parse_categories(categories, os.fspath(json))
+    elif isinstance(classes, list):
+        classes = parse_categories(classes, f'dataset "{name}"')
     check_choice(f'dataset "{name}": supervision', supervision, SUPERVISIONS)
     if supervision != "weak" and not (panoptic_json and panoptic_dir):
         raise InputError(
@@ -122,22 +93,7 @@ def register_known_panoptic(
         raise InputError(
             f'dataset "{name}": full_images is of a mixed set, but supervision is "{supervision}"'
         )
-    if isinstance(classes, list):
-        classes = parse_categories(classes, f'dataset "{name}"')
-    if outside_boxes != "ignore" and (
-        not isinstance(outside_boxes, int)
-        or isinstance(outside_boxes, bool)
-        or not 0 <= outside_boxes < len(classes.categories)
-    ):
-        raise InputError(
-            f'dataset "{name}": outside_boxes is {outside_boxes!r}; expected "ignore" or a '
-            f"contiguous class id below {len(classes.categories)}"
-        )
-    if isinstance(outside_boxes, int) and classes.isthing[outside_boxes]:
-        raise InputError(
-            f'dataset "{name}": outside_boxes is {outside_boxes}, the thing '
-            f'"{classes.names[outside_boxes]}"; expected a stuff class or "ignore"'
-        )
+    outside_boxes = _outside_class(name, outside_boxes, classes)
     if name in DatasetCatalog.list():
         raise InputError(f'dataset "{name}" is registered already; choose another name')
     json, images, labels, panoptic_json, panoptic_dir = (
@@ -174,6 +130,21 @@ def register_known_panoptic(
         apr_thresholds=apr_thresholds,
         outside_boxes=outside_boxes,
         classes_by_name=True,
+    )
+
+
+def _outside_class(name: str, outside_boxes: str | int, classes: ClassTable) -> str | int:
+    """Return "ignore", or the contiguous id of the stuff class that lies outside all boxes."""
+    stuff = {own: k for k, own in enumerate(classes.names) if not classes.isthing[k]}
+    if outside_boxes == "ignore":
+        return outside_boxes
+    if isinstance(outside_boxes, str) and outside_boxes in stuff:
+        return stuff[outside_boxes]
+    if type(outside_boxes) is int and outside_boxes in stuff.values():
+        return outside_boxes
+    raise InputError(
+        f'dataset "{name}": outside_boxes is {outside_boxes!r}; expected "ignore" or a stuff '
+        f"class: {', '.join(f'{own} ({k})' for own, k in stuff.items()) or 'there is none'}"
     )
 
 

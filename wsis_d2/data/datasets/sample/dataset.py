@@ -255,7 +255,7 @@ def register_all_sample(root: str | os.PathLike) -> None:
     Args:
         root: the folder that holds ``wsis_sample``, that is ``$DETECTRON2_DATASETS``.
     """
-    from wsis_d2.data.datasets.own.custom import register_known_panoptic
+    from wsis_d2.data.datasets.own.custom import register_weak_panoptic
 
     base = Path(root) / FOLDER
     for name, json_name, split, supervision in (
@@ -263,9 +263,9 @@ def register_all_sample(root: str | os.PathLike) -> None:
         ("sample_train_full", "full_train.json", "train", "full"),
         ("sample_val_full", "weak_val.json", "val", "full"),
     ):
-        register_known_panoptic(
+        register_weak_panoptic(
             name,
-            CATEGORIES,
+            classes=CATEGORIES,
             json=str(base / json_name),
             images=str(base / "images" / split),
             panoptic_json=str(base / f"panoptic_{split}.json"),
