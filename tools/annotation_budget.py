@@ -3,7 +3,8 @@
 """Plan annotation: hours and cost of weak, full and mixed supervision, and what they buy.
 
 Times a piece are the paper's (7 s a box, 1 s a tag, 79 s a mask) unless changed. Given the
-results.json of runs, the tool draws quality against hours and recommends.
+results.json of runs, the tool draws quality against hours and recommends. With --suggest N it
+names the N weak images that are worth full masks most.
 """
 
 import argparse
@@ -41,6 +42,13 @@ EPILOG = """examples:
   tools/annotation_budget.py --dataset sample_train_weak --results output/demo/results.json \\
       --plot budget.png --output budget.json --budget-hours 2
 
+  # the 50 images to annotate fully next, with a page, and the list that full_images reads
+  tools/demo.py --model output/run --input photos --output output/predictions
+  tools/annotation_budget.py --annotations cows.json --images photos --suggest 50 \\
+      --store cow_labels --pred-json output/predictions/panoptic.json \\
+      --pred-dir output/predictions/panoptic --suggest-report next.html \\
+      --suggest-list next.txt
+
   # a run that was trained from fewer images, and a mixed one with a fifth of them full
   tools/annotation_budget.py --dataset sample_train_weak --results results.json \\
       --run-images weak_small=60 --run-full-share mixed=0.2
@@ -65,6 +73,10 @@ def make_parser() -> argparse.ArgumentParser:
     times.add_argument("--box-seconds", type=float, default=default.box, help="(%(default)s)")
     times.add_argument("--tag-seconds", type=float, default=default.tag, help="(%(default)s)")
     times.add_argument("--mask-seconds", type=float, default=default.mask, help="(%(default)s)")
+    times.add_argument("--point-seconds", type=float, default=default.point, help="(%(default)s)")
+    times.add_argument(
+        "--scribble-seconds", type=float, default=default.scribble, help="(%(default)s)"
+    )
     times.add_argument(
         "--full-image-seconds", type=float,
         help="a whole image by hand, instead of its masks (Cityscapes: 5400)",
@@ -88,6 +100,25 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--run-hours", nargs="+", default=[], metavar="RUN=H", help="hours, measured")
     runs.add_argument("--all-variants", action="store_true", help="isolating runs too")
     runs.add_argument("--budget-hours", type=float, metavar="H", help="hours that can be spent")
+    which = parser.add_argument_group("which images to annotate fully next")
+    which.add_argument("--suggest", type=int, metavar="N", help="name N weak images")
+    which.add_argument("--store", metavar="STORE", help="their labels")
+    which.add_argument("--pred-json", metavar="P.json", help="predictions on them, COCO panoptic")
+    which.add_argument("--pred-dir", metavar="DIR", help="the PNGs of the predictions")
+    which.add_argument(
+        "--review", metavar="R.json",
+        help="what a label report exported: images to annotate fully come first, accepted ones not",
+    )  # fmt: skip
+    which.add_argument(
+        "--suggest-by", choices=("gain", "random"), default="gain",
+        help="what full masks would tell, or chance, to compare (%(default)s)",
+    )  # fmt: skip
+    which.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
+    which.add_argument("--suggest-report", type=Path, metavar="R.html", help="a page to look at")
+    which.add_argument(
+        "--suggest-list", type=Path, metavar="L.txt",
+        help="their names, for full_images of a set of supervision: mixed",
+    )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="P.png", help="curve: png, svg or pdf")
     parser.add_argument("--output", type=Path, metavar="B.json", help="everything as JSON")
     return parser
@@ -183,6 +214,66 @@ def read_points(
     return points
 
 
+def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Choose images; write page and annotation; return them as JSON values, the first one first.
+
+    Raises:
+        InputError: arguments that are missing or do not belong together.
+    """
+    import os
+    import random
+
+    from detectron2.data import MetadataCatalog
+
+    from wsis_d2.data.panoptic_format import PanopticFile
+    from wsis_d2.planning.suggest import suggest
+    from wsis_d2.report.sources import open_data
+    from wsis_d2.report.suggestions import Predictions, measure, suggestion_report
+    from wsis_d2.utils.files import atomic_write
+    from wsis_d2.weak_labels.review import read_review
+    from wsis_d2.weak_labels.store import LabelStore
+
+    if args.suggest < 1:
+        raise InputError(f"--suggest {args.suggest}: expected 1 or more")
+    if args.dataset is None and args.annotations is None:
+        raise InputError("--suggest: expected --dataset NAME, or --annotations A.json --images DIR")
+    if (args.pred_json is None) != (args.pred_dir is None):
+        raise InputError("expected both --pred-json and --pred-dir, or neither")
+    data = open_data(args)
+    if not args.store and not data.label_store:
+        raise InputError("--suggest: needs --store STORE, the labels of the images")
+    store = LabelStore.open(args.store or data.label_store).in_classes(data.table)
+    predictions = None
+    if args.pred_json is not None:
+        file = PanopticFile(args.pred_json, args.pred_dir).in_classes(data.table)
+        predictions = Predictions(file, data)
+    review = read_review(args.review) if args.review else None
+    accepted = set(review.of("accept")) if review else set()
+    records = [r for r in data.records
+               if r["supervision"] == "weak" and r["image_id"] not in accepted]  # fmt: skip
+    gains = list(measure(records, store, predictions))
+    if args.suggest_by == "random":
+        random.Random(args.seed).shuffle(gains)
+        chosen = [(gain, 0.0) for gain in gains[: args.suggest]]
+    else:
+        chosen = suggest(gains, args.suggest, review.of("full") if review else ())
+    if args.suggest_report is not None:
+        page = suggestion_report(args.suggest_report, data, store, chosen, predictions)
+        print(f"wrote {page}")
+    if args.suggest_list is not None:
+        root = args.images or MetadataCatalog.get(args.dataset).image_root
+        names = [Path(os.path.relpath(gain.file_name, root)).as_posix() for gain, _ in chosen]
+        with atomic_write(args.suggest_list) as stream:
+            stream.write("".join(f"{name}\n" for name in names).encode())
+        print(f"wrote {args.suggest_list}")
+    return [
+        {"image_id": g.image_id, "file_name": Path(g.file_name).name, "gain": value,
+         "objects": sum(g.count.values()), "ignored": g.ignored, "disagreement": g.disagreement,
+         "uncertainty": g.uncertainty, "refused": g.refused}
+        for g, value in chosen
+    ]  # fmt: skip
+
+
 def draw(path: Path, points: Sequence[RunPoint], metric: str) -> None:
     """Draw quality against hours."""
     import matplotlib
@@ -227,8 +318,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--plot: needs --results R.json, the measured runs to draw")
     if args.budget_hours is not None and not 0 < args.budget_hours < math.inf:
         raise InputError(f"--budget-hours {args.budget_hours}: expected more than 0")
-    times = AnnotationTimes(args.box_seconds, args.tag_seconds, args.mask_seconds,
-                            args.full_image_seconds, args.hourly_rate)  # fmt: skip
+    times = AnnotationTimes(
+        args.box_seconds, args.tag_seconds, args.mask_seconds, args.point_seconds,
+        args.scribble_seconds, args.full_image_seconds, args.hourly_rate,
+    )  # fmt: skip
+    for option in ("store", "pred_json", "review", "suggest_report", "suggest_list"):
+        if args.suggest is None and getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: is for --suggest N")
     counts = read_counts(args)
     plans = [("weak", 0.0), *((f"mixed, {100 * s:g} % full", s) for s in args.full_share),
              ("full", 1.0)]  # fmt: skip
@@ -237,7 +333,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     advice = recommend(points, counts, times, metric=args.metric.split(".")[-1],
                        budget_hours=args.budget_hours)  # fmt: skip
 
-    print(f"{counts.images} images: {counts.boxes} boxes, {counts.tags} tags; by hand "
+    marks = "".join(
+        f"{number} {name}, "
+        for name, number in (("points", counts.points), ("scribbles", counts.scribbles))
+        if number
+    )
+    print(f"{counts.images} images: {counts.boxes} boxes, {marks}{counts.tags} tags; by hand "
           f"{counts.masks} segments")  # fmt: skip
     full = costs["full"].hours or math.nan
     rows = [
@@ -255,6 +356,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         headers = ["run", "supervision", "images", "hours", args.metric, "an hour"]
         print("\n" + tabulate(rows, headers, floatfmt=(None, None, "d", ".1f", ".1f", ".3g")))
     print("\n" + "\n".join(advice))
+    chosen = suggestions(args) if args.suggest is not None else []
+    if chosen:
+        keys = ["file_name", "gain", "objects", "ignored", "disagreement", "uncertainty"]
+        rows = [[rank, *(entry[key] for key in keys)] for rank, entry in enumerate(chosen, 1)]
+        print("\n" + tabulate(rows[:20], ["", *keys], floatfmt=".2f"))
+        if len(rows) > 20:
+            print(f"... and {len(rows) - 20} more; --output and --suggest-report have them all")
     if args.plot is not None:
         draw(args.plot, points, args.metric)
         print(f"wrote {args.plot}")
@@ -268,6 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "runs": [asdict(p) for p in points],
             "pareto": [p.name for p in pareto(points)],
             "recommendation": advice,
+            "suggestions": chosen,
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, json.loads(json.dumps(content)), indent=1)

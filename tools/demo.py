@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
-EPILOG = f"""examples:
+EPILOG = """examples:
   # first pictures, without training or download: photographs of animals or people; drawn scenes
   tools/demo.py --input photo.jpg --output pictures
   tools/demo.py --sample 6 --output pictures

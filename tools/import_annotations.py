@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Import boxes and tags from annotation tools into the own-data format; masks are left behind."""
+"""Import boxes, tags, points and scribbles into the own-data format; masks are left behind."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ from wsis_d2.data.importers.cvat import read_cvat
 from wsis_d2.data.importers.label_studio import read_label_studio
 from wsis_d2.data.importers.own_data import file_categories, read_categories, to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
+from wsis_d2.data.importers.scribbles import read_scribbles
 from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.data.importers.yolo import find_yolo_classes, read_yolo, read_yolo_classes
 from wsis_d2.utils.cli import main_with_errors
@@ -34,13 +35,17 @@ EXAMPLES = """examples:
   # "CVAT for images 1.1"; tags of an image are its tags
   python tools/import_annotations.py cvat --annotations annotations.xml --images photos \\
       --output weak.json
+  # PNG scribbles, values are lines of the class list; each stroke on a cow is one
+  python tools/import_annotations.py scribbles --annotations scribbles --classes classes.txt \\
+      --images photos --things cow --strokes-as-objects --output weak.json
   # Label Studio, export "JSON"; choices of an image are its tags
   python tools/import_annotations.py labelstudio --annotations tasks.json --images photos \\
       --output weak.json
 """
+FORMATS = ["coco", "voc", "yolo", "labelme", "cvat", "labelstudio", "scribbles"]
 # Option -> the formats that it is for.
 ONLY_FOR = {
-    "classes": ("yolo",),
+    "classes": ("yolo", "scribbles"),
     "lines": ("yolo",),
     "difficult": ("voc",),
     "corners": ("voc",),
@@ -55,13 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("format", choices=["coco", "voc", "yolo", "labelme", "cvat", "labelstudio"])
+    parser.add_argument("format", choices=FORMATS)
     parser.add_argument(
         "--annotations", required=True, help="the file, or the folder of one file an image"
     )
     parser.add_argument("--images", required=True, help="the folder of the images")
     parser.add_argument("--output", required=True, help="the own-data file to write")
     parser.add_argument("--tags", help="CSV of image tags or crop tags")
+    parser.add_argument(
+        "--scribbles", metavar="DIR",
+        help="PNG files of scribbles, one an image, whose values are category ids (of --classes: "
+        "line numbers from 0) and 255 where nothing is drawn",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strokes-as-objects", action="store_true",
+        help="PNG scribbles: each stroke on a thing is an object",
+    )  # fmt: skip
+    parser.add_argument(
+        "--things", nargs="+", default=[], metavar="NAME", help="things that have points, no boxes"
+    )
     parser.add_argument(
         "--stuff", nargs="+", default=[], metavar="NAME", help="stuff classes; boxes become tags"
     )
@@ -71,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--categories", help="an own-data or COCO file whose classes and ids are used, no others"
     )
-    parser.add_argument("--classes", help="YOLO: classes.txt, obj.names or data.yaml")
+    parser.add_argument("--classes", help="YOLO, scribbles: classes.txt, obj.names or data.yaml")
     parser.add_argument(
         "--lines", choices=["auto", "polygon", "pose"], default="auto",
         help="YOLO: what lines longer than a box are; data.yaml's kpt_shape tells (%(default)s)",
@@ -98,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     for option, formats in ONLY_FOR.items():
+        if option == "classes" and args.scribbles:
+            continue
         if args.format not in formats and getattr(args, option) != parser.get_default(option):
             flag = "--" + option.replace("_", "-")
             raise InputError(f"{flag}: is for {' and '.join(formats)}, not for {args.format}")
@@ -119,13 +138,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [*(c["name"] for c in known or ()), *args.stuff]
         names += {name for picture in pictures for name, *_ in picture.boxes}
         pictures = read_tags_csv(args.tags, pictures, images, log, names)
+    if args.format == "scribbles" or args.scribbles:
+        pictures = _add_scribbles(args, pictures, images, log, known)
+    elif args.strokes_as_objects:
+        raise InputError("--strokes-as-objects: is for PNG scribbles; name them with --scribbles")
     untouched = len(images.paths) - len(pictures)
     if untouched:
         log.notes.append(f"{untouched} images of {args.images} have no annotation: not imported")
     try:
         content = to_own_data(
-            pictures, log, stuff=args.stuff, ignore=args.ignore, known=known, fixed=fixed
-        )
+            pictures, log, stuff=args.stuff, things=args.things, ignore=args.ignore, known=known,
+            fixed=fixed,
+        )  # fmt: skip
     finally:  # where nothing is left, it tells why
         if args.report:
             report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
@@ -145,7 +169,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     names = {k: [c["name"] for c in content["categories"] if c["isthing"] == k] for k in (1, 0)}
     tags = sum(len(e["image_tags"]) for e in content["images"])
-    groups = sum(a["iscrowd"] for a in content["annotations"])
+    entries = [*content["images"], *content["annotations"]]
+    marks = [f"{sum(len(e.get(k, ())) for e in entries)} {k}, " for k in ("points", "scribbles")]
+    boxes = sum("bbox" in a for a in content["annotations"])
+    without = len(content["annotations"]) - boxes
+    marks += [f"{without} objects without a box, "] if without else []
+    groups = sum(a.get("iscrowd", 0) for a in content["annotations"])
     if groups:
         objects = len(content["annotations"]) - groups
         advice = "; objects they become with --crowds-as-objects" * (args.format == "coco")
@@ -155,10 +184,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     print(f"things: {', '.join(names[1]) or 'none'}; stuff: {', '.join(names[0]) or 'none'}")
     print(
-        f"{args.output}: {len(content['images'])} images, {len(content['annotations'])} boxes, "
-        f"{tags} image tags, {len(log.dropped)} records dropped, {len(log.changed)} changed"
+        f"{args.output}: {len(content['images'])} images, {boxes} boxes, "
+        f"{''.join(m for m in marks if m[0] != '0')}{tags} image tags, "
+        f"{len(log.dropped)} records dropped, {len(log.changed)} changed"
     )
     return 0
+
+
+def _add_scribbles(
+    args: argparse.Namespace, pictures: list[Picture], images: ImageIndex, log: ImportLog,
+    known: list[dict] | None,
+) -> list[Picture]:  # fmt: skip
+    """Add PNG scribbles to what was read."""
+    names = {c["id"]: c["name"] for c in known or ()}
+    if args.classes and args.format != "yolo":
+        names = read_yolo_classes([args.classes])[0]
+    if not names:
+        raise InputError(
+            "PNG scribbles: their values have no names; give --classes, a name a line from 0, or "
+            "--categories, a file whose category ids they are"
+        )
+    folder = args.scribbles or args.annotations
+    if args.scribbles and args.format == "scribbles":
+        raise InputError("--scribbles: is --annotations where the format is scribbles")
+    return read_scribbles(folder, pictures, images, log, names, objects=args.strokes_as_objects)
 
 
 def _read(
@@ -180,6 +229,8 @@ def _read(
         return read_voc(path, images, log, **options), None
     if args.format == "labelme":
         return read_labelme(path, images, log), None
+    if args.format == "scribbles":
+        return [], None
     files = [args.classes] if args.classes else find_yolo_classes(path)
     names, key_points = read_yolo_classes(files)
     categories, classes = file_categories(

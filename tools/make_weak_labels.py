@@ -6,6 +6,7 @@ boxes   boxes of things -> masks, where GrabCut and region proposals agree
 tags    image tags of stuff -> cues, from a tag classifier's class activation maps
 merge   both stores -> one semantic and one instance map an image
 all     the three in one go; the parts are kept in STORE/parts/
+review  refused images of a store become ignore, as its report's review says
 """
 
 import argparse
@@ -30,6 +31,9 @@ EPILOG = """examples:
   # own data of things and one stuff class, which is all that lies outside the boxes
   tools/make_weak_labels.py boxes --annotations cows.json --images photos --output cow_labels \\
       --outside-boxes background
+
+  # what was refused in the report (tools/report.py labels) becomes ignore
+  tools/make_weak_labels.py review --review review.json --output cow_labels
 
   # a baseline to compare with, and another option of the recipe
   tools/make_weak_labels.py boxes --annotations cows.json --images photos \\
@@ -105,6 +109,12 @@ def _all(args: SimpleNamespace, cfg, data: SimpleNamespace) -> int:
 SUBCOMMANDS: dict[str, Callable] = {"boxes": _boxes, "tags": _tags, "merge": _merge, "all": _all}
 
 
+def _review(args: SimpleNamespace) -> int:
+    from wsis_d2.weak_labels.review import apply_review
+
+    return apply_review(args.output, args.review, args.dry_run)
+
+
 def _run(args: SimpleNamespace):
     from wsis_d2.weak_labels.driver import LabelRun
 
@@ -119,7 +129,7 @@ def _run(args: SimpleNamespace):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all four subcommands; options stand behind the subcommand."""
+    """Return the parser of all subcommands; options stand behind the subcommand."""
     common = argparse.ArgumentParser(add_help=False)
     data = common.add_argument_group("what to label")
     data.add_argument("--dataset", metavar="NAME", help="a registered weak dataset")
@@ -144,7 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="{" + ",".join(SUBCOMMANDS) + "}"
+        dest="command", required=True, metavar="{" + ",".join([*SUBCOMMANDS, "review"]) + "}"
     )
     texts = dict(line.split(None, 1) for line in __doc__.splitlines()[2:])
     for name in SUBCOMMANDS:
@@ -160,7 +170,8 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--masks",
                 choices=("agreement", "grabcut", "mcg", "box"),
-                help="what a box's mask is (default: the config's WEAK_LABELS.MASKS, agreement)",
+                help="what a box's mask is; mcg: its proposal, whatever made it (default: the "
+                "config's WEAK_LABELS.MASKS, agreement)",
             )
         if name != "tags":
             sub.add_argument(
@@ -176,6 +187,12 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
         )
+    review = subparsers.add_parser("review", help=texts["review"], description=texts["review"])
+    review.add_argument(
+        "--review", required=True, metavar="R.json", help="what the report exported"
+    )
+    review.add_argument("--output", required=True, metavar="STORE", help="the labels, changed")
+    review.add_argument("--dry-run", action="store_true", help="say what would be done")
     return parser
 
 
@@ -278,6 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S",
         stream=sys.stderr, force=True,
     )  # fmt: skip
+    if args.command == "review":
+        return _review(args)
     cfg = config_of(args)
     return SUBCOMMANDS[args.command](args, cfg, load_data(args, cfg))
 

@@ -172,9 +172,10 @@ class _Proposal:
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
         import cv2
 
-        from wsis_d2.structures.annotation import centre_boxes
+        from wsis_d2.structures.annotation import centre_boxes, record_marks
         from wsis_d2.visualization.visualizer import blend, draw_regions
         from wsis_d2.weak_labels.box_masks import box_parts
+        from wsis_d2.weak_labels.marked import hints_of
         from wsis_d2.weak_labels.proposals import MCGSource
         from wsis_d2.weak_labels.proposals.contours import make_contours
 
@@ -192,9 +193,11 @@ class _Proposal:
             name = f"{int(regions.max()) + 1} superpixels, {len(proposals)} proposals"
             panels[name] = blend(image, draw_regions(regions))
         masks = {"best proposals": [], "GrabCut": [], "agreement": []}
-        boxes = [b for b in centre_boxes(record) if not b.is_group]
-        for box in sorted(boxes, key=lambda b: -b.area):
-            parts = box_parts(bgr, box, lambda: proposals, self.options)
+        marks = record_marks(record)
+        boxes = [(k, b) for k, b in enumerate(centre_boxes(record)) if not b.is_group]
+        for index, box in sorted(boxes, key=lambda entry: -entry[1].area):
+            hints = hints_of(index, box.class_id, marks)
+            parts = box_parts(bgr, box, lambda: proposals, self.options, hints)
             found = {"best proposals": parts.proposal, "GrabCut": parts.grabcut}
             if parts.proposal is not None and parts.grabcut is not None:
                 found["agreement"] = parts.proposal & parts.grabcut

@@ -119,7 +119,7 @@ def add_weak_labels_config(cfg: CN) -> None:
     """Annotation to the labels of round 0 (paper 3.2, 3.3)."""
     cfg.WEAK_LABELS = CN()
     # What a box's pixels are: "agreement" of GrabCut and proposal (the method), or, to compare,
-    # one part alone ("grabcut", "mcg") or the filled "box". `--masks` overrides it.
+    # one part alone ("grabcut", "mcg": the proposal) or the filled "box". `--masks` overrides it.
     cfg.WEAK_LABELS.MASKS = "agreement"
     # A pixel claimed by boxes of different classes: "smaller" box wins, or "ignore".
     cfg.WEAK_LABELS.OVERLAP = "smaller"
@@ -129,8 +129,8 @@ def add_weak_labels_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.GRABCUT.INIT = "ellipse"
 
     cfg.WEAK_LABELS.PROPOSALS = CN()
-    # Source of region proposals: "mcg" (ours), "mcg_mat", "coco_json", "none" (GrabCut alone), or
-    # another name in PROPOSAL_SOURCE_REGISTRY.
+    # Source of region proposals: "mcg" (ours), "mcg_mat", "coco_json", "segment_anything" (boxes as
+    # prompts), "none" (GrabCut alone), or another name in PROPOSAL_SOURCE_REGISTRY.
     cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg"
     # Scales, trees and caps of "mcg": "default", "scg" or "mcg" (the published working points).
     cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
@@ -316,7 +316,8 @@ def add_additions_config(cfg: CN) -> None:
     # structured forest of one's own; needs OpenCV's contrib build). PATH names other weights.
     cfg.WEAK_LABELS.PROPOSALS.CONTOURS = "gradient"
     # File or folder that a source reads: published MATLAB files ("mcg_mat"), a COCO result file
-    # with masks ("coco_json"), weights of the contours ("mcg"; "" = the shipped ones).
+    # with masks ("coco_json"), weights of the contours ("mcg"; "" = the shipped ones), a model of
+    # transformers' SAM family, its folder or its name on the hub ("segment_anything").
     cfg.WEAK_LABELS.PROPOSALS.PATH = ""
 
     # The tag segmenter: META_ARCHITECTURE "TagSegmenter", DATASET_MAPPER_NAME "TagRegionMapper".

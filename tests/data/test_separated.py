@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 from wsis_d2.data.datasets.own.custom import register_weak_panoptic, unregister
 from wsis_d2.data.datasets.own.separated import register_separated
 from wsis_d2.data.datasets.sample.dataset import prepare_sample
+from wsis_d2.data.mappers.separated_mapper import SeparatedMapper
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -122,6 +124,26 @@ def test_an_object_without_a_mask_keeps_its_box_where_masks_are_not_needed(weak,
     left = next(r for r in DatasetCatalog.get(name) if r["image_id"] == first)
     missing = len(record["annotations"]) - len(left["annotations"])
     assert missing >= 1 and "objects have a box and no pixel of a mask" in caplog.text
+    register_separated("own_weak", keep_all=True)
+    kept = next(r for r in DatasetCatalog.get(name) if r["image_id"] == first)
+    assert len(kept["annotations"]) == len(record["annotations"])
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.INPUT.MIN_SIZE_TRAIN = True, "bitmask", (256,)
+    for _ in range(4):  # mirrored or not
+        sample = SeparatedMapper(cfg, True)(kept)
+        instances, known = sample["instances"], sample["sem_seg"] != 255
+        assert len(instances) == len(record["annotations"])
+        for mask, ignore, box in zip(
+            instances.gt_masks.tensor, instances.gt_ignore.tensor, instances.gt_boxes.tensor,
+            strict=True,
+        ):  # fmt: skip
+            assert not (mask & ignore).any() and not (ignore & known).any()
+            x0, y0, x1, y1 = (round(v) for v in box.tolist())
+            inside = torch.zeros_like(ignore)
+            inside[y0:y1, x0:x1] = True
+            assert (ignore[inside] == ~known[inside]).float().mean() > 0.95
+        empty = ~instances.gt_masks.tensor.flatten(1).any(dim=1)
+        assert empty.any() and instances.gt_ignore.tensor[empty].flatten(1).any(dim=1).all()
     register_separated("own_weak", masks=False)
     alone = next(r for r in DatasetCatalog.get(name) if r["image_id"] == first)
     found = sorted((a["category_id"], a["bbox"]) for a in alone["annotations"])

@@ -6,11 +6,11 @@ Needs Chromium with its driver (Debian: ``apt-get install chromium chromium-driv
 """
 
 import json
-import shutil
 
 import cv2
 import numpy as np
 import pytest
+from helpers.browser import find, keys, names, open_browser, wait_for
 
 from wsis_d2.report.html import write_report
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
@@ -25,11 +25,6 @@ CLASSES = class_list(
         {"id": 2, "name": "grass", "isthing": 0, "color": [30, 160, 60]},
         {"id": 3, "name": "sky", "isthing": 0, "color": [90, 140, 220]},
     ]
-)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--window-size=1300,1000"
 )
 
 
@@ -82,22 +77,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    selenium = pytest.importorskip("selenium", reason="selenium is missing: pip install selenium")
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("no Chromium with driver: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = selenium.webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = selenium.webdriver.Chrome(options=options, service=Service(driver))
-    yield found
-    found.quit()
+    yield from open_browser(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
@@ -108,32 +88,10 @@ def opened(browser, page):
     return browser
 
 
-def wait_for(browser, script):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 20, 0.05).until(lambda b: b.execute_script(script))
-
-
-def keys(browser, *pressed):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    ActionChains(browser).send_keys(*(getattr(Keys, k, k) for k in pressed)).perform()
-
-
-def names(browser):
-    script = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
-    return browser.execute_script(script)
-
-
 def panels(browser):
     """Captions of the first card's panels."""
     script = "return [...document.querySelectorAll('.card')[0].querySelectorAll('figcaption')]"
     return browser.execute_script(script + ".map(e => e.textContent)")
-
-
-def find(browser, selector):
-    return browser.find_element("css selector", selector)
 
 
 def test_layers_toggle_by_mouse_and_key(opened):

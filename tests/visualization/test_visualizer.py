@@ -76,6 +76,14 @@ def test_boxes_are_where_they_were_annotated():
     assert drawn[45, 70, 3] == 0
 
 
+def test_points_and_scribbles_are_where_they_were_put():
+    marks = [(0, [[20.0, 25.0]]), (1, [[40.0, 10.0], [70.0, 10.0]])]
+    drawn = draw_annotation(50, 80, [], [], classes=CLASSES, marks=marks, scale=1)
+    assert tuple(drawn[25, 20, :3]) == (200, 30, 10)
+    assert all(tuple(drawn[10, x, :3]) == (10, 20, 200) for x in range(41, 70))
+    assert drawn[35, 20, 3] == drawn[10, 35, 3] == drawn[25, 50, 3] == 0
+
+
 def test_blend_by_hand():
     image = np.full((2, 2, 3), 100, np.uint8)
     overlay = np.zeros((2, 2, 4), np.uint8)

@@ -66,6 +66,18 @@ def build_train_loader(
             raise InputError(f"DATASETS.TRAIN: no image of {list(cfg.DATASETS.TRAIN)} has a box")
         logger.info("%d images without a box left out", len(records) - len(kept))
         records = kept
+    if detector_stage:
+        # What has no box would count as background.
+        kept = [r for r in records if not r.get("unboxed")]
+        if len(kept) < len(records):
+            logger.info("%d images with objects without a box left out", len(records) - len(kept))
+        if not kept:
+            raise InputError(
+                f"DATASETS.TRAIN: every image of {list(cfg.DATASETS.TRAIN)} has objects without a "
+                "box, and a detector learns from boxes; give some images all their boxes, or train "
+                "a stock model from the labels (tools/train_stock.py)"
+            )
+        records = kept
     counts = count_supervision(records)
     logger.info(
         "Training images: %s",

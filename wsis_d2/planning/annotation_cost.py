@@ -1,7 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """What annotation costs, and what quality it buys (the analysis for dataset makers, paper 4.2).
 
-The times are the paper's (1, 4.2); the advice is an addition, not in the paper.
+The times are the paper's (1, 4.2). Points and scribbles, whose times are those of Bearman et al.,
+What's the Point (ECCV 2016), and the advice are an addition, not in the paper.
 """
 
 import math
@@ -20,6 +21,8 @@ class AnnotationTimes:
         box: one box (7 s, extreme clicking; paper 1).
         tag: one class tag of an image or crop (1 s; paper 1).
         mask: one segment drawn by hand (79 s, an average COCO instance; paper 4.2).
+        point: one point (2.4 s, the first click on an object; Bearman et al.).
+        scribble: one scribble (10.9 s; Bearman et al.).
         full_image: one image labelled wholly by hand; None adds up its segments. A Cityscapes
             image takes 5400 s (paper 1).
         hourly_rate: cost of an hour.
@@ -28,6 +31,8 @@ class AnnotationTimes:
     box: float = 7.0
     tag: float = 1.0
     mask: float = 79.0
+    point: float = 2.4
+    scribble: float = 10.9
     full_image: float | None = None
     hourly_rate: float = 10.0
 
@@ -46,12 +51,15 @@ class AnnotationCounts:
         boxes: boxes of things.
         tags: tags of stuff, over all images (or their crops, where crops are tagged).
         masks: segments a full annotation draws: things, and the stuff classes of each image.
+        points, scribbles: marks of classes and objects.
     """
 
     images: int
     boxes: int
     tags: int
     masks: int
+    points: int = 0
+    scribbles: int = 0
 
     def scaled(self, images: int) -> "AnnotationCounts":
         """Return the counts of another number of images of the same kind."""
@@ -64,6 +72,8 @@ class AnnotationCounts:
             boxes=round(self.boxes * factor),
             tags=round(self.tags * factor),
             masks=round(self.masks * factor),
+            points=round(self.points * factor),
+            scribbles=round(self.scribbles * factor),
         )
 
 
@@ -83,17 +93,23 @@ def count_records(
 
     Args:
         records: weak records; images with crop tags count those, others their image tags.
-        thing_ids: unified ids of things; a box stands for one, tags of them are not counted.
+        thing_ids: unified ids of things; a box stands for one, tags of them are not counted, and
+            neither are tags of stuff that is marked.
     """
     things = set(thing_ids)
-    boxes = tags = masks = 0
+    boxes = tags = masks = points = scribbles = 0
     for record in records:
         boxes += len(record.get("annotations") or [])
         stuff = set(record.get("image_tags") or []) - things
+        objects = [*(record.get("annotations") or []), *(record.get("unboxed") or [])]
+        marked = {m["category_id"] for k in ("points", "scribbles") for m in record.get(k) or ()}
+        for entry in [record, *(o for o in objects if isinstance(o, Mapping))]:
+            points += len(entry.get("points") or ())
+            scribbles += len(entry.get("scribbles") or ())
         crops = record.get("crop_tags")
-        tags += sum(len(set(c["tags"]) - things) for c in crops) if crops else len(stuff)
-        masks += len(record.get("annotations") or []) + len(stuff)
-    return AnnotationCounts(len(records), boxes, tags, masks)
+        tags += sum(len(set(c["tags"]) - things) for c in crops) if crops else len(stuff - marked)
+        masks += len(objects) + len(stuff)
+    return AnnotationCounts(len(records), boxes, tags, masks, points, scribbles)
 
 
 def supervision_cost(
@@ -112,6 +128,7 @@ def supervision_cost(
     if not 0 <= full_share <= 1:
         raise InputError(f"share of full images {full_share}: expected 0 to 1")
     weak = counts.boxes * times.box + counts.tags * times.tag
+    weak += counts.points * times.point + counts.scribbles * times.scribble
     if times.full_image is None:
         full = counts.masks * times.mask
     else:

@@ -40,7 +40,7 @@ def make_all_labels(
         categories: the annotation file's categories.
         output: the store of merged labels.
         classifier: the tag classifier's checkpoint; not needed where no record tags any stuff but
-            the class outside boxes.
+            the class outside boxes and what has points or scribbles.
         outside_boxes: "ignore" or the class outside all boxes.
         has_boxes: see :class:`wsis_d2.structures.annotation.AnnotatedClasses`.
         run: how to run each part.
@@ -54,7 +54,7 @@ def make_all_labels(
     annotation = AnnotatedClasses.of(categories, outside_boxes, has_boxes)
     known = annotation.thing_ids | annotation.outside_classes
     tagged = any(
-        set(tags) - known
+        set(tags) - known - _marked(record)
         for record in records
         for tags in [
             record.get("image_tags") or (),
@@ -107,3 +107,8 @@ def make_all_labels(
         run=dataclasses.replace(run, force=False),  # the store is made above
     )
     return status
+
+
+def _marked(record: Mapping) -> set[int]:
+    """Return the classes that points and scribbles of an image name."""
+    return {m["category_id"] for key in ("points", "scribbles") for m in record.get(key) or ()}

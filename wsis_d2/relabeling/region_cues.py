@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
-from wsis_d2.structures.annotation import record_crops, touched_boxes
+from wsis_d2.structures.annotation import record_crops, touched_boxes, whole_image_groups
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
@@ -85,7 +85,7 @@ class RegionCueLabeller:
             sample["crop_targets"].append(target)
         sample["boxes"] = [
             ((box.x0, box.y0, box.x1 + 1, box.y1 + 1), box.class_id, box.is_group)
-            for box in touched_boxes(record)
+            for box in (*touched_boxes(record), *whole_image_groups(record))
         ]
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
         found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()

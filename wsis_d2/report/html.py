@@ -50,6 +50,7 @@ def write_report(
     ascending: bool = True,
     hidden_layers: Sequence[str] = (),
     footer: str = "",
+    review: str = "",
     max_side: int = 1600,
 ) -> Path:
     """Write a report; an existing report of the same name is replaced as a whole.
@@ -73,6 +74,9 @@ def write_report(
         ascending: whether the lowest comes first.
         hidden_layers: layers that are off at first.
         footer: plain text at the end of the page.
+        review: recipe hash of the labels that are shown; given, images can be accepted, refused or
+            marked for full annotation, and the verdicts exported
+            (:mod:`wsis_d2.weak_labels.review`). Items then have ``"id"``, their image id.
         max_side: photographs with a longer side are scaled down to it.
 
     Returns:
@@ -100,7 +104,7 @@ def write_report(
         ]
         page = _page(
             title, subtitle, entries, list(classes), tables, curves, bars, sort, ascending,
-            hidden_layers, footer,
+            hidden_layers, footer, review,
         )  # fmt: skip
         temporary = work / "page.html"
         # Halves of characters, which JSON may hold, have no place in a file.
@@ -151,6 +155,7 @@ def _write_item(
     scores = {str(k): _number(v) for k, v in (item.get("scores") or {}).items()}
     return {
         "name": name,
+        **({"id": item["id"]} if "id" in item else {}),
         "layers": layers,
         "scores": scores,
         "caption": str(item.get("caption") or ""),
@@ -183,7 +188,8 @@ def _draw(
         both = [
             draw_annotation(
                 *size, layer.boxes, layer.class_ids, classes=classes, tags=layer.tags,
-                crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores, palette=palette,
+                crop_tags=layer.crop_tags, crowd=layer.crowd, scores=layer.scores,
+                marks=layer.marks, palette=palette,
             )
             for palette in ("dataset", "safe")
         ]  # fmt: skip
@@ -249,6 +255,7 @@ def _page(
     ascending: bool,
     hidden: Sequence[str],
     footer: str,
+    review: str,
 ) -> str:
     """Return the page's text."""
     layers: list[str] = []
@@ -265,6 +272,7 @@ def _page(
         "layers": layers,
         "base": layers[0] if layers else "",
         "hidden": list(hidden),
+        "review": review,
         "scores": scores,
         "sort": sort if sort in scores else "",
         "ascending": bool(ascending),

@@ -20,6 +20,8 @@ from wsis_d2.report.sources import (
     panoptic_layer,
     store_layer,
 )
+from wsis_d2.structures.annotation import record_marks
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.json_io import flatten
@@ -47,7 +49,8 @@ def label_report(
     """Write a report on one or more label stores of one dataset.
 
     Images are sorted by their IoU with the truth, else by the disagreement of the first two
-    stores, else by coverage, the worst first.
+    stores, else by coverage, the worst first. Labels of one store can be reviewed in it
+    (:mod:`wsis_d2.weak_labels.review`).
 
     Args:
         output: the HTML file.
@@ -84,6 +87,7 @@ def label_report(
         bars=_bars(data, sums),
         sort=sort,
         ascending=ascending,
+        review=next(iter(stores.values())).recipe_hash if len(stores) == 1 else "",
         footer="Grey hatching marks ignored pixels. "
         + " ".join(f"{name}: recipe {store.recipe_hash[:12]}." for name, store in stores.items()),
     )
@@ -136,6 +140,7 @@ def _items(
                     scores = {kind: _mean(np.array(values)), **scores}
         yield {
             "record": record,
+            "id": image_id,
             "name": image_name(record),
             "scores": scores,
             "classes": class_names(present[0] if present else None, record, data.classes),
@@ -175,6 +180,9 @@ def _tables(
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
+    marked = _marks(data.records)
+    if marked:
+        tables.append({"title": "Points and scribbles", "columns": ["", "number"], "rows": marked})
     recipes = [flatten(store.recipe) for store in stores.values()]
     keys = sorted(set().union(*recipes))
     lines = [[key, *(str(r[key]) if key in r else None for r in recipes)] for key in keys]
@@ -184,6 +192,30 @@ def _tables(
         columns = ["store", "image", "reason"]
         tables.append({"title": "Failed images", "columns": columns, "rows": failed})
     return tables
+
+
+def _marks(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Return what is marked, [] where nothing is."""
+    objects = [o for r in records for o in (*r["annotations"], *r.get("unboxed", ()))]
+    entries = [*records, *objects]
+    points, scribbles = (
+        sum(len(e.get(key) or ()) for e in entries) for key in ("points", "scribbles")
+    )
+    if not points + scribbles:
+        return []
+    marked = [o for o in objects if o.get("points") or o.get("scribbles")]
+    drawn = [m for r in records if (m := record_marks(r)) is not None]
+    pixels = sum(int(np.count_nonzero(m.classes != IGNORE)) for m in drawn)
+    size = sum(r["height"] * r["width"] for r in records)
+    return [
+        ["points", points],
+        ["scribbles", scribbles],
+        ["objects", len(objects)],
+        ["objects with marks", len(marked)],
+        ["objects without a box", sum("bbox" not in o for o in objects)],
+        ["images with marks %", 100 * len(drawn) / max(1, len(records))],
+        ["pixels marked %", 100 * pixels / max(1, size)],
+    ]
 
 
 def _bars(data: DataSource, sums: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     if args.annotations is not None:
         if args.images is None:
             raise InputError("--annotations needs --images DIR, the folder of the images")
-        file = read_weak_file(args.annotations, args.images)
+        file = read_weak_file(args.annotations, args.images, supervision="mixed")
         name, records, table = args.annotations, file.records, file.classes
     else:
         name = args.dataset
@@ -118,7 +118,19 @@ def annotation_layer(record: Mapping[str, Any]) -> AnnotationLayer:
             for x, y, w, h in [crop["box"]]
         ],
         crowd=[bool(a.get("iscrowd", 0)) for a in boxes],
+        marks=_marks(record),
     )
+
+
+def _marks(record: Mapping[str, Any]) -> list[tuple[int, list]]:
+    """Return class and points of each point and scribble that says where something is."""
+    marks = [(m["category_id"], [m["xy"]]) for m in record.get("points") or ()]
+    marks += [(m["category_id"], m["xy"]) for m in record.get("scribbles") or ()]
+    for entry in (*(record.get("annotations") or ()), *(record.get("unboxed") or ())):
+        class_id = int(entry["category_id"])
+        marks += [(class_id, [p[:2]]) for p in entry.get("points") or () if p[2:] != [0]]
+        marks += [(class_id, line) for line in entry.get("scribbles") or ()]
+    return marks
 
 
 def store_layer(store: Any, image_id: int | str) -> LabelLayer | None:

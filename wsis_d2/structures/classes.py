@@ -157,7 +157,8 @@ def record_in_classes(record: Mapping[str, Any], places: Sequence[int]) -> dict[
     """Return a dataset record with its contiguous class ids replaced.
 
     Args:
-        record: with any of ``annotations``, ``image_tags``, ``crop_tags`` and ``segments_info``.
+        record: with any of ``annotations``, ``unboxed``, ``points``, ``scribbles``, ``image_tags``,
+            ``crop_tags`` and ``segments_info``.
         places: the new id of each old one, as of :func:`match_classes`.
     """
 
@@ -165,7 +166,7 @@ def record_in_classes(record: Mapping[str, Any], places: Sequence[int]) -> dict[
         return [{**e, "category_id": places[e["category_id"]]} for e in entries]
 
     result = dict(record)
-    for key in ("annotations", "segments_info"):
+    for key in ("annotations", "unboxed", "points", "scribbles", "segments_info"):
         if key in record:
             result[key] = moved(record[key])
     if "image_tags" in record:

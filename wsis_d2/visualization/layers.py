@@ -32,6 +32,7 @@ class AnnotationLayer:
         crop_tags: (XYXY box, unified ids) each.
         crowd: per box, True for groups.
         scores: per box, or None.
+        marks: points and scribbles: unified class id and [[x, y], ...] each, one point or more.
     """
 
     boxes: Sequence[Sequence[float]]
@@ -40,6 +41,7 @@ class AnnotationLayer:
     crop_tags: Sequence[tuple[Sequence[float], Sequence[int]]] = ()
     crowd: Sequence[bool] = ()
     scores: Sequence[float] | None = None
+    marks: Sequence[tuple[int, Sequence[Sequence[float]]]] = ()
 
 
 Layer = str | Path | np.ndarray | LabelLayer | AnnotationLayer

@@ -22,7 +22,7 @@ def draw_layer(
         drawn = draw_annotation(
             image.shape[0], image.shape[1], layer.boxes, layer.class_ids, classes=classes,
             tags=layer.tags, crop_tags=layer.crop_tags, crowd=layer.crowd,
-            scores=layer.scores, palette=palette,
+            scores=layer.scores, marks=layer.marks, palette=palette,
         )  # fmt: skip
     else:
         drawn = draw_labels(layer.semantic, layer.instance, classes=classes, palette=palette)

@@ -203,10 +203,11 @@ def draw_annotation(
     crop_tags: Sequence[tuple[Sequence[float], Sequence[int]]] = (),
     crowd: Sequence[bool] = (),
     scores: Sequence[float] | None = None,
+    marks: Sequence[tuple[int, Sequence[Sequence[float]]]] = (),
     palette: str = "dataset",
     scale: int | None = None,
 ) -> np.ndarray:
-    """Draw boxes with class names, the tags of the image and, thin and dashed, of its crops.
+    """Draw boxes with class names, marks, the tags of the image and, thin and dashed, of its crops.
 
     Args:
         height, width: size of the picture.
@@ -217,6 +218,7 @@ def draw_annotation(
         crop_tags: (XYXY box, unified ids) each.
         crowd: per box, True for groups, drawn dashed.
         scores: per box, written after the name.
+        marks: unified class id and [[x, y], ...] of each point or scribble.
         palette: ``"dataset"`` or ``"safe"``.
         scale: enlargement; None chooses by size.
 
@@ -252,6 +254,15 @@ def draw_annotation(
             rim = (255, 255, 255, 190) if sum(color) < 300 else (0, 0, 0, 160)
             draw.rectangle(corners, outline=rim, width=line + 2)
             draw.rectangle(corners, outline=(*color, 255), width=line)
+    for class_id, points in marks:
+        color, _ = class_style(classes, class_id, palette)
+        path = [(x * scale, y * scale) for x, y in points]
+        for width, ink in ((2 * line + 2, (255, 255, 255, 220)), (2 * line, (*color, 255))):
+            if len(path) > 1:
+                draw.line(path, fill=ink, width=width, joint="curve")
+                continue
+            (x, y), radius = path[0], width * 0.8
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=ink)
     for index in order:
         name = _class_name(classes, class_ids[index])
         if scores is not None:

@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from yacs.config import CfgNode
 
-from wsis_d2.structures.annotation import centre_boxes
+from wsis_d2.structures.annotation import (
+    AnnotatedClasses,
+    centre_boxes,
+    record_marks,
+    unboxed_classes,
+    whole_image_groups,
+)
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
@@ -28,12 +34,17 @@ class BoxLabeller:
     """The labelling function of one process: weak record in, labels out."""
 
     def __init__(
-        self, source: ProposalSource | None, options: BoxLabelOptions, outside: int
+        self,
+        source: ProposalSource | None,
+        options: BoxLabelOptions,
+        outside: int,
+        things: frozenset[int] = frozenset(),
     ) -> None:
         """See :func:`make_box_labels`; ``source`` None where no proposals are needed."""
         self._source = source
         self._options = options
         self._outside = outside
+        self._things = things
 
     def __call__(self, record: Mapping) -> driver.Labels:
         """Read the record's image and label it from its boxes."""
@@ -41,7 +52,17 @@ class BoxLabeller:
         proposals = None
         if self._source is not None:
             proposals = functools.partial(self._source, image, record)
-        return make_box_labels(image, centre_boxes(record), proposals, self._options, self._outside)
+        return make_box_labels(
+            image,
+            centre_boxes(record),
+            proposals,
+            self._options,
+            # What a class may be anywhere leaves nothing known outside the boxes.
+            IGNORE if whole_image_groups(record, self._things) else self._outside,
+            record_marks(record),
+            unboxed_classes(record),
+            self._things,
+        )
 
 
 def boxes_recipe(cfg: CfgNode, outside_boxes: str | int = "ignore") -> dict:
@@ -87,9 +108,10 @@ def make_box_store(
     options = BoxLabelOptions.from_config(cfg)
     source = build_proposal_source(cfg) if options.needs_proposals else None
     outside = IGNORE if outside_boxes == "ignore" else int(outside_boxes)
+    things = AnnotatedClasses.of(categories).thing_ids
     store = LabelStore.create(output, recipe, categories, force=run.force)
     result = driver.run(
-        functools.partial(BoxLabeller, source, options, outside),
+        functools.partial(BoxLabeller, source, options, outside, things),
         records,
         store,
         workers=run.workers,

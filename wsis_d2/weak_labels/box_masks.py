@@ -7,16 +7,25 @@ have a fallback.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from yacs.config import CfgNode
 
+from wsis_d2.structures.annotation import Marks
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels.driver import Labels
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, ellipse_mask, grabcut_mask
+from wsis_d2.weak_labels.marked import (
+    NO_HINTS,
+    Hints,
+    grow_class_marks,
+    guessed_box,
+    hints_of,
+    state_marks,
+)
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
 from wsis_d2.weak_labels.proposals.select import MODES, select_proposal
 
@@ -107,8 +116,11 @@ def make_box_labels(
     proposals: ProposalSet | Callable[[], ProposalSet] | None,
     options: BoxLabelOptions,
     outside: int = IGNORE,
+    marks: Marks | None = None,
+    unboxed: Sequence[int] = (),
+    thing_ids: Collection[int] = (),
 ) -> Labels:
-    """Label one image from its boxes.
+    """Label one image from its boxes, and from its points and scribbles where it has some.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -118,10 +130,17 @@ def make_box_labels(
             gives none, GrabCut alone decides.
         options: see :class:`BoxLabelOptions`.
         outside: class of the pixels outside all boxes (VOC: background); 255 = no information.
+        marks: the image's points and scribbles. They seed GrabCut, choose among the proposals and
+            are written as they are; those of classes also label the superpixels that they lie in,
+            outside boxes.
+        unboxed: classes of the objects that have marks and no box; a box is guessed around the
+            marks. Where there is one, pixels outside all boxes stay unknown.
+        thing_ids: classes of things beside those of boxes, for marks.
 
     Returns:
         ``semantic``: class where a box's mask says so, 255 elsewhere in boxes; ``instance``: id
         there, -1 elsewhere and where two boxes of one class claim a pixel; ``counters``.
+        Segments whose proposal was made for the box have its ``score``, if it has one.
     """
     height, width = image.shape[:2]
     semantic = np.full((height, width), IGNORE, np.uint8)
@@ -131,25 +150,49 @@ def make_box_labels(
     masks, seen = [], set()
     segments: list[dict] = []
     maker = _Lazy(proposals)
-    for box in boxes:
+    numbers: dict[int, int] = {}
+    for index, box in enumerate(boxes):
         in_a_box[box.window] = True
         if box.is_group:
             counters["boxes_group"] += 1
             continue
         segments.append({"id": len(segments) + 1, "category_id": box.class_id})
+        numbers[index] = segments[-1]["id"]
         if (box.class_id, box.corners) in seen:
             counters["boxes_duplicate"] += 1
             continue
         seen.add((box.class_id, box.corners))
         counters["boxes"] += 1
-        mask = box_mask(image, box, maker, options, counters)
+        hints = hints_of(index, box.class_id, marks)
+        counters["boxes_marked"] += hints.inside is not None and bool(hints.inside.any())
+        mask = box_mask(image, box, maker, options, counters, hints)
+        score = maker.score(index)
+        if score is not None:
+            segments[-1]["score"] = score
         if mask.any():
             masks.append((box, segments[-1]["id"], mask))
+    for index, class_id in enumerate(unboxed, start=len(boxes)):
+        counters["objects_without_box"] += 1
+        segments.append({"id": len(segments) + 1, "category_id": class_id})
+        numbers[index] = segments[-1]["id"]
+        guess = None if marks is None else guessed_box(marks, index, class_id)
+        if guess is not None and options.masks != "box":
+            hints = hints_of(index, class_id, marks, guessed=True)
+            mask = box_mask(image, guess, maker, options, new_counters(), hints)
+            masks.append((guess, segments[-1]["id"], mask))
     _paint(masks, semantic, instance, options.overlap)
-    if outside != IGNORE:
-        semantic[~in_a_box] = outside
+    if marks is not None:
+        # A class that marks alone know may reach into what is outside all boxes.
+        free = maker().regions() if options.needs_proposals and maker() is not None else None
+        counters["pixels_grown"] = grow_class_marks(marks, free, semantic, in_a_box)
+        counters["pixels_marked"] = int(np.count_nonzero(marks.classes != IGNORE))
+    if outside != IGNORE and not unboxed:
+        semantic[~in_a_box & (semantic == IGNORE)] = outside
         segments.append({"id": len(segments) + 1, "category_id": int(outside)})
-        instance[~in_a_box] = segments[-1]["id"]
+        instance[~in_a_box & (semantic == outside)] = segments[-1]["id"]
+    if marks is not None:
+        things = {*thing_ids, *(box.class_id for box in boxes), *unboxed}
+        state_marks(marks, semantic, instance, numbers, segments, things)
     counters["images_tiny"] = int(min(height, width) < TINY_IMAGE)
     counters["images_scaled_down"] = int(maker.scaled_down)
     counters["pixels"] = height * width
@@ -168,7 +211,8 @@ def new_counters() -> dict:
     found nothing (``boxes_grabcut_empty``, ``boxes_proposal_empty``), or both found something but
     agree on nothing, or on less than asked (``boxes_no_agreement``).
     A fallback saves some of them; ``boxes_ignored`` are left. ``images_scaled_down`` were too
-    large for proposals at full size.
+    large for proposals at full size. ``boxes_marked`` have points or scribbles,
+    ``objects_without_box`` these alone; ``pixels_grown`` are labelled by marks nearby.
     """
     names = (
         "images_tiny",
@@ -187,6 +231,10 @@ def new_counters() -> dict:
         "boxes_fallback_mcg",
         "boxes_fallback_ellipse",
         "boxes_ignored",
+        "boxes_marked",
+        "objects_without_box",
+        "pixels_marked",
+        "pixels_grown",
     )
     return dict.fromkeys(names, 0)
 
@@ -197,6 +245,7 @@ def box_mask(
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
     counters: dict,
+    hints: Hints = NO_HINTS,
 ) -> np.ndarray:
     """Return the pixels of a box that are its object, bool of its shape; count what happens.
 
@@ -216,8 +265,10 @@ def box_mask(
     if not tiny and not whole:
         if _is_uniform(image[box.window]):
             counters["boxes_uniform"] += 1
-        parts = box_parts(image, box, proposals, options)
+        parts = box_parts(image, box, proposals, options, hints)
         mask = combine(parts, options.masks)
+        if hints.outside is not None:
+            mask &= ~hints.outside[box.window]
         if parts.grabcut is not None and not parts.grabcut.any():
             counters["boxes_grabcut_empty"] += 1
         if parts.proposal is not None and not parts.proposal.any():
@@ -227,7 +278,7 @@ def box_mask(
         found = [part.any() for part in (parts.grabcut, parts.proposal) if part is not None]
         counters["boxes_no_agreement"] += len(found) == 2 and all(found)
     counters["boxes_failed"] += 1
-    mask = _fallback(box, proposals, options, parts)
+    mask = None if hints.guessed else _fallback(box, proposals, options, parts, hints)
     if mask is not None and mask.any():
         counters[f"boxes_fallback_{options.fallback}"] += 1
         return mask
@@ -240,25 +291,33 @@ def box_parts(
     box: Box,
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
+    hints: Hints = NO_HINTS,
 ) -> BoxParts:
     """Ask GrabCut and the proposals about a box, each only if ``options.masks`` needs it."""
     parts = BoxParts(None, None)
     if options.masks in ("agreement", "grabcut"):
-        parts.grabcut = grabcut_mask(image, box.corners, options.grabcut)
+        parts.grabcut = grabcut_mask(
+            image, box.corners, options.grabcut, hints.inside, hints.outside, hints.guessed
+        )
         if parts.grabcut is None:
             parts.grabcut = np.zeros(box.shape, bool)
     if options.masks in ("agreement", "mcg"):
-        parts.index, parts.proposal = best_proposal(proposals(), box, options.selection)
+        parts.index, parts.proposal = best_proposal(proposals(), box, options.selection, hints)
     return parts
 
 
 def best_proposal(
-    proposals: ProposalSet | None, box: Box, selection: str
+    proposals: ProposalSet | None, box: Box, selection: str, hints: Hints = NO_HINTS
 ) -> tuple[int | None, np.ndarray | None]:
-    """Return index and pixels (clipped to the box) of its proposal; None, None without a source."""
+    """Return index and pixels (clipped to the box) of its proposal; None, None without a source.
+
+    A proposal that was made for the box's annotation is its, else the one that fits best.
+    """
     if proposals is None:
         return None, None
-    index = select_proposal(proposals, box.corners, selection)
+    index = proposals.owned(hints.owner)
+    if index is None:
+        index = select_proposal(proposals, box.corners, selection, hints.inside, hints.outside)
     if index is None:
         return None, np.zeros(box.shape, bool)
     return index, proposals.mask(index)[box.window]
@@ -280,12 +339,13 @@ def _fallback(
     proposals: Callable[[], ProposalSet | None],
     options: BoxLabelOptions,
     parts: BoxParts,
+    hints: Hints,
 ) -> np.ndarray | None:
     """Return the mask of a box that failed. Addition, not in the paper, which leaves it ignored."""
     if options.fallback == "mcg":
         if parts.proposal is not None:
             return parts.proposal
-        return best_proposal(proposals(), box, options.selection)[1]
+        return best_proposal(proposals(), box, options.selection, hints)[1]
     if options.fallback == "ellipse":
         return ellipse_mask(*box.shape, options.fallback_radius)
     return None
@@ -328,6 +388,14 @@ class _Lazy:
         if callable(self._proposals):
             self._proposals = self._proposals()
         return self._proposals
+
+    def score(self, owner: int) -> float | None:
+        """The score of the proposal that was made for an annotation, if any and made already."""
+        made = self._proposals
+        if made is None or callable(made) or made.scores is None:
+            return None
+        index = made.owned(owner)
+        return None if index is None else float(made.scores[index])
 
     @property
     def scaled_down(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from wsis_d2.structures.annotation import CropTags
+from wsis_d2.structures.annotation import CropTags, Marks
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE, keep_table, member_table
 from wsis_d2.utils.errors import check_choice
@@ -104,6 +104,7 @@ def clean_labels(
     image_tags: Collection[int] = frozenset(),
     thing_ids: Collection[int] = frozenset(),
     options: CleanOptions | None = None,
+    marks: Marks | None = None,
 ) -> CleanResult:
     """Clean one label map.
 
@@ -119,6 +120,8 @@ def clean_labels(
         image_tags: the classes of the image; the stuff among them gets whole-image instances.
         thing_ids: every class that is a thing. The classes of the boxes are added.
         options: see :class:`CleanOptions`; None is its defaults.
+        marks: points and scribbles, which hold whatever the steps say; those of an object have its
+            instance. Addition, not in the paper.
 
     Returns:
         :class:`CleanResult`; the arrays are new, the inputs are not altered.
@@ -134,6 +137,8 @@ def clean_labels(
     _check_classes("thing_ids", things)
     result = labels.copy()
     stages: dict[str, np.ndarray] = {}
+    if marks is not None:
+        marks.state_facts(result)
 
     if options.score_threshold is not None and scores is not None:
         _check_map("scores", scores, np.floating, labels.shape)
@@ -161,12 +166,14 @@ def clean_labels(
         result = fill_boxes(result, boxes, things, options.fill_threshold)
         stages["fill"] = result.copy()
 
+    if marks is not None:
+        marks.state_facts(result)
     stuff = sorted(int(i) for i in set(image_tags) - things) if options.stuff_instances else []
     _check_classes("image_tags", stuff)
     if not options.instances:
         nothing = np.full(labels.shape, INSTANCE_IGNORE, np.int32)
         return CleanResult(result, nothing, [], stages)
-    instance, segments = instance_labels(result, boxes, stuff)
+    instance, segments = instance_labels(result, boxes, stuff, marks)
     return CleanResult(result, instance, segments, stages)
 
 
@@ -356,7 +363,10 @@ def fill_boxes(
 
 
 def instance_labels(
-    labels: np.ndarray, boxes: Sequence[Box], stuff_ids: Sequence[int] = ()
+    labels: np.ndarray,
+    boxes: Sequence[Box],
+    stuff_ids: Sequence[int] = (),
+    marks: Marks | None = None,
 ) -> tuple[np.ndarray, list[dict]]:
     """Step 6: tell instances apart by their boxes (paper 3.2).
 
@@ -368,6 +378,7 @@ def instance_labels(
         labels: (H, W) uint8.
         boxes: things and groups, in annotation order.
         stuff_ids: stuff classes that get an instance over the whole image, before the boxes.
+        marks: points and scribbles; what an object's own say, holds.
 
     Returns:
         (H, W) int32 (0 = no instance, -1 = ignore), and ``{"id", "category_id"}`` of the
@@ -392,6 +403,11 @@ def instance_labels(
         free = inside == 0
         inside[own & ~free] = INSTANCE_IGNORE
         inside[own & free] = number
+    if marks is not None:
+        for owner, box in enumerate(boxes):
+            number = next((n for n, b in enumerate(kept, 1) if b[:5] == box[:5]), None)
+            if number is not None:
+                instance[marks.of(owner) & (labels == box.class_id)] = number
     present = np.unique(instance)
     segments = [
         {"id": int(i), "category_id": int(kept[i - 1].class_id)} for i in present[present > 0]

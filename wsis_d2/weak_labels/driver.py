@@ -44,6 +44,9 @@ _RECORD_FIELDS = (
     "width",
     "image_tags",
     "crop_tags",
+    "points",
+    "scribbles",
+    "unboxed",
     "supervision",
 )
 #: An image of photographs' size takes seconds.
@@ -281,6 +284,7 @@ def plain_record(record: Mapping) -> dict:
             "bbox_mode": int(a.get("bbox_mode", 0)),
             "category_id": int(a["category_id"]),
             "iscrowd": int(a.get("iscrowd", 0)),
+            **{key: a[key] for key in ("id", "points", "scribbles") if key in a},
         }
         for a in record.get("annotations", [])
     ]

@@ -58,7 +58,12 @@ class GrabCutOptions:
 
 
 def grabcut_mask(
-    image: np.ndarray, box: tuple[int, int, int, int], options: GrabCutOptions
+    image: np.ndarray,
+    box: tuple[int, int, int, int],
+    options: GrabCutOptions,
+    inside: np.ndarray | None = None,
+    outside: np.ndarray | None = None,
+    guessed: bool = False,
 ) -> np.ndarray | None:
     """Segment what a box holds.
 
@@ -66,6 +71,11 @@ def grabcut_mask(
         image: (H, W, 3) uint8.
         box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive, inside the image, not empty.
         options: see :class:`GrabCutOptions`.
+        inside, outside: (H, W) bool, pixels marked as object and as something else; sure foreground
+            and background. Marks that reach over a share of ``seed_radius`` of a side of the box
+            take the place of the central ellipse, which is then no more than probable foreground;
+            a point alone does not. Addition, not in the paper.
+        guessed: the box was guessed, so its middle says nothing.
 
     Returns:
         (y1 - y0, x1 - x0) bool, sure or probable foreground inside the box; None where the box
@@ -81,13 +91,20 @@ def grabcut_mask(
         return None
     crop = image[top:bottom, left:right]
     inner = np.array([x0 - left, y0 - top, x1 - left, y1 - top], float)
+    window = slice(top, bottom), slice(left, right)
+    marks = [None if m is None or not m[window].any() else m[window] for m in (inside, outside)]
     scale = _scale(max(crop.shape[:2]), options)
     if scale != 1:
         size = (max(2, round(crop.shape[1] * scale)), max(2, round(crop.shape[0] * scale)))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         inner *= np.tile([size[0] / crop.shape[1], size[1] / crop.shape[0]], 2)
         crop = cv2.resize(crop, size, interpolation=how)
-    state = _start(crop.shape[:2], inner, options)
+    marks = [None if m is None else _scale_marks(m, crop.shape[:2]) for m in marks]
+    if marks[0] is not None and marks[1] is not None:
+        both = marks[0] & marks[1]
+        marks = [m & ~both for m in marks]
+    centred = not guessed and (marks[0] is None or not _spans(marks[0], inner, options.seed_radius))
+    state = _start(crop.shape[:2], inner, options, centred, *marks)
     if not (state == cv2.GC_BGD).any():
         return None
     if (state & 1).any() and not _uniform(crop):
@@ -124,7 +141,31 @@ def _scale(longest: int, options: GrabCutOptions) -> float:
     return 1.0
 
 
-def _start(shape: tuple[int, int], box: np.ndarray, options: GrabCutOptions) -> np.ndarray:
+def _scale_marks(marks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return marks in another size, each 3 x 3 pixels wide: colours need some to be learned."""
+    rows, columns = np.nonzero(marks)
+    scaled = np.zeros(shape, bool)
+    scaled[rows * shape[0] // marks.shape[0], columns * shape[1] // marks.shape[1]] = True
+    return cv2.dilate(scaled.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _spans(marks: np.ndarray, box: np.ndarray, share: float) -> bool:
+    """Return whether marks reach over a share of a side of a box."""
+    rows, columns = np.nonzero(marks)
+    if not rows.size:
+        return False
+    sides = box[2:] - box[:2]
+    return bool(np.ptp(columns) >= share * sides[0] or np.ptp(rows) >= share * sides[1])
+
+
+def _start(
+    shape: tuple[int, int],
+    box: np.ndarray,
+    options: GrabCutOptions,
+    centred: bool,
+    marked: np.ndarray | None,
+    denied: np.ndarray | None,
+) -> np.ndarray:
     """Return GrabCut's first mask for a crop, uint8: sure background outside the box."""
     x0, y0 = np.floor(box[:2] + 0.5).astype(int)
     x1, y1 = np.maximum(np.floor(box[2:] + 0.5).astype(int), (x0 + 1, y0 + 1))
@@ -137,7 +178,12 @@ def _start(shape: tuple[int, int], box: np.ndarray, options: GrabCutOptions) -> 
         inside[...] = cv2.GC_PR_BGD
         inside[ellipse_mask(height, width, 1.0)] = cv2.GC_PR_FGD
     if options.seed_radius > 0:
-        inside[ellipse_mask(height, width, options.seed_radius)] = cv2.GC_FGD
+        seed = cv2.GC_FGD if centred else cv2.GC_PR_FGD
+        inside[ellipse_mask(height, width, options.seed_radius)] = seed
+    if marked is not None:
+        inside[marked[y0:y1, x0:x1]] = cv2.GC_FGD
+    if denied is not None:
+        state[denied] = cv2.GC_BGD
     return state
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from wsis_d2.structures.annotation import AnnotatedClasses, record_crops, touched_boxes
+from wsis_d2.structures.annotation import (
+    AnnotatedClasses,
+    record_crops,
+    record_marks,
+    touched_boxes,
+    whole_image_groups,
+)
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
@@ -76,11 +82,12 @@ def clean_record(
         labels,
         scores,
         masks,
-        boxes=touched_boxes(record),
+        boxes=[*touched_boxes(record), *whole_image_groups(record, annotation.thing_ids)],
         crop_tags=crops,
         image_tags=tags,
         thing_ids=annotation.thing_ids,
         options=options,
+        marks=record_marks(record),
     )
 
 
@@ -95,7 +102,7 @@ def record_possible_classes(
     return possible_classes(
         shape,
         num_classes,
-        touched_boxes(record),
+        [*touched_boxes(record), *whole_image_groups(record, annotation.thing_ids)],
         record_crops(record, annotation.outside_classes),
         annotation.thing_ids,
         options,
@@ -120,7 +127,7 @@ def merge_record(
         annotation: the dataset's classes.
         options: the cleaning steps.
         mask_instances: the boxes store's instance map and segments; given, pixels of a thing keep
-            the instance that their mask has.
+            the instance that their mask has. So they do where an object has no box.
 
     Returns:
         Semantic map, instance map, segments and counters.
@@ -164,7 +171,7 @@ def _instances_of_masks(
         own = (instance == segment["id"]) & (result.semantic == class_id)
         if own.any():
             merged[own] = number
-            kept.append({"id": number, "category_id": class_id})
+            kept.append({**segment, "id": number})
     thing = np.isin(result.semantic, list(annotation.thing_ids))
     merged[thing & (merged == 0)] = INSTANCE_IGNORE
     return merged.astype(np.int32), kept
@@ -193,7 +200,8 @@ class _MergeWorker:
             self._tags.check(record)
             cues = self._tags.semantic(image_id)
         masks = self._boxes.semantic(image_id)
-        instances = self._boxes.instance(image_id) if self.instances_from == "masks" else None
+        from_masks = self.instances_from == "masks" or bool(record.get("unboxed"))
+        instances = self._boxes.instance(image_id) if from_masks else None
         return merge_record(record, cues, masks, self.annotation, self.options, instances)
 
 

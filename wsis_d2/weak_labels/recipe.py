@@ -24,7 +24,7 @@ def recipe_hash(recipe: Mapping, categories: Iterable[Mapping]) -> str:
 
 
 def annotation_digest(record: Mapping) -> str:
-    """Return a short hash of a weak record's annotation: size, boxes, classes, tags.
+    """Return a short hash of a weak record's annotation: size, boxes, classes, tags, marks.
 
     Where the image lies on disk does not count, so a moved dataset keeps its labels.
     """
@@ -44,6 +44,15 @@ def annotation_digest(record: Mapping) -> str:
         sorted(int(t) for t in record.get("image_tags") or []),
         crops,
     ]
+    marks = [
+        [place, key, annotation[key]]
+        for place, annotation in enumerate(record.get("annotations", ()))
+        for key in ("points", "scribbles")
+        if annotation.get(key)
+    ]
+    classes = [[key, record[key]] for key in ("points", "scribbles", "unboxed") if record.get(key)]
+    if marks or classes:  # labels made before there were any stay valid
+        parts.append([marks, classes])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

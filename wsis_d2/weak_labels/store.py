@@ -201,7 +201,7 @@ class LabelStore:
             instance: (H, W) int32, ids of ``segments``; 0 and -1 = no instance (both are stored as
                 void and come back as -1).
             segments: ``{"id": positive id, "category_id": contiguous class id}``; those without a
-                pixel are left out of what is stored.
+                pixel are left out of what is stored. Optional ``score``: how sure the mask is.
             counters: what happened, name to number; summed over images by :meth:`finish`.
 
         Raises:
@@ -232,6 +232,22 @@ class LabelStore:
                 "counters": dict(counters or {}),
             },
         )
+
+    def refuse(self, image_id: int | str) -> None:
+        """Make the labels of one image ignore, whole; its counters say ``refused``."""
+        self._require_writable()
+        entry = self._done_entry(image_id)
+        key, size = image_key(image_id), (entry["height"], entry["width"])
+        (self.path / "status" / f"{key}.json").unlink()
+        self._write_png(f"semantic/{key}.png", np.full(size, IGNORE, np.uint8))
+        self._write_png(f"panoptic/{key}.png", np.zeros((*size, 3), np.uint8))
+        changed = {"segments": [], "counters": {**entry["counters"], "refused": 1}}
+        self._write_json(f"status/{key}.json", {**entry, **changed})
+
+    def forget(self, image_id: int | str) -> None:
+        """Drop the labels of one image; the next run of the command makes them again."""
+        self._require_writable()
+        (self.path / "status" / f"{image_key(image_id)}.json").unlink(missing_ok=True)
 
     def write_failure(self, record: Mapping, message: str) -> None:
         """Note that the labels of one image could not be made; the next run tries it again."""
@@ -318,13 +334,15 @@ class LabelStore:
 
         Returns:
             (H, W) int32, segment ids, -1 = ignore; and ``{"id", "category_id"}`` of each segment,
-            contiguous class ids.
+            contiguous class ids, with the ``score`` of those that have one.
         """
         entry = self._done_entry(image_id)
         rgb = self._read_png(f"panoptic/{image_key(image_id)}.png", "RGB").astype(np.int32)
         ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
         ids[ids == 0] = INSTANCE_IGNORE
-        segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments"]]
+        segments = [
+            {k: s[k] for k in ("id", "category_id", "score") if k in s} for s in entry["segments"]
+        ]
         if self._places is not None:
             for segment in segments:
                 segment["category_id"] = self._places[segment["category_id"]]
@@ -367,6 +385,7 @@ class LabelStore:
                             "area": s["area"],
                             "bbox": s["bbox"],
                             "iscrowd": 0,
+                            **({"score": s["score"]} if "score" in s else {}),
                         }
                         for s in entry["segments"]
                     ],
@@ -514,6 +533,7 @@ def _check_labels(
                 "category_id": int(segment["category_id"]),
                 "area": int(np.count_nonzero(mask)),
                 "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+                **({"score": float(segment["score"])} if "score" in segment else {}),
             }
         )
     return checked

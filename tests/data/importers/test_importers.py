@@ -173,12 +173,14 @@ def test_labelme_particulars(photos, tmp_path):
          "group_id": 1},
         {"label": "dog", "points": [[30, 20], [33, 24]], "shape_type": "circle"},
         {"label": "dog", "points": [[30, 20]], "shape_type": "point"},
+        {"label": "dog", "points": [[30, 20]], "shape_type": "polygon"},
     ]  # fmt: skip
     (folder / "a.json").write_text(json.dumps(content))
     log = ImportLog()
     (picture,) = read_labelme(folder, ImageIndex(photos), log)
     assert picture.boxes == [("cow", 5, 5, 20, 25, False), ("dog", 25, 15, 10, 10, False)]
-    assert [d["why"] for d in log.dropped] == ["a point has no area"]
+    assert [d["why"] for d in log.dropped] == ["a polygon has no area"]
+    assert [(m.name, m.xy) for m in picture.marks] == [("dog", [30, 20])]
 
 
 def test_voc_difficult(photos, tmp_path):

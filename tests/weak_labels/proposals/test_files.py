@@ -116,3 +116,81 @@ def test_bad_coco_file_is_named(tmp_path):
 
 def test_none_has_none():
     assert NoSource()(IMAGE, {}) is None
+
+
+def coded(mask):
+    found = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": found["size"], "counts": found["counts"].decode()}
+
+
+def half_masks():
+    left, right = np.zeros((15, 24), bool), np.zeros((15, 24), bool)
+    left[2:9, 3:9], right[2:9, 3:20] = True, True
+    return left, right
+
+
+RECORD = {
+    "image_id": "é1",
+    "annotations": [{"id": 7, "category_id": 0}, {"id": 8, "category_id": 0}],
+}
+
+
+@pytest.mark.parametrize("key", ["annotation_id", "id"])
+def test_coco_masks_belong_to_the_annotation_of_their_id(tmp_path, key):
+    left, right = half_masks()
+    entries = [
+        {"image_id": "é1", key: 8, "segmentation": coded(left), "score": 0.25},
+        {"image_id": "other", key: 9, "segmentation": coded(right), "score": 0.5},
+        {"image_id": "é1", key: 7, "segmentation": coded(right), "score": 0.75},
+    ]
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps({"images": [{"a": [1, {}]}], "annotations": entries, "x": 1}))
+    found = CocoJsonSource(str(path))(IMAGE, RECORD)
+    # The other mask fits the first one's box better.
+    assert select_proposal(found, (3, 2, 9, 9)) == 0
+    assert found.owned(0) == 1 and found.owned(1) == 0 and found.owned(2) is None
+    assert found.scores.tolist() == [0.25, 0.75]
+
+
+def test_coco_ids_of_another_file_pair_nothing(tmp_path):
+    left, right = half_masks()
+    path = tmp_path / "masks.json"
+    numbered = [{"image_id": 1, "id": 7, "segmentation": coded(left)},
+                {"image_id": 1, "id": 12, "segmentation": coded(right)}]  # fmt: skip
+    path.write_text(json.dumps(numbered))
+    found = CocoJsonSource(str(path))(IMAGE, {**RECORD, "image_id": 1})
+    assert found.owned(0) is None and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"image_id": 1, "segmentation": {', '{"annotations": 5}', "[1, "]
+)
+def test_a_broken_coco_file_is_named(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="broken.json"):
+        CocoJsonSource(str(path))(IMAGE, RECORD)
+
+
+def test_coco_files_are_read_in_pieces(tmp_path, monkeypatch):
+    """Entries that lie across the pieces' ends, and long ones, come back as json.loads has them."""
+    from wsis_d2.weak_labels.proposals import coco_index
+
+    monkeypatch.setattr(coco_index, "_CHUNK", 16)
+    rng = np.random.default_rng(1)
+    entries = [
+        {
+            "image_id": int(rng.integers(0, 5)),
+            "segmentation": "x" * int(rng.integers(0, 90)),
+            "n": k,
+        }
+        for k in range(60)
+    ]
+    for indent, content in ((None, entries), (2, {"é": "ü", "annotations": entries, "z": []})):
+        path = tmp_path / "pieces.json"
+        path.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
+        index = coco_index.CocoIndex(path)
+        assert index.is_object == isinstance(content, dict)
+        for image_id in range(5):
+            assert index.entries(image_id) == [e for e in entries if e["image_id"] == image_id]
+        assert index.entries(9) is None

@@ -1,10 +1,10 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """From annotation tools' files to the own-data format: what all readers share.
 
-A reader (``coco``, ``cvat``, ``label_studio``, ``per_image``, ``tags``, ``yolo``) turns one tool's
-files into :class:`Picture` objects with class names; :func:`.own_data.to_own_data` gives names
-their ids and writes nothing but boxes and tags. Masks and polygons end here: only their bounding
-box goes on.
+A reader (``coco``, ``cvat``, ``label_studio``, ``per_image``, ``scribbles``, ``tags``, ``yolo``)
+turns one tool's files into :class:`Picture` objects with class names;
+:func:`.own_data.to_own_data` gives names their ids and writes nothing but boxes, tags, points and
+scribbles. Masks and polygons end here: only their bounding box goes on.
 """
 
 import json
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import MAX_SIDE, is_number, shorten
+from wsis_d2.data.datasets.own.values import is_number, shorten
+from wsis_d2.data.datasets.own.weak import MAX_SIDE
 from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.utils.errors import InputError, printable
 from wsis_d2.utils.files import write_bytes
@@ -24,6 +25,29 @@ from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES
 from wsis_d2.utils.image_io import explain_size, picture_size
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point or a scribble.
+
+    Attributes:
+        name: the class, as it is written.
+        xy: [x, y] of a point, or a list of them, in pixels.
+        owner: the place of its box in ``Picture.boxes``; or any text, the same for all marks of
+            one object without a box; None: what it lies in tells; -1: it tells the class alone.
+        inside: False: a point that is not on the object.
+    """
+
+    name: str
+    xy: list
+    owner: int | str | None = None
+    inside: bool = True
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it is one point."""
+        return not isinstance(self.xy[0], list)
 
 
 @dataclass
@@ -37,6 +61,7 @@ class Picture:
             written, here and below.
         tags: class names seen in the image.
         crop_tags: ((x, y, width, height), class names).
+        marks: points and scribbles.
         image_id: the id that the source has for it, so that other files which name it still fit;
             None: it gets a number.
     """
@@ -49,6 +74,7 @@ class Picture:
     crop_tags: list[tuple[tuple[float, float, float, float], set[str]]] = field(
         default_factory=list
     )
+    marks: list[Mark] = field(default_factory=list)
     image_id: int | str | None = None
 
 
@@ -321,8 +347,10 @@ def add_box(
     log: ImportLog,
     crowd: bool = False,
     relative: bool = False,
-) -> None:
+) -> int | None:
     """Add a box given by its corners; clip it to the image; drop what has no area there.
+
+    Returns its place in ``picture.boxes``, None where it was dropped.
 
     NaN, infinity and what is no number are errors, and so are corners of 0 to 1: values relative
     to the image, unless they were (``relative``) and are pixels by now.
@@ -330,27 +358,55 @@ def add_box(
     corners = list(xyxy)
     if not isinstance(name, str) or not name.strip():
         log.bad("box", where, f"its class is {shorten(name)}, expected a name")
-        return
+        return None
     if len(corners) != 4 or not all(is_number(v) and math.isfinite(v) for v in corners):
         log.bad("box", where, f"its corners are {shorten(corners)}, expected four finite numbers")
-        return
+        return None
     x0, y0, x1, y1 = map(float, corners)
     if not relative and min(x0, y0) >= 0 and 0 < max(x1, y1) <= 1:
         shown = shorten([round(v, 4) for v in (x0, y0, x1, y1)])
         log.bad("box", where, f"its corners {shown} are relative to the image, expected pixels")
-        return
+        return None
     if x1 <= x0 or y1 <= y0:
         log.drop("box", where, "no area")
-        return
+        return None
     u0, v0 = max(x0, 0.0), max(y0, 0.0)
     u1, v1 = min(x1, float(picture.width)), min(y1, float(picture.height))
     if u1 <= u0 or v1 <= v0:
         log.drop("box", where, "wholly outside the image")
-        return
+        return None
     if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
         log.change("box", where, "more than a pixel outside the image, clipped")
     x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
     picture.boxes.append((name, x, y, w, h, bool(crowd)))
+    return len(picture.boxes) - 1
+
+
+def add_mark(
+    picture: Picture,
+    name: Any,
+    points: list,
+    where: str,
+    log: ImportLog,
+    owner: int | str | None = None,
+    inside: bool = True,
+) -> None:
+    """Add a point (one [x, y]) or a scribble; drop one that reaches out of the image."""
+    if not isinstance(name, str) or not name.strip():
+        log.bad("mark", where, f"its class is {shorten(name)}, expected a name")
+        return
+    finite = all(
+        isinstance(p, list) and len(p) == 2 and all(is_number(v) and math.isfinite(v) for v in p)
+        for p in points
+    )
+    if not points or not finite:
+        log.bad("mark", where, f"points are {shorten(points)}, expected [x, y] of finite numbers")
+        return
+    if any(not 0 <= x <= picture.width or not 0 <= y <= picture.height for x, y in points):
+        log.drop("mark", where, "reaches out of the image")
+        return
+    line = [[round(float(x), 4), round(float(y), 4)] for x, y in points]
+    picture.marks.append(Mark(name, line if len(line) > 1 else line[0], owner, inside))
 
 
 def write_json(content: Any, path: str | os.PathLike) -> None:

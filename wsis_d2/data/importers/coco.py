@@ -2,11 +2,11 @@
 """Reader of COCO instances JSON, as CVAT, Label Studio, Roboflow and FiftyOne write it."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
+from wsis_d2.data.datasets.own.values import shorten
+from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box, add_mark
 from wsis_d2.data.importers.files import box_order, hull, is_finite, to_number, upright
 from wsis_d2.data.importers.foreign import what_it_is
 from wsis_d2.data.importers.names import fold, to_flag
@@ -31,7 +31,7 @@ def read_coco(
     Boxes without ``bbox`` are made of the polygon or run lengths; CVAT's ``rotation`` attribute
     gives the upright box of the turned one. ``image_tags`` of an image entry are names or category
     ids; its ``tags``, where tools put names of splits too, count where they are known classes;
-    own-data ``crop_tags`` are kept.
+    own-data ``crop_tags``, ``points`` and ``scribbles`` are kept; visible key points are points.
 
     Args:
         path, images, log: as for all readers.
@@ -102,6 +102,15 @@ def read_coco(
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
             picture.crop_tags.append((tuple(box), _names(crop.get("tags"), names, where, log)))
+        for key in ("points", "scribbles"):
+            for mark in _entries(entry.get(key)):
+                category = mark.get("category_id") if isinstance(mark, dict) else None
+                if type(category) is not int or category not in names:
+                    log.bad("mark", where, f"{key} has {shorten(mark)}, of no class of the file")
+                    continue
+                line = mark.get("xy")
+                line = [line] if key == "points" else _entries(line)
+                add_mark(picture, names[category], line, f"{where}: {key}", log)
     taken = []
     for k, annotation in enumerate(annotations):
         where = f"{source}: annotations[{k}]"
@@ -130,20 +139,41 @@ def read_coco(
             f'{source}: "bbox"',
         )  # fmt: skip
     for annotation, picture, where, crowd in taken:
+        name = names[annotation["category_id"]]
+        marks = list(_coco_marks(annotation))
+        if not annotation.get("bbox") and not annotation.get("segmentation") and marks:
+            for line, inside in marks:
+                add_mark(picture, name, line, where, log, where, inside)
+            continue
         corners = _coco_corners(annotation, picture, where, log, bbox)
         if corners is None:
             continue
         if crowd and crowds_as_objects:
             log.change("box", where, "a group (iscrowd), taken as an object")
-        add_box(
-            picture,
-            names[annotation["category_id"]],
-            corners,
-            where,
-            log,
-            crowd and not crowds_as_objects,
-        )
+        place = add_box(picture, name, corners, where, log, crowd and not crowds_as_objects)
+        if place is not None:
+            for line, inside in marks:
+                add_mark(picture, name, line, where, log, place, inside)
     return [p for p in pictures.values() if p is not None], categories
+
+
+def _entries(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _coco_marks(annotation: dict) -> Iterator[tuple[list, bool]]:
+    """Yield the marks of an annotation: its own-data ones and its visible key points."""
+    for point in _entries(annotation.get("points")):
+        if isinstance(point, list) and len(point) == 3 and point[2] in (0, 1):
+            yield [point[:2]], bool(point[2])
+        else:
+            yield [point], True
+    for line in _entries(annotation.get("scribbles")):
+        yield _entries(line), True
+    flat = _entries(annotation.get("keypoints"))
+    for x, y, visible in zip(flat[::3], flat[1::3], flat[2::3], strict=False):
+        if visible == 2:  # 1: hidden, so something else is seen there; 0: not annotated
+            yield [[x, y]], True
 
 
 def _without_dummy(categories: list, used: set[int], source: str, log: ImportLog) -> list:

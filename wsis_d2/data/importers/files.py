@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from wsis_d2.data.datasets.own.weak import is_number
+from wsis_d2.data.datasets.own.values import is_number
 from wsis_d2.data.importers.base import ImportLog, Picture
 from wsis_d2.utils.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.cvat import ellipse_corners
 from wsis_d2.data.importers.files import hull, is_finite

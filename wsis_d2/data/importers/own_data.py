@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import ImageColor
 
-from wsis_d2.data.datasets.own.weak import shorten
-from wsis_d2.data.importers.base import ImportLog, Picture
+from wsis_d2.data.datasets.own.values import shorten
+from wsis_d2.data.importers.base import ImportLog, Mark, Picture
 from wsis_d2.data.importers.names import fold
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
@@ -26,13 +26,16 @@ def to_own_data(
     log: ImportLog,
     *,
     stuff: Iterable[str] = (),
+    things: Iterable[str] = (),
     ignore: Iterable[str] = (),
     known: list[dict] | None = None,
     fixed: bool = False,
 ) -> dict:
     """Make an own-data file's content of what a reader found.
 
-    A class that has a box is a thing; one that has tags alone is stuff. Boxes of classes named in
+    A class that has a box is a thing; one that has tags or marks alone is stuff. A mark of things
+    belongs to the one box of its class that it lies in; one that lies in none is an object without
+    a box; in several, it tells the class alone. Boxes of classes named in
     ``stuff`` become tags of their image. Names that differ in outer spaces, letter case or Unicode
     form are one class. Of boxes of one class with the same corners the first is kept.
 
@@ -40,6 +43,7 @@ def to_own_data(
         pictures: with unique file names.
         log: where drops and changes go.
         stuff: names that are stuff whatever the file says.
+        things: names that are things though they have no box.
         ignore: names to leave out.
         known: categories (``id``, ``name``, optionally ``isthing`` and ``color``) that keep their
             ids, e.g. those of the training file when the validation file is imported.
@@ -52,23 +56,27 @@ def to_own_data(
     if not pictures:
         raise InputError(f"no image is left to import{_because(log)}")
     pictures, spelling = _spell(pictures, known, log)
-    stuff, ignore = ({spelling.get(fold(n), n) for n in names} for names in (stuff, ignore))
-    boxed = {b[0] for p in pictures for b in p.boxes}
-    tagged = {t for p in pictures for t in p.tags}
+    stuff, things, ignore = (
+        {spelling.get(fold(n), n) for n in names} for names in (stuff, things, ignore)
+    )
+    boxed = {b[0] for p in pictures for b in p.boxes} | things
+    tagged = {t for p in pictures for t in p.tags} | {m.name for p in pictures for m in p.marks}
     tagged |= {t for p in pictures for _, tags in p.crop_tags for t in tags}
-    if not boxed | tagged and (log.dropped or not known):
+    if not (boxed - things) | tagged and (log.dropped or not known):
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(pictures)} images{_because(log)}"
         )
-    there = boxed | tagged | {c["name"] for c in known}
-    for option, wanted in (("stuff", stuff), ("ignore", ignore)):
+    there = (boxed - things) | tagged | {c["name"] for c in known}
+    for option, wanted in (("stuff", stuff), ("things", things), ("ignore", ignore)):
         for name in sorted(wanted - there):
             raise InputError(f"--{option} {name}: no such class; there are {_names(there)}")
-    for name in sorted(stuff & ignore):
-        raise InputError(f"--stuff and --ignore both name {name}; choose one")
-    categories = _categories(known, boxed, tagged, stuff, ignore, fixed)
+    for one, other in (("stuff", "ignore"), ("stuff", "things"), ("things", "ignore")):
+        both = {"stuff": stuff, "things": things, "ignore": ignore}
+        for name in sorted(both[one] & both[other]):
+            raise InputError(f"--{one} and --{other} both name {name}; choose one")
+    categories = _categories(known, boxed, tagged, stuff, things, ignore, fixed)
     ids = {c["name"]: c["id"] for c in categories}
-    things = {c["name"] for c in categories if c["isthing"]}
+    countable = {c["name"] for c in categories if c["isthing"]}
     unused = [name for name in ids if name not in boxed | tagged]
     if unused and not fixed:
         log.notes.append(f"{len(unused)} classes have neither box nor tag: {_names(unused)}")
@@ -87,10 +95,11 @@ def to_own_data(
     for picture in sorted(pictures, key=lambda p: p.file_name):
         image_id = next(numbers) if picture.image_id is None else picture.image_id
         tags = {t for t in picture.tags if keep(t, picture.file_name, "tag")}
-        for name, x, y, w, h, crowd in _without_copies(picture, log):
+        own: dict[int | str, dict] = {}
+        for place, (name, x, y, w, h, crowd) in _without_copies(picture, log):
             if not keep(name, picture.file_name, "box"):
                 continue
-            if name not in things:
+            if name not in countable:
                 tags.add(name)
                 log.change("box", picture.file_name, f'"{name}" is stuff, so its box became a tag')
                 continue
@@ -98,6 +107,7 @@ def to_own_data(
                 {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
                  "bbox": [x, y, w, h], "iscrowd": int(crowd)}
             )  # fmt: skip
+            own[place] = annotations[-1]
         entry: dict[str, Any] = {
             "id": image_id,
             "file_name": picture.file_name,
@@ -108,6 +118,8 @@ def to_own_data(
         for box, found in picture.crop_tags:
             kept = sorted(ids[t] for t in found if keep(t, picture.file_name, "tag"))
             crops.append({"box": list(box), "tags": kept})
+        marks = [m for m in picture.marks if keep(m.name, picture.file_name, "mark")]
+        entry.update(_marks(picture, marks, own, annotations, image_id, ids, countable))
         entry["image_tags"] = sorted({ids[t] for t in tags} | {t for c in crops for t in c["tags"]})
         if crops:
             entry["crop_tags"] = crops
@@ -117,6 +129,48 @@ def to_own_data(
             f"neither a box nor a tag is left to import, of {len(images)} images{_because(log)}"
         )
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _marks(
+    picture: Picture,
+    marks: list[Mark],
+    own: dict[int | str, dict],
+    annotations: list[dict],
+    image_id: int | str,
+    ids: dict[str, int],
+    things: set[str],
+) -> dict[str, list[dict]]:
+    """Give marks to their annotations, make those of objects without a box; return the others.
+
+    Args:
+        own: place in ``picture.boxes`` to the annotation; objects without a box are added.
+    """
+    rest: dict[str, list[dict]] = {}
+    for number, mark in enumerate(marks):
+        key = "points" if mark.is_point else "scribbles"
+        owner: int | str | None = mark.owner
+        if mark.name not in things or (isinstance(owner, int) and owner not in own):
+            owner = None
+        elif owner is None:
+            around = [k for k in own if isinstance(k, int) and _is_around(picture.boxes[k], mark)]
+            owner = around[0] if len(around) == 1 else None if around else f"mark {number}"
+        if owner is None:
+            rest.setdefault(key, []).append({"category_id": ids[mark.name], "xy": mark.xy})
+            continue
+        if owner not in own:
+            own[owner] = {"id": len(annotations) + 1, "image_id": image_id,
+                          "category_id": ids[mark.name]}  # fmt: skip
+            annotations.append(own[owner])
+        xy = mark.xy if mark.inside else [*mark.xy, 0]
+        own[owner].setdefault(key, []).append(xy)
+    return rest
+
+
+def _is_around(box: tuple, mark: Mark) -> bool:
+    name, x, y, w, h, crowd = box
+    points = [mark.xy] if mark.is_point else mark.xy
+    inside = all(x <= u <= x + w and y <= v <= y + h for u, v in points)
+    return name == mark.name and not crowd and inside
 
 
 def _because(log: ImportLog) -> str:
@@ -141,6 +195,7 @@ def _spell(
         counts.update(b[0].strip() for b in picture.boxes)
         counts.update(t.strip() for t in sorted(picture.tags))
         counts.update(t.strip() for _, tags in picture.crop_tags for t in sorted(tags))
+        counts.update(m.name.strip() for m in picture.marks)
     for name, _ in counts.most_common():  # of equal ones the first seen
         spelling.setdefault(fold(name), name)
 
@@ -163,15 +218,17 @@ def _spell(
     for p in pictures:
         boxes = [(spelled(b[0], p), *b[1:]) for b in p.boxes]
         crops = [(box, spelled_tags(tags, p)) for box, tags in p.crop_tags]
-        result.append(replace(p, boxes=boxes, tags=spelled_tags(p.tags, p), crop_tags=crops))
+        marks = [replace(m, name=spelled(m.name, p)) for m in p.marks]
+        tags = spelled_tags(p.tags, p)
+        result.append(replace(p, boxes=boxes, tags=tags, crop_tags=crops, marks=marks))
     return result, spelling
 
 
-def _without_copies(picture: Picture, log: ImportLog) -> list[tuple]:
-    """The boxes of a picture, each once; equal corners under two classes are noted."""
+def _without_copies(picture: Picture, log: ImportLog) -> list[tuple[int, tuple]]:
+    """The boxes of a picture, each once, with places; equal corners of two classes are noted."""
     seen: dict[tuple, set] = {}
     kept = []
-    for box in picture.boxes:
+    for place, box in enumerate(picture.boxes):
         key = tuple(round(v, 1) for v in box[1:5])
         names = seen.setdefault(key, set())
         if (box[0], box[5]) in names:
@@ -181,7 +238,7 @@ def _without_copies(picture: Picture, log: ImportLog) -> list[tuple]:
             pair = " and ".join(f'"{n}"' for n in sorted((other, box[0])))
             log.change("box", picture.file_name, f"{pair} have the same corners, both kept")
         names.add((box[0], box[5]))
-        kept.append(box)
+        kept.append((place, box))
     return kept
 
 
@@ -190,6 +247,7 @@ def _categories(
     boxed: set[str],
     tagged: set[str],
     stuff: set[str],
+    things: set[str],
     ignore: set[str],
     fixed: bool,
 ) -> list[dict]:
@@ -199,19 +257,19 @@ def _categories(
         if name in ignore:
             continue
         isthing = category.get("isthing")
-        if name in stuff:
-            isthing = 0
+        if name in stuff or name in things:
+            isthing = int(name in things)
         elif isthing is None:
             isthing = int(name in boxed or name not in tagged)
         kept = {k: category[k] for k in ("id", "name", "supercategory", "color") if k in category}
         categories.append({**kept, "isthing": int(isthing)})
     if not fixed:
         have = {c["name"] for c in categories}
-        things = sorted(boxed - have - stuff - ignore)
-        others = sorted((tagged | boxed) - have - set(things) - ignore)
+        countable = sorted(boxed - have - stuff - ignore)
+        others = sorted((tagged | boxed) - have - set(countable) - ignore)
         following = max((c["id"] for c in known), default=0) + 1
-        for number, name in enumerate(things + others, start=following):
-            categories.append({"id": number, "name": name, "isthing": int(name in things)})
+        for number, name in enumerate(countable + others, start=following):
+            categories.append({"id": number, "name": name, "isthing": int(name in countable)})
     return parse_categories(categories, "the imported classes").categories
 
 

@@ -11,8 +11,8 @@ import math
 import os
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
+from wsis_d2.data.datasets.own.values import shorten
+from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box, add_mark
 from wsis_d2.data.importers.files import (
     annotation_files,
     bad_file,
@@ -35,6 +35,7 @@ _TURNED = ("cx", "cy", "w", "h", "angle")  # roLabelImg's turned box; radians
 # Shapes of labelme and X-AnyLabeling whose points span the object.
 _AREAS = ("polygon", "rectangle", "mask", "oriented_rectangle", "rotation", "quadrilateral",
           "cuboid")  # fmt: skip
+_MARKS = ("point", "points", "line", "linestrip")
 
 
 def read_voc(
@@ -115,8 +116,8 @@ def read_voc(
 def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) -> list[Picture]:
     """Read a folder of labelme JSON files.
 
-    Shapes are taken by their box; shapes of one label and one ``group_id`` are one object; flags
-    of the image that are set are its tags.
+    Shapes are taken by their box; points and lines are marks; shapes of one label and one
+    ``group_id`` are one object; flags of the image that are set are its tags.
     """
     pictures = []
     for file, where in annotation_files(path, ".json"):
@@ -147,19 +148,31 @@ def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) ->
         groups: dict[Any, list] = {}
         for k, shape in enumerate(content["shapes"]):
             label = f"{where}: shapes[{k}]"
-            corners = _shape_corners(shape, label, log)
+            kind = shape.get("shape_type") if isinstance(shape, dict) else None
+            is_mark = kind in _MARKS and shape.get("points")
+            corners = shape["points"] if is_mark else _shape_corners(shape, label, log)
             if corners is None:
                 continue
             group = shape.get("group_id")
             name = shape.get("label")
             alone = group is None or not isinstance(group, int) or not isinstance(name, str)
-            groups.setdefault(k if alone else (name, group), []).append((name, corners, label))
-        for parts in groups.values():
-            name, _, label = parts[0]
-            corners = hull([p for _, c, _ in parts for p in (c[:2], c[2:])])
-            if len(parts) > 1:
-                log.change("box", label, "parts of one group_id, taken as one object")
-            add_box(picture, name, corners, label, log)
+            groups.setdefault(k if alone else (name, group), []).append(
+                (name, corners, label, kind)
+            )
+        for key, shapes in groups.items():
+            parts = [part for part in shapes if part[3] not in _MARKS]
+            owner: int | str | None = repr(key) if isinstance(key, tuple) else None
+            if parts:
+                name, _, label, _ = parts[0]
+                corners = hull([p for _, c, _, _ in parts for p in (c[:2], c[2:])])
+                if len(parts) > 1:
+                    log.change("box", label, "parts of one group_id, taken as one object")
+                owner = add_box(picture, name, corners, label, log)
+            for name, points, label, kind in shapes:
+                if kind in _MARKS:
+                    lines = [[p] for p in points] if kind == "points" else [points]
+                    for line in lines:
+                        add_mark(picture, name, line, label, log, owner)
     return unique(pictures, log)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture
 from wsis_d2.data.importers.files import is_finite, read_bytes, to_number
 from wsis_d2.data.importers.names import fold

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from wsis_d2.data.datasets.own.weak import shorten
+from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.files import (
     annotation_files,

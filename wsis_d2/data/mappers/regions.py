@@ -8,6 +8,8 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from wsis_d2.structures.annotation import whole_image_groups
+
 UNKNOWN = -1.0
 """The target of a class that may or may not be there."""
 
@@ -21,7 +23,8 @@ def annotation_regions(
     """Return what :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses` reads.
 
     Args:
-        record: its boxes are taken from ``annotations``.
+        record: its boxes are taken from ``annotations``; the class of an object without a box is
+            a group over the image.
         windows: corners ``(x0, y0, x1, y1)``, ends exclusive, and target of each, (classes,)
             float32: 1 present, 0 absent, -1 unknown.
         transforms: what the image went through. After a crop, windows and boxes may reach past
@@ -32,7 +35,13 @@ def annotation_regions(
         ``crops``, a list of ``(x0, y0, x1, y1)``; ``crop_targets`` (crops, classes); ``boxes``, a
         list of ``(corners, class, is a group)``; ``has_boxes``.
     """
-    annotations = record.get("annotations", ())
+    annotations = [
+        *record.get("annotations", ()),
+        *(
+            {"bbox": box.corners, "bbox_mode": 0, "category_id": box.class_id, "iscrowd": 1}
+            for box in whole_image_groups(record)
+        ),
+    ]
     corners = [
         BoxMode.convert(a["bbox"], BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS) for a in annotations
     ]

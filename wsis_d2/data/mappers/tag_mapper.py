@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from wsis_d2.data.augmentations import RandomScale
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
+from wsis_d2.structures.annotation import unboxed_classes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record
 
@@ -136,6 +137,8 @@ class TagMapper:
                     target[class_id] = 1.0
                 elif share > 0 and target[class_id] == 0:
                     target[class_id] = UNKNOWN
+        unboxed = [c for c in unboxed_classes(record) if target[c] == 0]
+        target[unboxed] = UNKNOWN  # of which window is not told
         target[list(tags or ())] = 1.0
         return target
 

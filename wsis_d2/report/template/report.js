@@ -17,10 +17,46 @@
   const state = {
     active: new Set(data.layers.filter((l) => !data.hidden.includes(l))),
     stacked: false, beside: null, safe: false, sort: data.sort || "", ascending: data.ascending, text: "", cls: "",
-    order: [], zoomed: -1, scale: 1, x: 0, y: 0,
+    show: "", order: [], zoomed: -1, scale: 1, x: 0, y: 0,
   };
   const fmt = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 100 ? v.toFixed(0)
     : Number.isInteger(v) ? String(v) : Math.abs(v) >= 10 ? v.toFixed(1) : v.toFixed(3);
+
+  /* Review: verdicts by image id, kept by the browser for the labels of this recipe. */
+  const KEYS = { a: "accept", x: "refuse", f: "full" };
+  const SAID = { accept: "accepted", refuse: "refused", full: "to annotate fully" };
+  const STORAGE = "wsis_d2 review " + data.review;
+  const verdicts = new Map();
+  if (data.review) {
+    try {
+      const ids = new Set(data.items.map((i) => i.id));
+      for (const [id, v] of JSON.parse(localStorage.getItem(STORAGE) || "[]")) if (ids.has(id) && SAID[v]) verdicts.set(id, v);
+    } catch { /* no storage: verdicts last as long as the page */ }
+  }
+  function judge(card, verdict) {
+    if (!card) return;
+    verdict ? verdicts.set(card.item.id, verdict) : verdicts.delete(card.item.id);
+    try { localStorage.setItem(STORAGE, JSON.stringify([...verdicts])); } catch { /* as above */ }
+    drawCard(card);
+    drawReview();
+  }
+  function drawReview() {
+    const count = (v) => [...verdicts.values()].filter((x) => x === v).length;
+    $("review-count").textContent = `${verdicts.size} of ${cards.length} reviewed: `
+      + Object.keys(SAID).map((v) => `${count(v)} ${SAID[v]}`).join(", ");
+    $("review-export").disabled = !verdicts.size;
+    const card = $("zoom").open ? state.order[state.zoomed] : null;
+    for (const b of $("zoom-review").children)
+      b.setAttribute("aria-pressed", String(Boolean(card) && verdicts.get(card.item.id) === b.dataset.verdict));
+  }
+  const reviewText = () => JSON.stringify({ kind: "wsis_d2 review", recipe: data.review,
+    images: data.items.filter((i) => verdicts.has(i.id)).map((i) => ({ image_id: i.id, name: i.name, verdict: verdicts.get(i.id) })) }, null, 1);
+  function exportReview() {
+    const link = make("a", { href: URL.createObjectURL(new Blob([reviewText()], { type: "application/json" })), download: "review.json" });
+    document.body.append(link);
+    link.click();
+    link.remove();
+  }
 
   /* One pile of pictures: the photograph below, overlays above. */
   function sources(item, names) {
@@ -87,12 +123,15 @@
   function drawCard(card) {
     const item = card.item;
     const label = [item.name, ...Object.entries(item.scores).map(([n, v]) => `${n} ${fmt(v)}`)].join(", ");
-    card.setAttribute("aria-label", label + ". Press Enter to enlarge.");
+    const said = data.review && verdicts.has(item.id) ? ", " + SAID[verdicts.get(item.id)] : "";
+    card.setAttribute("aria-label", label + said + ". Press Enter to enlarge.");
     card.body = make("div", { class: "panels" });
     card.stale = true;  /* panels are made when the card comes near */
     card.replaceChildren(
       make("div", { class: "head" }, make("h3", { text: item.name }), make("span", { class: "scores" }, ...scoreList(item))),
       card.body);
+    const verdict = verdicts.get(item.id);
+    if (data.review && verdict) card.querySelector(".head").append(make("span", { class: "verdict " + verdict, text: SAID[verdict] }));
     if (item.caption) card.append(make("p", { class: "caption", text: item.caption }));
     if (card.near) load(card);
   }
@@ -112,7 +151,8 @@
   function arrange() {
     const text = state.text.toLowerCase();
     const shown = cards.filter((c) => (!text || c.item.name.toLowerCase().includes(text))
-      && (!state.cls || c.item.classes.includes(state.cls)));
+      && (!state.cls || c.item.classes.includes(state.cls))
+      && (!state.show || (verdicts.get(c.item.id) || "none") === state.show));
     const sign = state.ascending ? 1 : -1;
     const missing = (v) => v === null || v === undefined;
     shown.sort((a, b) => {
@@ -226,6 +266,7 @@
     $("stage").style.gridAutoRows = "1fr";
     if (!keep) { state.scale = 1; state.x = 0; state.y = 0; }
     place();
+    if (data.review) drawReview();
   }
   function place() {
     const item = state.order[state.zoomed].item;
@@ -314,8 +355,13 @@
     if (typing) { if (e.key === "Escape" && e.target.id === "find") e.target.blur(); return; }
     const zoom = $("zoom").open;
     const digit = "123456789".indexOf(e.key);
+    const judged = data.review && (KEYS[e.key] || e.key === "u");
+    const focused = zoom ? state.order[state.zoomed] : document.activeElement.classList.contains("card") ? document.activeElement : null;
     if (e.key.length === 1 && digit >= 0) toggleLayer(digit);
-    else if (e.key === "m") toggleMode();
+    else if (judged && focused) {
+      judge(focused, KEYS[e.key]);
+      if (KEYS[e.key]) zoom ? stepZoom(1) : moveFocus(1);
+    } else if (e.key === "m") toggleMode();
     else if (e.key === "p") togglePalette();
     else if (zoom && (e.key === "+" || e.key === "=")) zoomBy(1.5);
     else if (zoom && (e.key === "-" || e.key === "_")) zoomBy(1 / 1.5);
@@ -335,6 +381,16 @@
     else return;
     e.preventDefault();
   });
+  if (data.review) {
+    $("review").hidden = $("zoom-review").hidden = false;
+    $("zoom-review").replaceChildren(...Object.entries(KEYS).map(([key, verdict]) => make("button", {
+      type: "button", "aria-pressed": "false", "data-verdict": verdict, title: `${SAID[verdict]} (${key})`,
+      onclick: () => { const card = state.order[state.zoomed]; judge(card, verdicts.get(card.item.id) === verdict ? "" : verdict); },
+    }, { accept: "Accept", refuse: "Refuse", full: "Annotate fully" }[verdict], make("kbd", { text: key, "aria-hidden": "true" }))));
+    $("review-export").onclick = exportReview;
+    $("review-show").onchange = (e) => { state.show = e.target.value; arrange(); };
+    drawReview();
+  } else for (const line of document.querySelectorAll("#help .review")) line.remove();
   if (!data.items.length) $("bar").hidden = true;
   if (!data.has_safe) $("palette").hidden = true;
   drawLegend();

@@ -3,6 +3,7 @@
 
 from wsis_d2.weak_labels.proposals.files import CocoJsonSource, MatSource, NoSource
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, TreeProposals
+from wsis_d2.weak_labels.proposals.segment_anything import SegmentAnythingSource
 from wsis_d2.weak_labels.proposals.select import select_proposal
 from wsis_d2.weak_labels.proposals.source import (
     PROPOSAL_SOURCE_REGISTRY,
@@ -19,6 +20,7 @@ __all__ = [
     "NoSource",
     "ProposalSet",
     "ProposalSource",
+    "SegmentAnythingSource",
     "TreeProposals",
     "build_proposal_source",
     "select_proposal",

@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
+from wsis_d2.weak_labels.proposals.coco_index import coco_index
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
 
@@ -71,9 +71,16 @@ class SuperpixelProposals(ProposalSet):
 class RLEProposals(ProposalSet):
     """Proposals that are COCO run-length masks."""
 
-    def __init__(self, rles: list[dict], image_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        rles: list[dict],
+        image_size: tuple[int, int],
+        owners: np.ndarray | None = None,
+        scores: np.ndarray | None = None,
+    ) -> None:
         """Take compressed run-length masks of ``image_size`` = (H, W)."""
         self._rles = rles
+        self.owners, self.scores = owners, scores
         self.image_size = image_size
         self.areas = np.asarray(coco_mask.area(rles), float).reshape(len(rles))
         boxes = np.asarray(coco_mask.toBbox(rles), float).reshape(len(rles), 4)
@@ -227,9 +234,12 @@ def _check_size(path: str | os.PathLike, found: tuple, image_size: tuple[int, in
 @PROPOSAL_SOURCE_REGISTRY.register_as("coco_json")
 @dataclasses.dataclass(frozen=True)
 class CocoJsonSource(ProposalSource):
-    """A COCO result file with masks, from any generator of masks.
+    """A COCO file with masks, from any generator of masks.
 
-    A list (or an object's ``annotations``) of ``{"image_id", "segmentation": RLE}``.
+    A list (or an object's ``annotations``) of ``{"image_id", "segmentation": RLE}``, optionally
+    with ``score``. A mask is that of one annotated box, not the best fit among many, where the
+    entry names it as ``annotation_id``, or where the entries of an image have as ``id`` just those
+    that its annotations have.
     """
 
     path: str
@@ -241,14 +251,14 @@ class CocoJsonSource(ProposalSource):
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`."""
-        found = _coco_index(self.path).get(record["image_id"])
+        found = coco_index(self.path, _PATH_KEY).entries(record["image_id"])
         if found is None:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: no proposals of image {record['image_id']!r}"
             )
         size = [int(s) for s in image.shape[:2]]
         rles = []
-        for segmentation in found:
+        for segmentation in (entry["segmentation"] for entry in found):
             try:
                 rles.append(checked_rle(segmentation, (size[0], size[1])))
             except ValueError as error:
@@ -256,7 +266,13 @@ class CocoJsonSource(ProposalSource):
                     f"{self.path}: a mask of image {record['image_id']!r}: {error}: "
                     f"{str(segmentation)[:60]}"
                 ) from None
-        return RLEProposals(rles, (size[0], size[1]))
+        scores = [entry.get("score") for entry in found]
+        return RLEProposals(
+            rles,
+            (size[0], size[1]),
+            owners=_owners(found, record),
+            scores=None if None in scores else np.asarray(scores, float),
+        )
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
@@ -283,22 +299,18 @@ def _mat_index(folder: str) -> dict[str, str]:
     return index
 
 
-@functools.lru_cache(maxsize=1)
-def _coco_index(path: str) -> dict:
-    """Return image id to the segmentations of a result file."""
-    try:
-        content = read_json(path)
-        entries = content["annotations"] if isinstance(content, dict) else content
-        index: dict = {}
-        for entry in entries:
-            index.setdefault(entry["image_id"], []).append(entry["segmentation"])
-    except InputError as error:
-        raise InputError(f"{_PATH_KEY} {error}") from None
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{_PATH_KEY} {path}: no COCO result file with masks ({error!r:.200})"
-        ) from None
-    return index
+def _owners(entries: list[dict], record: Mapping) -> np.ndarray | None:
+    """Return the index of the annotation that each entry is the mask of, -1 = of none."""
+    places = {
+        a["id"]: k for k, a in enumerate(record.get("annotations", ())) if a.get("id") is not None
+    }
+    if any(entry.get("annotation_id") is not None for entry in entries):
+        ids = [entry.get("annotation_id") for entry in entries]
+    else:
+        ids = [entry.get("id") for entry in entries]
+        if len(ids) != len(places) or {str(i) for i in ids} != {str(i) for i in places}:
+            return None  # numbers of its own
+    return np.array([places.get(i, -1) for i in ids], int)
 
 
 def _existing(path: str, name: str, folder: bool) -> str:

@@ -17,14 +17,32 @@ class ProposalSet(abc.ABC):
         image_size: (H, W).
         areas: (N,) float64, pixels.
         boxes: (N, 4) float64, tight boxes, x0, y0, x1, y1, exclusive ends.
+        owners: (N,) int, the index of the annotation that a proposal was made for, -1 = none;
+            None: none was made for any.
+        scores: (N,) float, how sure the source is of each; None where it does not tell.
     """
 
     image_size: tuple[int, int]
     areas: np.ndarray
     boxes: np.ndarray
+    owners: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.areas)
+
+    def owned(self, owner: int) -> int | None:
+        """Return the proposal that was made for an annotation, the best scored; None: none was."""
+        if self.owners is None or owner < 0:
+            return None
+        own = np.flatnonzero(self.owners == owner)
+        if not own.size:
+            return None
+        return int(own[0] if self.scores is None else own[np.argmax(self.scores[own])])
+
+    def regions(self) -> np.ndarray | None:
+        """Return small regions of like pixels, (H, W) int labels; None where there are none."""
+        return None
 
     @property
     def working_size(self) -> tuple[int, int]:
@@ -78,6 +96,11 @@ class TreeProposals(ProposalSet):
     def working_size(self) -> tuple[int, int]:
         """See :class:`ProposalSet`."""
         return self.superpixels.shape
+
+    def regions(self) -> np.ndarray:
+        """See :class:`ProposalSet`."""
+        height, width = self.image_size
+        return cv2.resize(self.superpixels, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
         """See :class:`ProposalSet`."""

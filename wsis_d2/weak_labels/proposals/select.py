@@ -10,7 +10,11 @@ MODES = ("bbox", "bbox_area", "mask_vs_box")
 
 
 def select_proposal(
-    proposals: ProposalSet, box: tuple[int, int, int, int], mode: str = "bbox_area"
+    proposals: ProposalSet,
+    box: tuple[int, int, int, int],
+    mode: str = "bbox_area",
+    inside: np.ndarray | None = None,
+    outside: np.ndarray | None = None,
 ) -> int | None:
     """Return the index of the proposal with the best fit, None where none meets the box.
 
@@ -20,6 +24,9 @@ def select_proposal(
         mode: "bbox": IoU of the proposal's tight box with the box; "mask_vs_box": IoU of the
             proposal itself with the filled box; "bbox_area" (default): the first plus half the
             second, which settles the near-ties among thousands of proposals.
+        inside, outside: (H, W) bool, pixels marked as object and as something else. The share of
+            the first in a proposal counts like its fit, that of the second against it. Addition,
+            not in the paper.
 
     Raises:
         InputError: no such mode.
@@ -35,8 +42,12 @@ def select_proposal(
         shared = proposals.intersections(box)
         overlap = shared / np.maximum(proposals.areas + box_area - shared, 1e-9)
         score += overlap if mode == "mask_vs_box" else 0.5 * overlap
-    best = int(np.argmax(score))
-    return best if score[best] > 0 else None
+    meets = score > 0
+    for marks, sign in ((inside, 1.0), (outside, -1.0)):
+        if marks is not None and marks.any():
+            score += sign * proposals.mask_intersections(marks) / np.count_nonzero(marks)
+    best = int(np.argmax(np.where(meets, score, -np.inf)))
+    return best if meets[best] else None
 
 
 def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -8,16 +8,21 @@ Detectron2's Panoptic FPN wants things and stuff apart ("separated", as in
 semantic map in which 0 is "things" and 1... are the stuff classes. This module makes that twin
 from pseudo ground truth (the label store of a weak set) or from truth (a full set).
 
-Objects have their annotated boxes, not those of their masks, which may be small parts of them. What
-stock models cannot be told:
+Objects have their annotated boxes, not those of their masks, which may be small parts of them;
+those without a box have that of their mask. In the semantic map unknown pixels are 255, the ignore
+value; inside an object's box they are also its ``ignore_segmentation``.
 
-* An object without an agreed pixel has a box and no mask. A mask head needs one, so with masks it
-  is left out and counted (its pixels are ignored in the semantic map, but a detector learns that
-  nothing is there); without masks (``masks=False``, ``MODEL.MASK_ON False``) no box is lost.
-* Groups are crowds, which stock mappers drop: their regions count as background of the detector.
-* In the semantic map unknown pixels are 255, the ignore value. Inside an object's box they are also
-  its ``ignore_segmentation``; stock mask heads take them for background, one of your own can leave
-  them out of its loss.
+With :class:`wsis_d2.data.mappers.separated_mapper.SeparatedMapper` and the mask head
+``IgnoringMaskHead`` (``tools/train_stock.py``), the mask loss leaves them out and objects without a
+mask pixel stay (``keep_all``). What Detectron2's own mapper and head cannot be told:
+
+* Unknown pixels are background of the mask.
+* An object without an agreed pixel has a box and no mask, so it is left out and counted, and the
+  detector learns that nothing is there; without masks (``masks=False``, ``MODEL.MASK_ON False``) no
+  box is lost.
+
+Neither can be told that groups are crowds, which mappers drop: their regions count as background of
+the detector.
 """
 
 import hashlib
@@ -48,11 +53,14 @@ from wsis_d2.weak_labels.store import LabelStore, image_key
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
 def register_separated(
-    name: str, folder: str | os.PathLike | None = None, masks: bool = True
+    name: str,
+    folder: str | os.PathLike | None = None,
+    masks: bool = True,
+    keep_all: bool = False,
 ) -> str:
     """Register ``NAME_separated`` for a registered dataset; its files are made on first use.
 
@@ -66,6 +74,7 @@ def register_separated(
             store, and required for a dataset that has none.
         masks: objects have masks, and those without a pixel are left out; False: boxes alone, all
             of them.
+        keep_all: with masks, objects without a pixel stay, for :class:`SeparatedMapper`.
 
     Returns:
         The new dataset's name.
@@ -88,7 +97,7 @@ def register_separated(
         truth = parse_categories(content.get("categories"), base.panoptic_json)
         for category, place in zip(truth.ids, match_classes(classes, truth), strict=True):
             file_ids[place] = category
-    DatasetCatalog.register(twin, lambda: load_separated(name, folder, masks))
+    DatasetCatalog.register(twin, lambda: load_separated(name, folder, masks, keep_all))
     MetadataCatalog.get(twin).set(
         thing_classes=[base.thing_classes[k] for k in things],
         thing_colors=[base.thing_colors[k] for k in things],
@@ -107,13 +116,16 @@ def register_separated(
 
 
 def load_separated(
-    name: str, folder: str | os.PathLike | None = None, masks: bool = True
+    name: str,
+    folder: str | os.PathLike | None = None,
+    masks: bool = True,
+    keep_all: bool = False,
 ) -> list[dict]:
     """Make the twin's files where they are missing or stale, and load its records.
 
     Args:
         name: a dataset whose twin :func:`register_separated` has registered.
-        folder, masks: as for :func:`register_separated`.
+        folder, masks, keep_all: as for :func:`register_separated`.
 
     Returns:
         Dataset dicts with ``file_name``, ``image_id``, ``height``, ``width``,
@@ -149,7 +161,7 @@ def load_separated(
     except (OSError, ValueError):
         index = {}
     if index.get("fingerprint") != fingerprint:
-        index = {"fingerprint": fingerprint, "annotations": {}}
+        index = {"fingerprint": fingerprint, "annotations": {}, "unlabelled": []}
         for record, semantic, annotations in progress(
             _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
@@ -158,16 +170,24 @@ def load_separated(
             Image.fromarray(semantic).save(temporary, format="PNG")
             os.replace(temporary, maps_folder / f"{key}.png")
             index["annotations"][key] = annotations
+            if (semantic == IGNORE).all():
+                index["unlabelled"].append(key)
         temporary = folder / f".instances.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(index))
         os.replace(temporary, index_file)
     result, lost, crowds = [], 0, 0
+    if index["unlabelled"]:
+        logger.warning(
+            "%s: %d images have no label at all and are left out", name, len(index["unlabelled"])
+        )
     for record in records:
         key = image_key(record["image_id"])
+        if key in index["unlabelled"]:  # the mean loss of stock heads over no pixel is NaN
+            continue
         annotations = []
         for entry in index["annotations"][key]:
             crowds += entry["iscrowd"]
-            if masks and "segmentation" not in entry:
+            if masks and not keep_all and "segmentation" not in entry:
                 lost += 1
                 continue
             kept = entry if masks else {k: v for k, v in entry.items() if "segmentation" not in k}
@@ -284,8 +304,11 @@ def _objects(
         yield entry
     for box, bbox in annotated.items():
         if box not in own:
-            region = {"segmentation": _rle(_filled(box, ids.shape))} if box.is_group else {}
-            yield _entry(box, bbox) | region
+            inside = _filled(box, ids.shape)
+            if box.is_group:
+                yield {**_entry(box, bbox), "segmentation": _rle(inside)}
+            else:
+                yield {**_entry(box, bbox), "ignore_segmentation": _rle(unknown & inside)}
 
 
 def _boxes_of(tight: list[Box], annotated: list[Box]) -> list[Box]:

@@ -4,7 +4,8 @@
 import os
 from typing import Any
 
-from wsis_d2.data.datasets.own.weak import resolve_image_path, shorten
+from wsis_d2.data.datasets.own.values import shorten
+from wsis_d2.data.datasets.own.weak import resolve_image_path
 from wsis_d2.structures.classes import (
     ClassTable,
     check_segment_kind,

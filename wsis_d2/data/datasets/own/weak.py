@@ -11,11 +11,13 @@ The file is COCO JSON without masks::
      "annotations": [{"id": 1, "image_id": 1, "category_id": 1,
                       "bbox": [x, y, w, h], "iscrowd": 0}]}
 
+Points and scribbles are read by :mod:`wsis_d2.data.datasets.own.marks`; an object that has some may
+be without ``bbox``.
+
 A weak record (:data:`WEAK_RECORD_FIELDS`) is built field by field from it and has none that could
 hold a mask or the path of one, so no mask can reach weak training through it.
 """
 
-import json
 import math
 import os
 import posixpath
@@ -26,6 +28,8 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from wsis_d2.data.datasets.own.marks import image_marks, inside_marks, object_marks
+from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
@@ -33,9 +37,11 @@ from wsis_d2.weak_labels.store import image_key
 
 WEAK_RECORD_FIELDS = frozenset(
     {"file_name", "image_id", "height", "width", "annotations", "image_tags", "crop_tags",
-     "supervision"}
+     "supervision", "points", "scribbles", "unboxed"}
 )  # fmt: skip
-WEAK_ANNOTATION_FIELDS = frozenset({"bbox", "bbox_mode", "category_id", "iscrowd"})
+WEAK_ANNOTATION_FIELDS = frozenset(
+    {"id", "bbox", "bbox_mode", "category_id", "iscrowd", "points", "scribbles"}
+)
 MAX_SIDE = 65535  # pixels; larger images are a mistake in the file
 TOLERANCE = 1.0  # pixels that a box may lie outside the image; it is clipped
 
@@ -67,8 +73,9 @@ def load_weak_json(
         check_files: whether every image file must be there.
 
     Returns:
-        Records with exactly :data:`WEAK_RECORD_FIELDS` (``crop_tags`` only where the file has
-        them); ``bbox`` is XYXY_ABS floats inside the image; class ids are contiguous.
+        Records with fields of :data:`WEAK_RECORD_FIELDS` (``crop_tags``, ``points``, ``scribbles``
+        and ``unboxed``, objects without a box, only where the file has them); ``bbox`` is XYXY_ABS
+        floats inside the image; class ids are contiguous.
 
     Raises:
         InputError: naming the file, the record, what was found and what to change.
@@ -190,22 +197,6 @@ def box_to_xyxy(box: Any, width: int, height: int, where: str, label: str = "bbo
     return [x, y, x1, y1]
 
 
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is an int or float of sane size (bool is not; NaN is a float)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return not isinstance(value, int) or abs(value) < 2**53
-
-
-def shorten(value: Any, limit: int = 80) -> str:
-    """A value for an error message: one line, not endless."""
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def _kind(value: Any) -> str:
     return "missing" if value is None else f"{type(value).__name__} {shorten(value, 40)}"
 
@@ -292,7 +283,10 @@ def _image_record(
             found = _tags(crop.get("tags"), where, f"crop_tags[{k}].tags", classes)
             record["crop_tags"].append({"box": [x, y, x1 - x, y1 - y], "tags": found})
             tags = sorted({*tags, *found})  # what is in a crop is in the image
-    record["image_tags"] = tags
+    marks = image_marks(entry, sides["width"], sides["height"], where, classes)
+    record.update(marks)
+    marked = {mark["category_id"] for found in marks.values() for mark in found}
+    record["image_tags"] = sorted({*tags, *marked})
     return record
 
 
@@ -343,8 +337,18 @@ def _add_annotation(
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise InputError(f"{where}: iscrowd is {shorten(crowd)}; expected 0 or 1")
+    marks = object_marks(annotation, record["width"], record["height"], where)
+    if number is not None:
+        marks = {"id": number, **marks}
+    if annotation.get("bbox") is None and inside_marks(marks):
+        if crowd:
+            raise InputError(f"{where}: a group (iscrowd) without a bbox; expected its box")
+        record.setdefault("unboxed", []).append({"category_id": class_id, **marks})
+        record["image_tags"] = sorted({*record["image_tags"], class_id})
+        return
     record["annotations"].append(
         {
+            **marks,
             "bbox": box_to_xyxy(annotation.get("bbox"), record["width"], record["height"], where),
             "bbox_mode": BoxMode.XYXY_ABS,
             "category_id": class_id,

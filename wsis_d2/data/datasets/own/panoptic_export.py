@@ -1,0 +1,148 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""A twin of a dataset in the file layout of COCO panoptic, for Mask2Former and its kin.
+
+Addition, not in the paper.
+
+Their loaders are Detectron2's ``load_coco_panoptic_json`` or copies of it: an image is
+``IMAGES/NAME.jpg`` where its segments are ``NAME.png``, ids are integers, and category ids go
+through the metadata's tables. Pixels without a segment are in no mask, which such trainers take for
+"not this object" at every mask: they cannot be told that pixels are unknown.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco_panoptic import register_coco_panoptic
+from PIL import Image
+
+from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.progress import progress
+from wsis_d2.weak_labels.store import LabelStore, image_key
+
+logger = logging.getLogger(__name__)
+
+
+def register_panoptic_files(name: str, folder: str | os.PathLike) -> str:
+    """Write a registered dataset as COCO panoptic files and register them as ``NAME_panoptic``.
+
+    ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id`` speak of one
+    list of all classes, as Mask2Former's registration of COCO has it; so
+    ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is their number.
+
+    Args:
+        name: a weak or mixed dataset with a label store, or a full one.
+        folder: gets ``panoptic.json``, ``panoptic/`` and ``images/`` (links to the photographs).
+
+    Returns:
+        The new dataset's name; Detectron2's own loader reads it.
+
+    Raises:
+        InputError: the dataset is not registered, or a label is missing.
+    """
+    if name not in DatasetCatalog.list():
+        raise InputError(f'panoptic files: no dataset "{name}" is registered')
+    classes, base = dataset_classes(name), MetadataCatalog.get(name)
+    folder = Path(folder)
+    write_panoptic_files(name, folder)
+    twin = f"{name}_panoptic"
+    if twin in DatasetCatalog.list():
+        DatasetCatalog.remove(twin)
+        MetadataCatalog.remove(twin)
+    places = {category: place for place, category in enumerate(classes.ids)}
+    things = {c: k for c, k in places.items() if classes.isthing[k]}
+    metadata = {
+        "thing_classes": list(classes.names),
+        "stuff_classes": list(classes.names),
+        "thing_colors": list(base.stuff_colors),
+        "stuff_colors": list(base.stuff_colors),
+        "thing_dataset_id_to_contiguous_id": things,
+        "stuff_dataset_id_to_contiguous_id": places,
+    }
+    files = (folder / "images", folder / "panoptic", folder / "panoptic.json")
+    register_coco_panoptic(twin, metadata, *map(str, files))
+    return twin
+
+
+def write_panoptic_files(name: str, folder: Path) -> None:
+    """Write the files of :func:`register_panoptic_files`; what is there is written anew."""
+    base, classes = MetadataCatalog.get(name), dataset_classes(name)
+    records = DatasetCatalog.get(name)
+    store = None
+    if any(r["supervision"] == "weak" for r in records):
+        if not base.label_store:
+            raise InputError(
+                f'dataset "{name}" has no label store; make one with: python '
+                f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
+                "DATASETS.LABEL_STORES or labels="
+            )
+        store = LabelStore.open(base.label_store).in_classes(classes)
+    for part in ("images", "panoptic"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    numbers = _numbers([r["image_id"] for r in records])
+    for record in progress(records, desc=f"panoptic files of {name}"):
+        number = numbers[record["image_id"]]
+        stem = image_key(number)
+        ids, segments = _segments(record, store)
+        _link(Path(record["file_name"]), folder / "images" / f"{stem}.jpg")
+        rgb = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
+        with atomic_write(folder / "panoptic" / f"{stem}.png") as file:
+            Image.fromarray(rgb).save(file, format="PNG")
+        images.append({"id": number, "file_name": f"{stem}.jpg", "height": record["height"],
+                       "width": record["width"]})  # fmt: skip
+        annotations.append({
+            "image_id": number, "file_name": f"{stem}.png",
+            "segments_info": [_info(s, ids, classes.ids[s["category_id"]]) for s in segments],
+        })  # fmt: skip
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [dict(c) for c in classes.categories],
+    }
+    with atomic_write(folder / "panoptic.json") as file:
+        file.write(json.dumps(content).encode())
+
+
+def _numbers(ids: list) -> dict:
+    """Return integers for image ids: themselves where all are, else from 1 on."""
+    if all(isinstance(i, int) for i in ids):
+        return {i: i for i in ids}
+    return {image_id: k for k, image_id in enumerate(ids, start=1)}
+
+
+def _segments(record: dict, store: LabelStore | None) -> tuple[np.ndarray, list[dict]]:
+    """Return (H, W) int32 segment ids, 0 where there is none, and the segments with pixels."""
+    if record["supervision"] == "weak":
+        store.check(record)
+        ids, segments = store.instance(record["image_id"])
+        return np.maximum(ids, 0), segments
+    with Image.open(record["pan_seg_file_name"]) as image:
+        rgb = np.array(image.convert("RGB")).astype(np.int32)
+    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16), record["segments_info"]
+
+
+def _info(segment: dict, ids: np.ndarray, category: int) -> dict:
+    rows, columns = np.nonzero(ids == segment["id"])
+    box = [0, 0, 0, 0]
+    if rows.size:
+        x, y = int(columns.min()), int(rows.min())
+        box = [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1]
+    return {
+        "id": int(segment["id"]),
+        "category_id": int(category),
+        "area": int(rows.size),
+        "bbox": box,
+        "iscrowd": int(segment.get("iscrowd", 0)),
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link to the photograph; readers look at what a file holds, not at its name."""
+    target.unlink(missing_ok=True)
+    target.symlink_to(source.resolve())

@@ -1,0 +1,74 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Detectron2's own Panoptic FPN and Mask R-CNN, trained from labels of this project.
+
+Addition, not in the paper.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator
+from detectron2.model_zoo import get_config_file
+
+from wsis_d2.data.mappers.separated_mapper import SeparatedMapper
+from wsis_d2.utils.errors import InputError
+
+
+class StockTrainer(DefaultTrainer):
+    """``DefaultTrainer`` that leaves the unknown pixels of masks out of their loss."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Return Detectron2's loader with :class:`SeparatedMapper`."""
+        return build_detection_train_loader(cfg, mapper=SeparatedMapper(cfg, True))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Return PQ by panopticapi, or AP of a model without a semantic part."""
+        output = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+            return COCOPanopticEvaluator(dataset_name, output)
+        return COCOEvaluator(dataset_name, output_dir=output)
+
+
+def stock_config(
+    config_file: str, train: str, test: str | None = None, opts: Sequence[str] = ()
+) -> CfgNode:
+    """Return a stock recipe with the classes of a separated twin and our mask head.
+
+    Args:
+        config_file: a file, or a name in Detectron2's model zoo
+            (``COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml``).
+        train, test: separated twins (``register_separated``).
+        opts: alternating keys and values, which have the last word.
+
+    Raises:
+        InputError: no such recipe, or one of another meta architecture.
+    """
+    cfg = get_cfg()
+    try:
+        path = config_file if os.path.isfile(config_file) else get_config_file(config_file)
+        cfg.merge_from_file(path)
+        metadata = MetadataCatalog.get(train)
+        cfg.merge_from_list([
+            "DATASETS.TRAIN", (train,), "DATASETS.TEST", (test,) if test else (),
+            "MODEL.ROI_HEADS.NUM_CLASSES", len(metadata.thing_classes),
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(metadata.stuff_classes),
+            "MODEL.RETINANET.NUM_CLASSES", len(metadata.thing_classes),
+            "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_MASK_HEAD.NAME", "IgnoringMaskHead",
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS", cfg.MODEL.META_ARCHITECTURE != "PanopticFPN",
+        ])  # fmt: skip
+        cfg.merge_from_list(list(opts))
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        text = " ".join(str(error.args[0] if error.args else error).split())
+        raise InputError(f"--config-file {config_file}: {text}") from None
+    if cfg.MODEL.META_ARCHITECTURE not in ("PanopticFPN", "GeneralizedRCNN"):
+        raise InputError(
+            f"--config-file {config_file}: META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; "
+            "expected PanopticFPN or GeneralizedRCNN (Mask R-CNN, Faster R-CNN)"
+        )
+    return cfg
