@@ -23,7 +23,7 @@ for python in "$venv/bin/python" "$@"; do
     # The wheel stands first, before the checkout that an editable installation puts on the path.
     export PYTHONPATH="$scratch/$name" PYTHONDONTWRITEBYTECODE=1 WSIS_D2_INSTALLED="$scratch/$name"
     "$python" -m pytest -p no:cacheprovider -c "$checkout/pyproject.toml" --rootdir "$checkout" \
-      "$checkout/tests/test_installed.py"
+      "$checkout/tests/test_outside_checkout.py"
   )
   echo "smoke tests of $(basename "$wheel") pass on Python $name"
 done

@@ -2,8 +2,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Predict pictures and videos: overlays, panoptic PNGs and one panoptic.json.
 
-The model is the output folder of a run or an id of the model zoo; the default is a small one that
-ships with the package and knows the embedded sample's drawn scenes (--sample draws some).
+The model is the output folder of a run or an id of the model zoo. Two ship with the package: for
+--input one that knows cat, dog, horse, cow, sheep and person on photographs, learned from boxes;
+for --sample a small one that knows the embedded sample's drawn scenes.
 """
 
 import argparse
@@ -17,12 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.utils.cli import main_with_errors
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.cli import error_line, main_with_errors
+from wsis_d2.utils.errors import InputError, printable
 
+logger = logging.getLogger(__name__)
+
+PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
 EPILOG = f"""examples:
-  # a first picture, without data or download
+  # first pictures, without training or download: photographs of animals or people; drawn scenes
+  tools/demo.py --input photo.jpg --output pictures
   tools/demo.py --sample 6 --output pictures
 
   # own pictures with an own model: a file, a folder, a glob, a video
@@ -30,7 +35,7 @@ EPILOG = f"""examples:
   tools/demo.py --model output/run --input photos 'more/*.png' film.mp4 --output pictures
 
   # on the CPU, in colour-blind-safe colours, with a page to look through
-  tools/demo.py --model {SAMPLE_MODEL} --sample 12 --device cpu \\
+  tools/demo.py --sample 12 --device cpu \\
       --palette safe --report pictures/index.html --output pictures
 
 OUTPUT/overlays/NAME.png      the picture with segments and class names
@@ -45,7 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=SAMPLE_MODEL, metavar="DIR|ID", help="(%(default)s)")
+    parser.add_argument(
+        "--model", metavar="DIR|ID", help=f"default: {PHOTO_MODEL}, with --sample {SAMPLE_MODEL}"
+    )
     parser.add_argument(
         "--input", nargs="+", default=[], metavar="PATH", help="pictures, folders, globs, videos"
     )
@@ -94,13 +101,17 @@ class Results:
         self._names: set[str] = set()
 
     @contextlib.contextmanager
-    def failures(self, count: int = 1) -> Iterator[None]:
-        """Print an error of so many files, and go on without them."""
+    def failures(self, *names: str | Path) -> Iterator[None]:
+        """Print an error of some files, and go on without them: one must not end thousands."""
         try:
             yield
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            self.failed += count
+        except OSError:  # nothing can be written
+            raise
+        except Exception as error:
+            logger.debug("%s", names, exc_info=True)
+            told = f"{', '.join(map(str, names))}: {type(error).__name__}: {error}"
+            print(f"error: {error_line(error) or printable(told)[:600]}", file=sys.stderr)
+            self.failed += len(names)
 
     def unique(self, stem: str) -> str:
         """Return a name that was not used before."""
@@ -211,6 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if not args.input and args.sample < 1:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
+    if args.input and args.sample and args.model is None:
+        raise InputError(
+            "--input with --sample: no model knows both photographs and drawn scenes; name one with "
+            "--model, or run the tool twice"
+        )
+    model = args.model or (SAMPLE_MODEL if args.sample else PHOTO_MODEL)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise InputError(f"--score-threshold {args.score_threshold}: expected 0 to 1")
     if args.max_side < 0:
@@ -221,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.trust:
         trust_checkpoints()
     predictor = PanopticPredictor(
-        args.model, args.device, args.max_side, args.score_threshold, args.full_size, args.batch
+        model, args.device, args.max_side, args.score_threshold, args.full_size, args.batch
     )
     results = Results(args.output, predictor, args.palette)
     (args.output / "overlays").mkdir(parents=True, exist_ok=True)
@@ -230,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.report is not None:
             write_report(
                 args.report, "Predictions", items, classes=predictor.classes,
-                subtitle=f"Model {args.model}.",
+                subtitle=f"Model {model}.",
             )  # fmt: skip
             print(f"wrote {args.report}")
         for _ in items:  # without a report, predicting is all
@@ -249,14 +266,14 @@ def predict(files: Sequence[Path], scenes: int, results: Results) -> Iterator[di
     for group in groups(pictures(files, scenes, results), results.predictor.batch_size):
         names = [results.unique(name) for name, _ in group]
         found: list[tuple[np.ndarray, dict[str, Any]]] = []
-        with results.failures(len(group)):
+        with results.failures(*names):
             found = results.add(names, [image for _, image in group])
         for name, (overlay, item) in zip(names, found, strict=False):
             write_png(results.output / "overlays" / f"{name}.png", overlay)
             yield item
     for path in files:
         if is_video(path):
-            with results.failures():
+            with results.failures(path):
                 predict_video(path, results)
 
 
@@ -278,7 +295,7 @@ def pictures(
     yield from sample_scenes(scenes)
     stills = [path for path in files if not is_video(path)]
     for path in progress(stills, desc="predicting", unit="file"):
-        with results.failures():
+        with results.failures(path):
             yield path.stem, read_picture(path)
 
 

@@ -124,6 +124,7 @@ def _run(args: SimpleNamespace):
         force=args.force,
         dry_run=args.dry_run,
         ray_address=args.ray,
+        image_seconds=args.image_seconds,
     )
 
 
@@ -140,6 +141,10 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--ray", metavar="ADDRESS", help="map over a ray cluster: 'auto' or an address"
     )
+    common.add_argument(
+        "--image-seconds", type=_positive, metavar="N", default=1800,
+        help="name and leave out an image that takes a process longer (default: 1800)",
+    )  # fmt: skip
     common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     common.add_argument("--force", action="store_true", help="throw away labels that are there")
     common.add_argument(

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.yaml_io import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "experiments"
@@ -64,7 +63,7 @@ class Experiment:
                 sorted(path.parent.name for path in CONFIGS.glob("*/experiment.yaml"))
             )
             raise InputError(f"{name}: no such experiment, expected one of {names}")
-        content = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
         self.runs: dict[str, dict[str, Any]] = content["runs"]
         self.groups: dict[str, list[str]] = content.get("groups", {})
         self.folder = output / name.lower()

@@ -22,6 +22,7 @@ from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.image_io import read_picture
+from wsis_d2.utils.matlab import read_matlab
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.proposals.contours import (
     WEIGHTS,
@@ -61,14 +62,12 @@ def scenes(
 
 def bsds(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield image, target and weight of BSDS500; pixels that a minority drew are left out."""
-    from scipy.io import loadmat
-
     files = sorted((folder / "groundTruth" / split).glob("*.mat"))
     if not files:
         raise InputError(f"--bsds {folder}: no groundTruth/{split}/*.mat, name BSDS500/data")
     for file in files:
         image = read_picture(folder / "images" / split / f"{file.stem}.jpg", "BGR")
-        truths = loadmat(file)["groundTruth"].ravel()
+        truths = read_matlab(file, ["groundTruth"])["groundTruth"].ravel()
         drawn = np.mean([t["Boundaries"][0, 0].astype(np.uint8) for t in truths], axis=0)
         near = np.mean(
             [

@@ -2,6 +2,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Train or evaluate any stage of a config."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 # Threads that wait must not spin: several processes may share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
@@ -20,6 +22,7 @@ from wsis_d2.engine.trainer import verify
 from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.processes import only_writer
 
 EPILOG = """
 Examples:
@@ -65,8 +68,14 @@ def run(args) -> None:
     if args.eval_only:
         evaluate(cfg)
         return
+    with only_writer(cfg.OUTPUT_DIR) if comm.is_main_process() else contextlib.nullcontext():
+        train(cfg, args.resume)
+
+
+def train(cfg: CfgNode, resume: bool) -> None:
+    """Train in OUTPUT_DIR, from its last checkpoint or anew."""
     trainer = WSISTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=resume)
     if trainer.start_iter == trainer.max_iter:
         logging.getLogger("wsis_d2").warning(
             "%s: training is finished, all %d iterations are done; raise SOLVER.MAX_ITER to train "

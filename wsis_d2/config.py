@@ -1,15 +1,18 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Every config key of wsis_d2, one comment each."""
 
+import contextlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
 
 from wsis_d2.config_checks import check_used, check_values
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.yaml_io import check_config_file
 
 
 def read_config(config_file: str | None = None, opts: Sequence[str] | None = None) -> CN:
@@ -29,26 +32,53 @@ def read_config(config_file: str | None = None, opts: Sequence[str] | None = Non
     late = next((str(key) for key in (opts or [])[::2] if str(key).startswith("--")), None)
     if late is not None:
         raise InputError(f"{late} is among the KEY VALUE pairs; options come before them")
-    where = str(config_file or "")
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-        where = f"{where} {textwrap.shorten(' '.join(map(str, opts or [])), 200)}".strip()
+    if config_file:
+        merge_file(cfg, config_file)
+    given = textwrap.shorten(" ".join(map(str, opts or [])), 200)
+    with _one_line(f"{config_file or ''} {given}".strip()):
         cfg.merge_from_list(list(opts or []))
+    check_values(cfg)
+    check_used(cfg, defaults)
+    return cfg
+
+
+def merge_file(cfg: CN, path: str, *, bases: bool = True) -> None:
+    """Merge a file into ``cfg``, in place; nothing in it is run.
+
+    Args:
+        cfg: a config.
+        path: YAML.
+        bases: whether it may be based on other files (``_BASE_``).
+
+    Raises:
+        InputError: it cannot be read (:func:`wsis_d2.utils.yaml_io.check_config_file`), or has keys
+            or values that ``cfg`` does not take.
+    """
+    with _one_line(path):
+        if PathManager.isfile(path):
+            check_config_file(path, bases=bases)
+        cfg.merge_from_file(path, allow_unsafe=False)
+
+
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Turn what a config may raise while it is changed into one line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"config {error}") from None
     except (
         KeyError,
         ValueError,
         TypeError,
         AssertionError,
         AttributeError,
+        RecursionError,
         yaml.YAMLError,
     ) as error:
         text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
-        message = " ".join(str(text).split())
+        message = textwrap.shorten(" ".join(str(text).split()), 400)
         raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
-    check_values(cfg)
-    check_used(cfg, defaults)
-    return cfg
 
 
 def add_wsis_config(cfg: CN) -> None:

@@ -256,7 +256,7 @@ def test_bad_sources_are_named(tree):
     good.save(path)
     mat = tree / "benchmark_RELEASE" / "dataset" / "inst" / "2008_000004.mat"
     mat.write_bytes(b"not a mat file")
-    with pytest.raises(InputError, match="2008_000004.mat: no SBD file with GTinst"):
+    with pytest.raises(InputError, match="2008_000004.mat: no MATLAB file with GTinst"):
         prepare(tree)
 
 

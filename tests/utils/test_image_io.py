@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The reader of photographs: every orientation and kind, and what is refused by name."""
 
+import shlex
 import warnings
 
 import cv2
@@ -10,6 +11,7 @@ from helpers.load_tool import load_tool
 from helpers.pictures import save, turned
 from PIL import Image
 
+from wsis_d2.utils import image_io
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import explain_size, picture_size, read_picture, read_record
 
@@ -204,3 +206,40 @@ def test_turning_is_undone_by_the_standard():
     shown = np.array([[1, 2, 3], [4, 5, 6]])
     assert turned(shown, 6).tolist() == [[3, 6], [2, 5], [1, 4]]
     assert turned(shown, 3).tolist() == [[6, 5, 4], [3, 2, 1]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_large_picture_read_in_bands_is_the_whole_one(tmp_path, monkeypatch, mode):
+    deep = np.random.default_rng(0).integers(0, 65536, (23, 17), np.uint16)
+    colors = np.random.default_rng(1).integers(0, 256, (23, 17, 3), np.uint8)
+    image = Image.fromarray(deep) if mode == "I;16" else Image.fromarray(colors).convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    monkeypatch.setattr(image_io, "_BAND", 40)  # two rows
+    found = read_picture(path)
+    wanted = deep[..., None] >> 8 if mode == "I;16" else np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(found, np.broadcast_to(wanted, (23, 17, 3)))
+
+
+def test_postscript_is_not_handed_to_another_program(tmp_path):
+    """Pillow knows it by its first bytes, whatever the file is called, and runs Ghostscript."""
+    path = tmp_path / "a.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(InputError, match="a.jpg: cannot be read as a picture .*no format"):
+        read_picture(path)
+
+
+def test_a_command_that_a_message_suggests_is_one_of_a_shell(tmp_path):
+    path = tmp_path / "a'; touch ran; '.jpg"
+    Image.new("RGB", (8, 4)).save(path, exif=_turned())
+    message = image_io.explain_size(path, (4, 8), (8, 4))
+    command = message.partition("exiftool ")[2]
+    assert shlex.split(command) == ["-Orientation=", str(path)]
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif

@@ -14,11 +14,11 @@ import pytest
 from test_store import CATEGORIES, RECIPE, make_record
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.driver import Labels, plain_record, run, run_share
+from wsis_d2.weak_labels.driver import Labels, describe_error, plain_record, run, run_share
 from wsis_d2.weak_labels.store import LabelStore
 
 
-def label(record, bad=(), deadly=(), slow=0.0):
+def label(record, bad=(), deadly=(), endless=(), slow=0.0):
     """Labels that depend on the image id alone."""
     assert "torch" not in sys.modules or "pytest" in sys.modules
     assert set(record) <= {
@@ -30,6 +30,8 @@ def label(record, bad=(), deadly=(), slow=0.0):
         raise InputError(f"{record['file_name']}: cannot be read")
     if record["image_id"] in deadly:
         os.kill(os.getpid(), signal.SIGKILL)
+    if record["image_id"] in endless:
+        time.sleep(3600)
     rng = np.random.default_rng(record["image_id"])
     semantic = rng.integers(0, 3, (record["height"], record["width"])).astype(np.uint8)
     segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 2}]
@@ -128,6 +130,20 @@ def test_a_record_that_kills_its_process_is_skipped(tmp_path):
     result = run(deadly, records, create(tmp_path), workers=2)
     assert list(result.failed) == [1] and "process died" in result.failed[1]
     assert result.made == 4
+
+
+def test_a_record_that_never_ends_is_named_and_its_process_replaced(tmp_path):
+    records = [make_record(i) for i in range(5)]
+    endless = functools.partial(make_worker, endless=(1,))
+    result = run(endless, records, create(tmp_path), workers=2, image_seconds=5)
+    assert list(result.failed) == [1] and "not done after 5 seconds" in result.failed[1]
+    assert "somewhere/1.jpg" in result.failed[1] and result.made == 4
+
+
+def test_a_line_of_hostile_names_is_one_line_without_control_characters():
+    error = InputError("a\x1b]0;title\x07\n.jpg: bad")
+    line = describe_error({"image_id": 1, "file_name": "a\x1b]0;title\x07\n.jpg"}, error)
+    assert line.isprintable() and "a\\x1b]0;title\\x07" in line
 
 
 @pytest.mark.parametrize("workers", [1, 2])

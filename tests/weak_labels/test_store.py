@@ -253,6 +253,33 @@ for image_id in range(10000):
 """
 
 
+def test_a_store_of_which_a_part_was_deleted_is_made_whole_again(tmp_path):
+    store = LabelStore.create(tmp_path, RECIPE, CATEGORIES)
+    record = make_record(1)
+    store.write(record, *make_labels())
+    assert store.done(1, record)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.png")}
+    for part in ("semantic", "panoptic"):
+        (tmp_path / part / "000000000001.png").unlink()
+        assert not store.done(1, record)  # so the next run makes it
+        with pytest.raises(InputError, match="image 1 .*lacks a file that was deleted"):
+            store.check(record)
+        store.write(record, *make_labels())
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize(
+    "damage", [{"segments": [{"id": 1}]}, {"counters": {"a": "b"}}, {"height": "9"}, {"status": 5}]
+)
+def test_a_damaged_status_file_is_named(tmp_path, damage):
+    store = LabelStore.create(tmp_path, RECIPE, CATEGORIES)
+    store.write(make_record(1), *make_labels())
+    path = tmp_path / "status" / "000000000001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(InputError, match="000000000001.json: is damaged; delete it"):
+        store.finish()
+
+
 def test_kill_leaves_only_whole_images(tmp_path):
     path = tmp_path / "s"
     code = _WRITER.format(tests=os.path.dirname(__file__), path=str(path))

@@ -79,7 +79,9 @@ class RunCheckpointer(DetectionCheckpointer):
         """
         folder = Path(self.save_dir)
         tag = folder / "last_checkpoint"
-        name = tag.read_text().strip() if tag.is_file() else ""
+        name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+        if "\0" in name or Path(name).name != name or name == "..":
+            raise InputError(f"{tag}: names {name!r:.100}, expected a file of this folder")
         if name and (folder / name).is_file():
             return folder / name, read_checkpoint(folder / name)
         saved = sorted(

@@ -3,7 +3,8 @@
 
 A pickle can run any program while it is read. Here a ``.pth`` file is read with torch's
 ``weights_only`` and a ``.pkl`` file with an unpickler that makes plain containers and NumPy arrays
-and nothing else, which is all that the model zoos' pickles hold. What needs more is refused unless
+and nothing else (:mod:`wsis_d2.checkpoint.plain_pickle`), which is all that the model zoos' pickles
+hold. Neither takes more memory than a few times the file's size. What needs more is refused unless
 the user trusts the file (``--trust``, or ``WSIS_D2_TRUST_CHECKPOINTS=1``).
 """
 
@@ -12,15 +13,13 @@ import os
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from wsis_d2.checkpoint.plain_pickle import PlainUnpickler, asked_names, stand_ins
 from wsis_d2.checkpoint.pretrained import pretrained_file
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.requirements import import_optional
@@ -41,42 +40,9 @@ def trust_checkpoints(trust: bool = True) -> None:
         os.environ.pop(TRUST_VARIABLE, None)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """What Python 2's strings pickle through; only the harmless encoding."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-def _multiarray() -> ModuleType:
-    return import_module(f"numpy.{'_core' if hasattr(np, '_core') else 'core'}.multiarray")
-
-
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_PLAIN = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes containers, numbers, strings and NumPy arrays; refuses everything else by name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in _ARRAY_MODULES and name in ("_reconstruct", "scalar"):
-            return getattr(_multiarray(), name)
-        if (module, name) in _PLAIN:
-            return _PLAIN[module, name]
-        raise pickle.UnpicklingError(f"the file asks for {module}.{name}")
-
-
-def _numpy_globals() -> list[Any]:
-    """What torch's weights_only reader must know to read NumPy arrays and numbers."""
-    core = _multiarray()
-    kinds = [type(np.dtype(k)) for k in "?bBhHiIlLqQefd"]
-    return [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dict.fromkeys(kinds)]
+# What torch's weights_only reader knows and files of arrays do not need: called, these take as much
+# memory as a file says.
+_GREEDY = re.compile(r"(__builtin__|builtins)\.bytearray|torch\.(\w+\.)*\w*(Tensor|TypedStorage)")
 
 
 def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> Any:
@@ -106,7 +72,7 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
             with open(path, "rb") as file:
                 if trust:
                     return pickle.load(file, encoding="latin1")
-                return _PlainUnpickler(file, encoding="latin1").load()
+                return PlainUnpickler(file, encoding="latin1").load()
         if path.suffix == ".safetensors":
             return _safetensors_load(path)
         return _torch_load(path, trust)
@@ -121,8 +87,7 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
                 "arrays only. If you trust who made the file, add --trust"
             ) from None
         raise InputError(_broken(path, error)) from None
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, MemoryError,
-            OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:  # fmt: skip
+    except Exception as error:  # pickles and archives that are broken raise almost anything
         raise InputError(_broken(path, error)) from None
 
 
@@ -147,12 +112,41 @@ def _safetensors_load(path: Path) -> dict[str, torch.Tensor]:
 def _torch_load(path: Path, trust: bool) -> Any:
     if trust:
         return torch.load(path, map_location="cpu", weights_only=False)
+    _check_memory(path)
     allow = getattr(torch.serialization, "safe_globals", None)
     if allow is None:  # torch 2.4
-        torch.serialization.add_safe_globals(_numpy_globals())
+        torch.serialization.add_safe_globals(stand_ins())
         allow = contextlib.nullcontext
-    with allow(_numpy_globals()):
+    with allow(stand_ins()):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_memory(path: Path) -> None:
+    """Refuse a file that would unpack to more than it holds.
+
+    Raises:
+        ValueError: records are compressed or lie in one another, which torch never writes; or it
+            asks for memory without content.
+    """
+    with contextlib.ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if stream.read(4) == b"PK\x03\x04":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            records = archive.infolist()
+            stored = all(r.compress_type == zipfile.ZIP_STORED for r in records)
+            if not stored or sum(r.file_size for r in records) > path.stat().st_size:
+                raise ValueError("its records are compressed, which torch does not do")
+            pickles: list[IO[bytes]] = [
+                stack.enter_context(archive.open(r)) for r in records
+                if r.filename.endswith("/data.pkl")
+            ]  # fmt: skip
+        else:  # before torch 1.6: magic number, version, machine, then what was saved
+            stream.seek(0)
+            pickles = [stream] * 4
+        for each in pickles:
+            for name in sorted(asked_names(each)):
+                if _GREEDY.fullmatch(name):
+                    raise ValueError(f"asks for {name}, which takes memory without content")
 
 
 def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -167,18 +161,38 @@ def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Ten
         raise InputError(f"{path}: holds no parameters, expected a checkpoint with a 'model' entry")
     result = {}
     for name, value in state.items():
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if not isinstance(value, torch.Tensor):
-            kind = type(value).__name__
-            raise InputError(f"{path}: entry {name!r} is {kind}, expected an array of parameters")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            value = np.ascontiguousarray(value)
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+        kind = _unfit(value) if isinstance(name, str) else "not called by a text"
+        if kind:
+            shown = name if isinstance(name, str) else repr(name)[:60]
+            raise InputError(
+                f"{path}: entry {shown!r:.80} is {kind}, expected an array of parameters"
+            )
+        small = value.is_floating_point() and value.element_size() == 1  # isfinite knows no float8
+        if value.is_floating_point() and not bool(
+            torch.isfinite(value.float() if small else value).all()
+        ):
             raise InputError(
                 f"{path}: parameter {name} holds NaN or infinity; the training that wrote it had "
                 "diverged, take an earlier checkpoint"
             )
         result[name] = value
     return result
+
+
+def _unfit(value: Any) -> str:
+    """Return why a value is no array of a network, "" if it is one."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return "sparse, quantised or without content"
+    if value.is_complex():
+        return "complex"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"{value.numel()} repetitions of fewer values"
+    return ""
 
 
 def load_file(path: str) -> dict[str, Any]:
@@ -207,7 +221,9 @@ def load_file(path: str) -> dict[str, Any]:
         if "model" in data and "__author__" in data:
             return data
         data = data.get("blobs", data)
-        model = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        if not isinstance(data, dict):
+            raise InputError(f"{path}: its 'blobs' are {type(data).__name__}, expected a dict")
+        model = {k: v for k, v in data.items() if not str(k).endswith("_momentum")}
         return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
     if "model_state" in data:
         return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}

@@ -22,6 +22,7 @@ from wsis_d2.structures.classes import (
 from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.image_io import opened_png
 from wsis_d2.utils.json_io import read_json, write_json
 
 try:
@@ -75,6 +76,8 @@ class PanopticFile:
         self.classes = _classes(data.get("categories"), str(self.json_file), default_classes)
         self._new_ids: dict[int, int] | None = None  # category ids that segments() replaces
         self.images: list[dict[str, Any]] = data.get("images") or []
+        if not isinstance(self.images, list):
+            raise InputError(f"{self.json_file}: 'images' is no list, expected COCO panoptic JSON")
         self.pictures = PictureNames(self.images, str(self.json_file))
         # Without segments_info, which :meth:`segments` unpacks.
         self.annotations: dict[str, dict[str, Any]] = {}
@@ -118,7 +121,7 @@ class PanopticFile:
         if not isinstance(name, str) or not name:
             raise InputError(f"{where}: 'file_name' is {name!r}, expected the PNG's name")
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise InputError(f"{where}: file_name {name!r} leaves the folder of PNGs")
         segments = annotation.get("segments_info")
         if segments is None or not isinstance(pickle.loads(segments), list):
@@ -195,23 +198,16 @@ def read_id_picture(path: Path) -> np.ndarray:
     Raises:
         InputError: not there, truncated, or not RGB.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode != "RGB":
-                raise InputError(
-                    f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
-                )
-            if fast_png is not None:
-                # It refuses every file that Pillow refuses; what it refuses, Pillow explains.
-                with contextlib.suppress(Exception):
-                    return np.asarray(fast_png.read_image_png_u8(str(path), "rgb"))
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as PNG ({error})") from None
+    with opened_png(path) as image:
+        if image.mode != "RGB":
+            raise InputError(
+                f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
+            )
+        if fast_png is not None:
+            # It refuses every file that Pillow refuses; what it refuses, Pillow explains.
+            with contextlib.suppress(Exception):
+                return np.asarray(fast_png.read_image_png_u8(str(path), "rgb"))
+        return np.asarray(image)
 
 
 def read_panoptic_png(path: Path) -> np.ndarray:

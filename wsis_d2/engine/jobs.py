@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import write_bytes
+from wsis_d2.utils.processes import only_writer
 from wsis_d2.utils.progress import format_seconds
 
 
@@ -62,9 +64,19 @@ def run_jobs(
         InputError: a job failed; names it, its log and the log's last lines. Jobs that still run
             are stopped first.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     _check(jobs)
+    with only_writer(folder):
+        return _run_jobs(jobs, Path(folder), workers, environment, log_seconds, say)
+
+
+def _run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    workers: int,
+    environment: dict[str, str] | None,
+    log_seconds: float,
+    say: Callable[[str], None],
+) -> float:
     waiting = {job.name: job for job in jobs}
     done: dict[str, float] = {}
     for job in jobs:
@@ -93,6 +105,8 @@ def run_jobs(
                 del running[name]
                 job = next(job for job in jobs if job.name == name)
                 if process.returncode:
+                    for line in _tail(folder / f"{name}.log").strip().splitlines()[-12:]:
+                        say(f"    {line}")
                     raise InputError(_failure(job, folder, process.returncode))
                 done[name] = time.monotonic() - began
                 _stamp(job, folder, done[name])
@@ -128,13 +142,14 @@ def _seconds_if_done(job: Job, folder: Path) -> float | None:
         stamp = json.loads((folder / f"{job.name}.done").read_text())
     except (OSError, ValueError):
         return None
-    return stamp["seconds"] if stamp.get("command") == list(job.command) else None
+    if not isinstance(stamp, dict) or stamp.get("command") != list(job.command):
+        return None
+    return stamp["seconds"] if isinstance(stamp.get("seconds"), int | float) else None
 
 
 def _stamp(job: Job, folder: Path, seconds: float) -> None:
-    part = folder / f"{job.name}.done.part"
-    part.write_text(json.dumps({"command": list(job.command), "seconds": seconds}))
-    os.replace(part, folder / f"{job.name}.done")
+    stamp = json.dumps({"command": list(job.command), "seconds": seconds})
+    write_bytes(folder / f"{job.name}.done", stamp.encode())
 
 
 def _start(job: Job, folder: Path, environment: dict[str, str] | None) -> subprocess.Popen:
@@ -173,10 +188,10 @@ def _tail(file: Path, size: int = 4000) -> str:
 
 def _failure(job: Job, folder: Path, status: int) -> str:
     log = folder / f"{job.name}.log"
-    lines = "\n".join("    " + line for line in _tail(log).strip().splitlines()[-12:])
+    last = (_tail(log).strip().splitlines() or ["nothing"])[-1]
     return (
-        f"{job.name} ended with status {status}; correct the cause, then run the same "
-        f"command again to continue. Its log, {log}, ends:\n{lines}"
+        f"{job.name} ended with status {status}: {last.strip()[-300:]} ({log} tells more); correct "
+        "the cause, then run the same command again to continue"
     )
 
 

@@ -2,6 +2,7 @@
 """Start the processes of a run: Detectron2's launcher on GPUs, gloo processes on CPUs."""
 
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -69,6 +70,11 @@ def launch(
             if os.path.exists(told):
                 with open(told, encoding="utf-8") as file:
                     raise InputError(file.read()) from None
+            if lost_a_process(error):
+                raise InputError(
+                    "a process of this run has ended, and the others with it; what it wrote last "
+                    "tells why"
+                ) from None
             if isinstance(error, ProcessRaisedException):
                 raise
             if error.signal_name:
@@ -77,6 +83,13 @@ def launch(
                     "memory does it; lower SOLVER.IMS_PER_BATCH or the number of processes"
                 ) from None
             sys.exit(error.exit_code)
+
+
+def lost_a_process(error: BaseException) -> bool:
+    """Whether a process failed because another had ended: that one has the reason."""
+    return isinstance(error, RuntimeError | ProcessRaisedException) and bool(
+        re.search(r"Connection (closed|reset) by peer|Broken pipe", str(error))
+    )
 
 
 def _tell(told: str, function: Callable[..., None], args: tuple) -> None:
@@ -89,7 +102,8 @@ def _tell(told: str, function: Callable[..., None], args: tuple) -> None:
     except Exception as error:
         line = error_line(error)
         if line is None:
-            traceback.print_exc()
+            if not lost_a_process(error):
+                traceback.print_exc()
         else:
             with open(f"{told}{os.getpid()}", "w", encoding="utf-8") as file:
                 file.write(line)

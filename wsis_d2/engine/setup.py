@@ -20,7 +20,7 @@ from wsis_d2.config import read_config
 from wsis_d2.config_checks import check_device
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, write_bytes
 
 
 def load_cfg(
@@ -129,8 +129,5 @@ def write_metadata(cfg: CfgNode) -> str | None:
     content = {key: metadata.get(key) for key in keys}
     content["dataset"] = names[0]
     path = os.path.join(cfg.OUTPUT_DIR, METADATA)
-    temporary = path + ".tmp"
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1, default=list)
-    os.replace(temporary, path)
+    write_bytes(path, json.dumps(content, indent=1, default=list).encode())
     return path

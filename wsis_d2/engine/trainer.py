@@ -33,6 +33,7 @@ from wsis_d2.config_checks import (
 )
 from wsis_d2.data.loader import build_test_loader, build_train_loader
 from wsis_d2.data.records import count_supervision, load_records
+from wsis_d2.engine.launch import lost_a_process
 from wsis_d2.engine.picture_hook import build_picture_hook
 from wsis_d2.engine.resume import plain_config, refuse_other_training
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
@@ -53,12 +54,28 @@ are written. ``wsis_d2.relabeling`` registers the one that makes new labels whil
 
 
 def _is_no_input_error(record: logging.LogRecord) -> bool:
-    """Whether a log record tells of something else than input that cannot be used."""
-    return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+    """Whether a log record tells of something else than input that cannot be used.
+
+    Or than another process's end, which that process tells of.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, InputError) or (error is not None and lost_a_process(error)))
 
 
 # TrainerBase logs the traceback of whatever ends a training; users' mistakes are told in one line.
 logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
+
+
+class _EvalHook(hooks.EvalHook):
+    """Evaluates after a training that came to its end, whatever iteration another ended in.
+
+    Detectron2's evaluates one that failed in its last iteration too: where one of several processes
+    failed, it waits for others that wait for it.
+    """
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class WSISTrainer(TrainerBase):
@@ -139,7 +156,7 @@ class WSISTrainer(TrainerBase):
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if cfg.DATASETS.TEST else None,
+            _EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if cfg.DATASETS.TEST else None,
             build_picture_hook(cfg, self._plain_model) if main else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]

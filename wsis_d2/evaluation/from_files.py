@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticSources
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.image_io import read_label_png
+from wsis_d2.utils.processes import end_with_parent
 from wsis_d2.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,7 @@ _worker: _Worker | None = None
 
 def _start_worker(truth: PanopticFile, prediction: PanopticFile, options: FileOptions) -> None:
     global _worker
+    end_with_parent()
     _worker = _Worker(truth, prediction, options)
 
 
@@ -205,6 +208,11 @@ def evaluate_files(
         results = pool.map(_run_worker, chunks)
         for sums in progress(results, total=len(chunks), desc="evaluating", unit="chunk"):
             total.merge(sums)
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that evaluated has died, as on a machine out of memory; take fewer with "
+            "--workers"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return total.results()

@@ -132,6 +132,14 @@ def read_results_json(path: str | Path) -> dict[str, Any]:
         for part in ("panoptic_seg", "apr", "sem_seg", "meta"):
             if not isinstance(run, dict) or not isinstance(run.get(part), dict):
                 raise InputError(f"{path}: run {name!r} has no {part!r} object")
+        for task in (part for part in run if part != "meta"):
+            for metric, value in run[task].items() if isinstance(run[task], dict) else ():
+                if value is not None and (
+                    isinstance(value, bool) or not isinstance(value, int | float)
+                ):
+                    raise InputError(
+                        f"{path}: run {name!r}: {task} {metric} is {value!r:.60}, expected a number"
+                    )
     return data
 
 

@@ -8,12 +8,13 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path, PurePath
 from typing import Any
 
 from wsis_d2.evaluation.paper_tables import CITYSCAPES, FIGURE_6, VOC, Cell, Table
 from wsis_d2.evaluation.results import fs_percent, read_results_json
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, printable
 from wsis_d2.utils.files import atomic_write
 
 _SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
@@ -177,8 +178,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table, numbers to the right."""
     lines = ["| " + " | ".join(header) + " |"]
     lines.append("|---|" + "--:|" * (len(header) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return escape(printable(text), quote=False).replace("|", "\\|")
 
 
 def table_csv(table: Table, runs: Sequence[Run]) -> str:
@@ -205,12 +210,21 @@ def _value_fields(value: Value | None) -> list[Any]:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return CSV text."""
+    """Return CSV text; names of others that a spreadsheet would compute stay texts."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_as_text(cell) for cell in row] for row in (header, *rows))
     return text.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 RUN_METRICS = (

@@ -1,24 +1,32 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Downloads with several mirrors, a cache, and SHA-256 of everything that is kept."""
 
+import contextlib
 import hashlib
+import http.client
 import logging
 import os
-import shutil
-import tempfile
+import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypeVar
 
-from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import sha256_file
+from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.files import atomic_write, remove_dead_temporaries, sha256_file, write_bytes
 
 CACHE_VARIABLE = "WSIS_D2_CACHE"
 OFFLINE_VARIABLE = "WSIS_D2_OFFLINE"
 TIMEOUT = 30
 MAX_INDEX = 16 << 20
+MAX_MODEL = 16 << 30
+# A server may give a byte now and then for ever: after PATIENCE seconds it must keep this rate.
+LEAST_RATE = 1024
+PATIENCE = 60
+#: What a download may end in.
+FAILURES = (OSError, ValueError, http.client.HTTPException)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +50,7 @@ def is_offline() -> bool:
     return os.environ.get(OFFLINE_VARIABLE, "") == "1"
 
 
-def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
+def fetch_file(addresses: Sequence[str], sha256: str, name: str, size: int | None = None) -> Path:
     """Return a local file with the wanted content; downloads it if it must.
 
     A path among the addresses is used in place. A download is tried address by address, checked,
@@ -52,6 +60,7 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
         addresses: paths and URLs, in the order to try.
         sha256: what the content must hash to.
         name: what is fetched, for messages; its last part names the cached file.
+        size: of the content in bytes, where it is known: no more is downloaded.
 
     Raises:
         InputError: no address gives the wanted content; each one's failure is told.
@@ -66,8 +75,8 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
             else:
                 return Path(address)
     urls = [a for a in addresses if is_url(a)]
-    suffix = Path(urlsplit(urls[0]).path).suffix if urls else ""
-    target = cache_folder() / "models" / f"{sha256}{suffix}"
+    suffix = re.search(r"\.\w{1,12}$", re.split("[?#]", urls[0])[0]) if urls else None
+    target = cache_folder() / "models" / f"{sha256}{suffix[0] if suffix else ''}"
     if target.is_file():
         if sha256_file(target) == sha256:
             return target
@@ -79,10 +88,9 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
         )
     for url in urls:
         try:
-            _download(url, target, sha256)
-        except (OSError, ValueError) as error:
-            http = isinstance(error, urllib.error.HTTPError)
-            reason = error if http else getattr(error, "reason", None) or error
+            _download(url, target, sha256, MAX_MODEL if size is None else size)
+        except FAILURES as error:
+            reason = _reason(error)
             problems.append(f"{url}: {reason}")
             logger.warning("%s: %s", url, reason)
             continue
@@ -90,45 +98,81 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str) -> Path:
     raise InputError(f"{name}: cannot be fetched: {'; '.join(problems)}")
 
 
-def _download(url: str, target: Path, sha256: str) -> None:
+def _download(url: str, target: Path, sha256: str, most: int) -> None:
     """Download to a temporary file, check it, and rename it into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".download.")
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
-            shutil.copyfileobj(reply, file, 1 << 20)
-        found = sha256_file(temporary)
+    digest = hashlib.sha256()
+    remove_dead_temporaries(target.parent)
+    with atomic_write(target) as file:
+        for data in _pieces(url, most):
+            digest.update(data)
+            file.write(data)
+        found = digest.hexdigest()
         if found != sha256:
             raise ValueError(f"content has SHA-256 {found[:12]}…, expected {sha256[:12]}…")
-        os.replace(temporary, target)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
-def fetch_index(url: str) -> str:
-    """Return the text of an index at a URL; the last one that was read serves off line.
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but to no weaker protection and to no file."""
+
+    def redirect_request(self, request, *others):
+        new = others[-1]
+        schemes = ("https",) if request.type == "https" else ("http", "https")
+        if new.partition(":")[0].lower() not in schemes:
+            raise urllib.error.URLError(f"it redirects to {new!r:.200}, which is not followed")
+        return super().redirect_request(request, *others)
+
+
+def _pieces(url: str, most: int) -> Iterator[bytes]:
+    """Yield what a URL gives, as it comes.
 
     Raises:
-        InputError: it cannot be downloaded and none was read before.
+        ValueError: it is more than ``most`` bytes, or comes too slowly to come to an end.
+        OSError, http.client.HTTPException: as :mod:`urllib.request` has it.
+    """
+    begun, received = time.monotonic(), 0
+    opener = urllib.request.build_opener(_Redirects)
+    with opener.open(url, timeout=TIMEOUT) as reply:
+        while data := reply.read1(1 << 16):
+            received += len(data)
+            if received > most:
+                raise ValueError(f"gives more than the {most} bytes expected")
+            if received < (time.monotonic() - begun - PATIENCE) * LEAST_RATE:
+                raise ValueError(f"gives fewer than {LEAST_RATE} bytes a second")
+            yield data
+
+
+Found = TypeVar("Found")
+
+
+def fetch_index(url: str, read: Callable[[str], Found]) -> Found:
+    """Return what an index at a URL holds; the last one that could be read serves off line.
+
+    Args:
+        url: of the index.
+        read: makes what is returned of its text; an InputError from it keeps the text from being
+            kept: a network's log-in page must not take the place of an index.
+
+    Raises:
+        InputError: it cannot be downloaded and none was read before, or it is no index.
     """
     kept = cache_folder() / "indices" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
     problem = f"{OFFLINE_VARIABLE}=1"
     if not is_offline():
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
-                data = reply.read(MAX_INDEX + 1)
-            if len(data) > MAX_INDEX:
-                raise InputError(f"{url}: larger than {MAX_INDEX >> 20} MiB, no index of models")
-            text = data.decode("utf-8")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, kept)
-            return text
-        except (OSError, UnicodeDecodeError) as error:
-            problem = str(getattr(error, "reason", None) or error)
+            text = b"".join(_pieces(url, MAX_INDEX)).decode("utf-8")
+        except FAILURES as error:
+            problem = _reason(error)
+        else:
+            found = read(text)
+            with contextlib.suppress(OSError):  # a cache that cannot be written is no obstacle
+                write_bytes(kept, text.encode())
+            return found
     if kept.is_file():
         logger.warning("%s: %s; using the index read before", url, problem)
-        return kept.read_text(encoding="utf-8")
+        return read(kept.read_text(encoding="utf-8"))
     raise InputError(f"{url}: cannot be read ({problem}), and no earlier copy is in the cache")
+
+
+def _reason(error: Exception) -> str:
+    told = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None)
+    return printable(str(told or error) or type(error).__name__)[:200]

@@ -89,11 +89,17 @@ def read_index(place: str) -> dict[str, dict[str, Any]]:
             file outside the place.
     """
     address = join(place, INDEX_NAME)
-    text = fetch_index(address) if is_url(place) else _read(Path(address))
+    if is_url(place):
+        return fetch_index(address, lambda text: _models(text, address))
+    return _models(_read(Path(address)), address)
+
+
+def _models(text: str, address: str) -> dict[str, dict[str, Any]]:
+    """Check the text of an index."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{address}: no valid JSON ({error})") from None
+        raise InputError(f"{address}: no valid JSON ({str(error)[:100]})") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{address}: expected the index of a model zoo, schema {SCHEMA}")
     models = content.get("models")
@@ -113,12 +119,15 @@ def _check(found: Any, part: str, name: str, address: str) -> None:
         raise InputError(f"{where} has no 'file' and 'sha256'")
     path = PurePosixPath(found["file"])
     if path.is_absolute() or ".." in path.parts or "://" in found["file"]:
-        raise InputError(f"{where}: file {found['file']!r} leaves the zoo's folder")
+        raise InputError(f"{where}: file {found['file']!r:.200} leaves the zoo's folder")
     if len(found["sha256"]) != 64 or set(found["sha256"]) - set("0123456789abcdef"):
-        raise InputError(f"{where}: sha256 {found['sha256']!r} is no SHA-256")
+        raise InputError(f"{where}: sha256 {found['sha256']!r:.100} is no SHA-256")
+    size = found.get("size", 0)
+    if type(size) is not int or size < 0:
+        raise InputError(f"{where}: size {size!r:.60}, expected a number of bytes")
     mirrors = found.get("mirrors", [])
     if not isinstance(mirrors, list) or not all(isinstance(m, str) and is_url(m) for m in mirrors):
-        raise InputError(f"{where}: mirrors {mirrors!r}, expected a list of URLs")
+        raise InputError(f"{where}: mirrors {mirrors!r:.200}, expected a list of URLs")
 
 
 def _read(path: Path) -> str:

@@ -1,12 +1,11 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Make a release of a trained model: stripped weights, config, classes, card, index entry."""
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from wsis_d2.checkpoint.reader import model_state, read_checkpoint
 from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import sha256_file
+from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.files import sha256_file, write_bytes
 from wsis_d2.utils.json_io import read_json
 
 WEIGHTS_FOLDER = "weights"
@@ -72,17 +71,13 @@ def self_contained_config(config_file: str | Path) -> CfgNode:
     """
     from detectron2.config import get_cfg
 
-    from wsis_d2.config import add_wsis_config
+    from wsis_d2.config import add_wsis_config, merge_file
 
     if not Path(config_file).is_file():
         raise InputError(f"{config_file}: no such file, expected the config.yaml of a run")
     cfg = get_cfg()
     add_wsis_config(cfg)
-    try:
-        cfg.merge_from_file(str(config_file), allow_unsafe=False)
-    except Exception as error:  # yacs and yaml raise many kinds
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{config_file}: is no config of wsis_d2 ({text})") from None
+    merge_file(cfg, str(config_file))
     cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = "cuda"  # the CPU is taken where there is no GPU
     cfg.DATASETS.OWN, cfg.DATASETS.LABEL_STORES = [], []
@@ -158,7 +153,7 @@ def publish(
         "config": (f"{stem}.yaml", cfg.dump()),
         "metadata": (f"{stem}.json", json.dumps(metadata, indent=1) + "\n"),
     }
-    _write(folder / f"{stem}.pth", data)
+    write_bytes(folder / f"{stem}.pth", data)
     entry: dict[str, Any] = {
         "checkpoint": {
             "file": f"{WEIGHTS_FOLDER}/{stem}.pth",
@@ -168,7 +163,7 @@ def publish(
         }
     }
     for part, (file, text) in texts.items():
-        _write(folder / file, text.encode())
+        write_bytes(folder / file, text.encode())
         entry[part] = {
             "file": f"{WEIGHTS_FOLDER}/{file}",
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -184,23 +179,12 @@ def publish(
         license=license,
     )
     card = model_card(name, entry, cfg, metadata, state, recipes, notes, half)
-    _write(folder / f"{stem}.md", card.encode())
+    write_bytes(folder / f"{stem}.md", card.encode())
     known[name] = entry
     content = {"schema": SCHEMA, "models": dict(sorted(known.items()))}
-    _write(output / INDEX_NAME, (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(output / INDEX_NAME, (json.dumps(content, indent=1) + "\n").encode())
     assert sha256_file(folder / f"{stem}.pth") == digest
     return entry
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -262,7 +246,7 @@ def model_card(
 ) -> str:
     """Return a model's card as Markdown: what it is, what it was made from, how good it is."""
     things = set(metadata["thing_ids"])
-    names = metadata["stuff_classes"]
+    names = [escape(printable(str(name))) for name in metadata["stuff_classes"]]
     count = sum(v.numel() for v in state.values())
     lines = [
         f"# {name}",

@@ -1,7 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The model zoo's functions; names and meanings are those of :mod:`detectron2.model_zoo`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from detectron2.config import CfgNode
 from wsis_d2.model_zoo.download import fetch_file
 from wsis_d2.model_zoo.index import PACKAGE, find_entry, model_name, places, read_index
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
 
 SCHEME = "wsis-d2://"
 
@@ -67,7 +67,10 @@ def get_checkpoint_url(config_path: str) -> str:
 
 def _fetch(config_path: str, part: str) -> Path:
     entry = find_entry(config_path)
-    return fetch_file(entry.addresses(part), entry.fields[part]["sha256"], f"{entry.name}: {part}")
+    found = entry.fields[part]
+    return fetch_file(
+        entry.addresses(part), found["sha256"], f"{entry.name}: {part}", found.get("size")
+    )
 
 
 def get_checkpoint_file(config_path: str) -> str:
@@ -87,7 +90,7 @@ def get_metadata_file(config_path: str) -> str:
 
 def get_metadata(config_path: str) -> dict[str, Any]:
     """Return what a trained model speaks of: classes, colours and ids, as in ``metadata.json``."""
-    return json.loads(Path(get_metadata_file(config_path)).read_text(encoding="utf-8"))
+    return read_json(get_metadata_file(config_path))
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:
@@ -108,11 +111,11 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
         return load_cfg(get_config_file(config_path))
     from detectron2.config import get_cfg
 
-    from wsis_d2.config import add_wsis_config
+    from wsis_d2.config import add_wsis_config, merge_file
 
     cfg = get_cfg()
     add_wsis_config(cfg)
-    cfg.merge_from_file(str(_fetch(config_path, "config")), allow_unsafe=False)
+    merge_file(cfg, str(_fetch(config_path, "config")), bases=False)
     _fetch(config_path, "metadata")  # small, and then it is there off line too
     cfg.MODEL.WEIGHTS = SCHEME + model_name(config_path)
     return cfg

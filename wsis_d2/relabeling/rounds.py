@@ -17,6 +17,7 @@ All three run in as many processes as are asked for, on one machine or on severa
 folder under one path; the first machine notes and reports.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -49,6 +50,7 @@ from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.processes import only_writer
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
@@ -320,11 +322,20 @@ class IterativeRun:
 
     def _read_state(self) -> dict | None:
         try:
-            state = json.loads(self._state_path.read_text())
+            if not self._state_path.exists():
+                return None
+            state = read_json(self._state_path)
             if state["schema"] != SCHEMA or state["stage"] not in STAGES:
                 raise ValueError(f"schema {state['schema']}, stage {state['stage']}")
-        except FileNotFoundError:
-            return None
+            kinds = {"round": int, "history": dict, "config": dict, "labels_of_round_0": dict}
+            for key, kind in kinds.items():
+                if not isinstance(state[key], kind):
+                    raise ValueError(f"{key} is {state[key]!r:.60}")
+            for number, entry in state["history"].items():
+                if not number.isdecimal() or not isinstance(entry, dict):
+                    raise ValueError(f"history {number!r:.60} is {entry!r:.60}")
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self._state_path}: no state of an iterative run ({error}); name another "
@@ -443,7 +454,9 @@ def train_iterative(
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
-    return IterativeRun(cfg, rounds, resume, num_processes, **machines).run()
+    main = machines.get("machine_rank", 0) == 0
+    with only_writer(cfg.OUTPUT_DIR) if main else contextlib.nullcontext():
+        return IterativeRun(cfg, rounds, resume, num_processes, **machines).run()
 
 
 def _numbers(values: Mapping) -> dict:

@@ -5,11 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from wsis_d2.checkpoint.parts import load_trained, only_weights
-from wsis_d2.config import add_wsis_config
+from wsis_d2.config import add_wsis_config, merge_file
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.utils.errors import InputError
@@ -46,11 +45,7 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
                 "trained with: --config-file CLASSIFIER.yaml"
             )
         wanted = cfg.CAM.clone()
-        try:
-            cfg.merge_from_file(str(beside), allow_unsafe=False)
-        except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-            text = " ".join(str(error.args[0] if error.args else error).split())
-            raise InputError(f"{beside}: is no config of this version ({text})") from None
+        merge_file(cfg, str(beside))
         if wanted != _default_cam():
             cfg.CAM = wanted
         if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:

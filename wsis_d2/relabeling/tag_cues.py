@@ -281,7 +281,8 @@ def make_tag_labels(
         reliability.unlink(missing_ok=True)
     result = driver.run(
         make, records, store, workers=workers, limit=run.limit, desc="tag cues",
-        ray_address=run.ray_address, gpus=int(on_gpu), batch=cfg.TEST.IMS_PER_BATCH,
+        ray_address=run.ray_address, image_seconds=run.image_seconds, gpus=int(on_gpu),
+        batch=cfg.TEST.IMS_PER_BATCH,
     )  # fmt: skip
     if own.MODEL.META_ARCHITECTURE == "TagSegmenter" and not reliability.is_file():
         names = [category["name"] for category in ordered]

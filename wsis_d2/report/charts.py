@@ -216,7 +216,7 @@ def bar_chart(
                 )
             parts.append(
                 f'<text class="value" x="{max(end, zero) + 5:.1f}" y="{top + bar - 4}">'
-                f"{shown}</text>"
+                f"{escape(shown)}</text>"
             )
     parts.append(f'<path class="zero" d="M{zero:.1f} 2V{height - 4}"/>')
     text = "; ".join(

@@ -16,6 +16,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -106,7 +107,8 @@ def write_report(
             hidden_layers, footer, review,
         )  # fmt: skip
         temporary = work / "page.html"
-        temporary.write_text(page, encoding="utf-8")
+        # Halves of characters, which JSON may hold, have no place in a file.
+        temporary.write_bytes(page.encode("utf-8", "replace"))
         if folder.exists():
             shutil.rmtree(folder)
         page_file = output_html.with_name(f".{output_html.name}.{os.getpid()}")
@@ -123,7 +125,7 @@ def _write_item(
     index: int, item: dict, work: Path, folder: str, classes: list[dict], max_side: int
 ) -> dict[str, Any]:
     """Write one image's layers and return its entry in the page's data."""
-    name = str(item["name"])
+    name, place = str(item["name"]), quote(folder)  # a "#" or "%" means something in addresses
     layers: dict[str, dict] = {}
     size: tuple[int, int] | None = None
     for number, (layer_name, layer) in enumerate(item["layers"].items()):
@@ -141,12 +143,12 @@ def _write_item(
         kind = {LabelLayer: "labels", AnnotationLayer: "lines"}.get(type(layer))
         opaque = drawn.shape[2] == 3
         entry: dict[str, Any] = {"kind": kind or ("picture" if opaque else "overlay")}
-        entry["src"] = f"{folder}/{_save(work, stem, drawn, max_side)}"
+        entry["src"] = f"{place}/{_save(work, stem, drawn, max_side)}"
         side = max(drawn.shape[:2])
         if opaque and side > 1.5 * THUMBNAIL:
-            entry["thumb"] = f"{folder}/{_save(work, stem + 't', drawn, THUMBNAIL)}"
+            entry["thumb"] = f"{place}/{_save(work, stem + 't', drawn, THUMBNAIL)}"
         if safe is not None:
-            entry["safe"] = f"{folder}/{_save(work, stem + 's', safe, max_side)}"
+            entry["safe"] = f"{place}/{_save(work, stem + 's', safe, max_side)}"
         layers[str(layer_name)] = entry
     if size is None:
         raise InputError(f"image {name!r}: has no layer; expected at least the photograph")
@@ -217,7 +219,7 @@ def _save(work: Path, stem: str, array: np.ndarray, max_side: int) -> str:
         flat = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
         options = [] if small else [cv2.IMWRITE_JPEG_QUALITY, 90]
     if not cv2.imwrite(str(work / name), flat, options):
-        raise OSError(f"cannot write {work / name}")
+        raise InputError(f"{work / name}: cannot be written; is the disk full?")
     return name
 
 

@@ -2,6 +2,7 @@
 """The classes of a dataset, one contiguous id space of things and stuff, and how two lists meet."""
 
 import colorsys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 from wsis_d2.utils.errors import InputError
 
 MAX_CLASSES = 255  # semantic maps are uint8 and 255 is ignore
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,16 @@ class ClassTable:
             source: what to call it in messages.
         """
         categories, names = metadata.get("categories"), metadata.get("stuff_classes")
-        if not categories and names and metadata.get("thing_ids") is not None:
-            things = set(metadata.get("thing_ids"))
+        things = metadata.get("thing_ids")
+        if not categories and names and things is not None:
+            colors = metadata.get("stuff_colors", ())
+            if not all(isinstance(part, list | tuple) for part in (names, things, colors)):
+                raise InputError(f"{source}: its classes are no lists, expected a run's metadata")
             categories = [
                 {"id": k, "name": name, "isthing": int(k in things)} for k, name in enumerate(names)
             ]
-            for category, color in zip(categories, metadata.get("stuff_colors", ()), strict=False):
-                category["color"] = list(color)
+            for category, color in zip(categories, colors, strict=False):
+                category["color"] = color
         return parse_categories(categories, source) if categories else None
 
 
@@ -232,6 +237,11 @@ def parse_categories(categories: list, source: str) -> ClassTable:
         where += f" (id {cid})"
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: name is {name!r:.60}; expected a word")
+        if len(name) > _LONGEST_NAME or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            raise InputError(
+                f"{where}: name is {name!r:.60}; expected at most {_LONGEST_NAME} characters, none "
+                "of them a line end or another control character"
+            )
         if isthing not in (0, 1):
             raise InputError(
                 f"{where}: isthing is {'missing' if isthing is None else repr(isthing)[:60]}; "

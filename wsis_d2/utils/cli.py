@@ -1,11 +1,16 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """What every command-line tool shares: how it ends when its input is bad or it is interrupted."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, printable
+
+# A write that failed names no file.
+_LONGEST_LINE = 1200
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def error_line(error: BaseException) -> str | None:
@@ -15,11 +20,25 @@ def error_line(error: BaseException) -> str | None:
     the line is found in there. So does an unreadable file.
     """
     if isinstance(error, InputError):
-        lines = str(error).strip().splitlines() or ["bad input"]
-        return lines[-1].rpartition("InputError: ")[2] if len(lines) > 1 else lines[0]
+        text = str(error).strip()
+        if "Traceback (most recent call last)" in text:
+            text = text.rpartition("InputError: ")[2]
+        return _of_sane_length(printable(text)) or "bad input"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return printable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return (
+            f"{error.strerror}; what is written whole stays: free some space, then run the same "
+            "command again"
+        )
     return None
+
+
+def _of_sane_length(line: str) -> str:
+    """A line that shows a value of somebody's file, which may be of any length."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
 
 
 def main_with_errors(
@@ -46,7 +65,6 @@ def main_with_errors(
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         status = 130
-    sys.stdout.flush()
     # A closed pipe (`tool | head`) must not turn success into a traceback at exit.
     try:
         sys.stdout.flush()

@@ -13,6 +13,17 @@ class InputError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """Return a text as one line that a terminal shows as it is.
+
+    Names come from files of others: line ends, what moves a terminal's cursor or turns the
+    direction of writing, and halves of characters become escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Refuse a value that is none of the known ones.
 

@@ -40,8 +40,11 @@ def atomic_write(
             os.replace(temporary, path)
         else:
             _claim(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails does not name its file
         raise
 
 

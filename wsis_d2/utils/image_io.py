@@ -6,6 +6,7 @@ file that cannot give them whole is refused in one line, the same everywhere.
 """
 
 import contextlib
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,19 +26,23 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm",
     ".pgm",
 )  # fmt: skip
+# Pillow knows more, among them PostScript, for which it runs another program.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _ORIENTATION = 0x0112
+# Orientation of EXIF -> what turns (H, W, 3) as viewers show it.
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a[:, ::-1].transpose(1, 0, 2),
 }
 _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
+_BAND = 1 << 22  # pixels
 _SAVE_8_BITS = "save it with 8 bits a channel"
 _DARK = (
     "uses less than a sixteenth of the levels of its 16 bits, which is black; stretch its levels "
@@ -72,8 +77,8 @@ def read_picture(path: str | Path, image_format: str = "RGB") -> np.ndarray:
             black and white nothing states.
     """
     check_choice("INPUT.FORMAT", image_format, ("RGB", "BGR"))
-    pixels = np.asarray(_read(path))
-    return np.array(pixels if image_format == "RGB" else pixels[..., ::-1], order="C")
+    pixels = _read(path)
+    return pixels if image_format == "RGB" else np.array(pixels[..., ::-1], order="C")
 
 
 def read_record(record: Mapping, image_format: str = "RGB") -> np.ndarray:
@@ -107,7 +112,8 @@ def picture_size(path: str | Path, whole: bool = True) -> tuple[int, int]:
         InputError: as :func:`read_picture`.
     """
     if whole:
-        return _read(path).size
+        height, width = _read(path).shape[:2]
+        return width, height
     with _opened(path) as image:
         if image.format == "TIFF":  # some versions of Pillow have turned its size, others not
             image.load()
@@ -135,7 +141,7 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
     return (
         f"{text}, the size before EXIF orientation {orientation} turns it as viewers show it; "
         "annotate the turned picture, or, where the boxes fit the stored pixels, drop the "
-        f"orientation: exiftool -Orientation= '{path}'"
+        f"orientation: exiftool -Orientation= {shlex.quote(str(path))}"
     )
 
 
@@ -145,7 +151,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 yield image
         return
     except FileNotFoundError:
@@ -158,18 +164,18 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     raise InputError(f"{path}: cannot be read as a picture ({reason})")
 
 
-def _read(path: str | Path) -> Image.Image:
-    """Return a photograph decoded, turned and in 8-bit RGB."""
+def _read(path: str | Path) -> np.ndarray:
+    """Return a photograph decoded, turned and in RGB, uint8 (H, W, 3)."""
     with _opened(path) as image:
         image.load()
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
         turn = _TURNS.get(_orientation(image))
         deep = not image.mode.startswith("I") and _bits(path, image) == 16
-        image = _to_rgb(image)
-        if deep and 0 < int(np.max(image.getextrema())) < _LEAST_OF_16_BITS >> 8:
+        pixels = _to_rgb(image)
+        if deep and 0 < int(pixels.max()) < _LEAST_OF_16_BITS >> 8:
             raise ValueError(_DARK)
-        return image if turn is None else image.transpose(turn)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def read_label_png(path: str | Path) -> np.ndarray:
@@ -181,18 +187,40 @@ def read_label_png(path: str | Path) -> np.ndarray:
     Raises:
         InputError: missing, truncated, or a colour picture.
     """
+    with opened_png(path) as image:
+        if image.mode not in ("P", "L"):
+            raise InputError(
+                f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
+                "PNG of class ids; this may be a colour rendering of the labels"
+            )
+        return np.array(image, np.uint8)
+
+
+@contextlib.contextmanager
+def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.Image]:
+    """Open a PNG of numbers; whatever goes wrong while it is open becomes one line.
+
+    Args:
+        path: the file.
+        hint: what to do about a file that is broken.
+
+    Raises:
+        InputError: missing, no PNG, or not whole.
+    """
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
-                    "PNG of class ids; this may be a colour rendering of the labels"
-                )
-            return np.array(image, np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG",)) as image:
+                yield image
+        return
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as PNG ({error}); copy it again") from None
+    except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        text = " ".join(str(error).replace(str(path), "file").split())[:200]
+        reason = text or type(error).__name__
+    raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
 
 
 def image_tensor(image: np.ndarray) -> "torch.Tensor":
@@ -220,21 +248,33 @@ def _bits(path: str | Path, image: Image.Image) -> int:
     return 8
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return a decoded picture in 8-bit RGB."""
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Return a decoded picture in RGB, uint8 (H, W, 3).
+
+    A band of rows at a time: whole, each form on the way takes the memory of a picture.
+    """
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
-        values = np.asarray(image)
-        most = int(values.max())
-        if 0 < most < _LEAST_OF_16_BITS:
-            raise ValueError(_DARK)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif mode in ("F", "I"):
+    sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
+    if mode in ("F", "I") and not sixteen:
         kind = "floating-point" if mode == "F" else "32-bit"
         raise ValueError(f"has {kind} pixels, whose black and white nothing states; {_SAVE_8_BITS}")
-    elif mode in ("P", "PA"):
-        image = image.convert("RGBA")  # a palette with transparency goes no other way quietly
-    return image.convert("RGB")
+    width, height = image.size
+    pixels, most = np.empty((height, width, 3), np.uint8), 0
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        end = min(top + rows, height)
+        band = image.crop((0, top, width, end)) if height > rows else image
+        if sixteen:
+            values = np.asarray(band)
+            most = max(most, int(values.max()))
+            pixels[top:end] = (values >> 8)[..., None]
+            continue
+        if mode in ("P", "PA"):
+            band = band.convert("RGBA")  # a palette with transparency goes no other way quietly
+        pixels[top:end] = np.asarray(band.convert("RGB"))
+    if sixteen and 0 < most < _LEAST_OF_16_BITS:
+        raise ValueError(_DARK)
+    return pixels
 
 
 def _check_end(path: str | Path, image: Image.Image) -> None:
@@ -267,4 +307,4 @@ def _what_it_is(path: str | Path) -> str:
             return words
     if start[:4] in (b"II*\0", b"MM\0*"):
         return f"is a TIFF that is cut or of a kind Pillow does not read; {_SAVE_8_BITS}"
-    return "of no format that Pillow reads, or cut"
+    return f"of no format that is read ({', '.join(_FORMATS)}), or cut"

@@ -118,5 +118,6 @@ def make_box_store(
         limit=run.limit,
         desc="boxes",
         ray_address=run.ray_address,
+        image_seconds=run.image_seconds,
     )
     return result.exit_status

@@ -2,9 +2,9 @@
 """Map one function over weak records into a label store: processes, GPUs, or ray over machines.
 
 Every worker process runs one thread. A record whose function raises is named, counted and skipped;
-so is one that kills its process (out of memory, a crash in native code). What is done is in the
-store at once, so a run may be stopped at any moment and goes on where it stopped. The order of
-results never matters: labels depend on their record alone.
+so is one that kills its process (out of memory, a crash in native code) or never ends. What is
+done is in the store at once, so a run may be stopped at any moment and goes on where it stopped.
+The order of results never matters: labels depend on their record alone.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.processes import end_with_parent
 from wsis_d2.utils.progress import format_seconds, progress
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -48,6 +49,8 @@ _RECORD_FIELDS = (
     "unboxed",
     "supervision",
 )
+#: An image of photographs' size takes seconds.
+IMAGE_SECONDS = 1800.0
 _DIED = "its process died (out of memory, or a crash in native code)"
 
 
@@ -81,6 +84,8 @@ class LabelRun:
         dry_run: only say what would be done; nothing is written.
         ray_address: None uses this machine; "auto" or an address maps over a ray cluster, whose
             machines must see images and store under the same paths.
+        image_seconds: a process that has an image for longer is ended, and the image tried once
+            more and then left out. One process alone, and ray's, are not watched.
     """
 
     workers: int | None = None
@@ -88,6 +93,7 @@ class LabelRun:
     force: bool = False
     dry_run: bool = False
     ray_address: str | None = None
+    image_seconds: float = IMAGE_SECONDS
 
 
 @dataclasses.dataclass
@@ -143,6 +149,7 @@ def run(
     desc: str = "weak labels",
     ray_address: str | None = None,
     gpus: int = 0,
+    image_seconds: float = IMAGE_SECONDS,
     batch: int = 1,
 ) -> DriverResult:
     """Label every record that has no current label in ``store``, then close the store.
@@ -151,7 +158,7 @@ def run(
         make_worker: see :data:`MakeWorker`.
         records: weak records of the dataset.
         store: a writable store.
-        workers, limit, ray_address: see :class:`LabelRun`.
+        workers, limit, ray_address, image_seconds: see :class:`LabelRun`.
         desc: what the progress line calls it.
         gpus: with ray, GPUs that each task needs; ``workers`` None then takes all of the cluster.
         batch: records that the labelling function is given together, where it has ``batch``.
@@ -172,7 +179,9 @@ def run(
         if workers == 1 or len(groups) < 2:
             outcomes = _map_here(make_worker, groups, store)
         else:
-            outcomes = _map_pool(make_worker, groups, store, min(workers, len(groups)))
+            outcomes = _map_pool(
+                make_worker, groups, store, min(workers, len(groups)), image_seconds
+            )
     failed = {}
     with contextlib.closing(outcomes):
         for record, message in progress(outcomes, total=len(todo), desc=desc):
@@ -324,7 +333,7 @@ def describe_error(record: Mapping, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     name = str(record.get("file_name", record["image_id"]))
-    return text if name in text else f"{name}: {kind}{text}"
+    return printable(text if name in text else f"{name}: {kind}{text}")
 
 
 def _map_here(make_worker: MakeWorker, groups: Iterable[list[dict]], store: LabelStore) -> Outcomes:
@@ -339,10 +348,15 @@ _task: _Task | Exception | None = None
 
 def _start_process(make_worker: MakeWorker, store: LabelStore) -> None:
     global _task
+    end_with_parent()
     try:
         _task = _Task(make_worker, store)
     except Exception as error:  # raised from an initializer it would only say "broken pool"
         _task = error
+
+
+def _is_ready() -> bool:
+    return True
 
 
 def _run_in_process(group: list[dict]) -> list[str | None]:
@@ -352,9 +366,13 @@ def _run_in_process(group: list[dict]) -> list[str | None]:
 
 
 def _map_pool(
-    make_worker: MakeWorker, groups: list[list[dict]], store: LabelStore, workers: int
+    make_worker: MakeWorker,
+    groups: list[list[dict]],
+    store: LabelStore,
+    workers: int,
+    image_seconds: float,
 ) -> Outcomes:
-    """Yield (record, message) as processes end them; survive processes that die."""
+    """Yield (record, message) as processes end them; survive processes that die or hang."""
     queue = groups[::-1]
     suspects: list[list[dict]] = []
     with _one_thread_environment():
@@ -369,20 +387,32 @@ def _map_pool(
                 initargs=(make_worker, store),
             )
             running: dict = {}
+            begun: dict = {}
+            reason = _DIED
             try:
                 window = 1 if alone else 2 * workers
+                first = pool.submit(_is_ready)
                 while source or running:
                     while source and len(running) < window:
-                        running[pool.submit(_run_in_process, source[-1])] = source[-1]
-                        source.pop()
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                        future = pool.submit(_run_in_process, source[-1])
+                        if alone:  # what loading takes is not the image's
+                            wait([first])
+                        running[future], begun[future] = source.pop(), time.monotonic()
+                    ends = min(begun[f] + image_seconds * len(running[f]) for f in running)
+                    patience = max(ends - time.monotonic(), 0.0)
+                    ended, _ = wait(running, patience, return_when=FIRST_COMPLETED)
+                    if not ended:
+                        reason = f"it was not done after {image_seconds:g} seconds"
+                        for process in list(pool._processes.values()):
+                            process.kill()
+                        ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
                         messages = future.result()
                         yield from zip(running.pop(future), messages, strict=True)
             except BrokenProcessPool:
                 left = [record for group in running.values() for record in group]
                 if alone:
-                    yield left[0], describe_error(left[0], RuntimeError(_DIED))
+                    yield left[0], describe_error(left[0], RuntimeError(reason))
                 else:
                     suspects = [[r] for r in left if not store.done(r["image_id"], r)]
                     for record in left:

@@ -287,7 +287,7 @@ def make_merged_labels(
     )
     result = driver.run(
         make, records, store, workers=run.workers, limit=run.limit, desc="merged labels",
-        ray_address=run.ray_address,
+        ray_address=run.ray_address, image_seconds=run.image_seconds,
     )  # fmt: skip
     if tags is not None:
         copy_reliability(tags, store.path)

@@ -153,7 +153,7 @@ def import_released(
     make = functools.partial(ReleasedLabels, kind, files, annotation, len(categories))
     result = driver.run(
         make, records, store, workers=run.workers, limit=run.limit, desc=f"released {kind}",
-        ray_address=run.ray_address,
+        ray_address=run.ray_address, image_seconds=run.image_seconds,
     )  # fmt: skip
     return result.exit_status
 

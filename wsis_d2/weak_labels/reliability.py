@@ -21,6 +21,7 @@ import numpy as np
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.json_io import read_json
 
 FILE = "reliability.json"
 #: No class is held to be worth less.
@@ -99,7 +100,7 @@ def load_reliability(store: str | os.PathLike, names: Sequence[str]) -> np.ndarr
     if not path.is_file():
         raise InputError(f"{path}: no such file; {hint}")
     try:
-        known = {str(k): float(v) for k, v in json.loads(path.read_text())["classes"].items()}
+        known = {str(k): float(v) for k, v in read_json(path)["classes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}); remove it; {hint}") from None
     if set(known) != set(names):

@@ -36,6 +36,7 @@ from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
+from wsis_d2.utils.image_io import opened_png
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
@@ -49,6 +50,9 @@ from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 
 SCHEMA = 1
 _PARTS = ("panoptic", "semantic", "status")
+_FAILED = {"image_id": int | str, "status": str, "file_name": str, "message": str}
+_DONE = {"image_id": int | str, "status": str, "file_name": str, "height": int, "width": int,
+         "annotation": str, "segments": list, "counters": dict}  # fmt: skip
 _COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
 
 
@@ -265,7 +269,7 @@ class LabelStore:
         Args:
             image_id: the image.
             record: if given, labels made from another annotation of the image, or of another
-                picture that had its id, do not count.
+                picture that had its id, do not count, nor do those of which a file is gone.
         """
         entry = self._entry(image_id)
         if entry is None or entry["status"] != "done":
@@ -275,7 +279,13 @@ class LabelStore:
             record = record_in_classes(record, own)
         if record is None:
             return True
-        return entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
+        same = entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
+        return same and self._is_whole(image_id)
+
+    def _is_whole(self, image_id: int | str) -> bool:
+        """Whether both pictures of an image are there; somebody may have deleted a part."""
+        name = f"{image_key(image_id)}.png"
+        return all((self.path / part / name).exists() for part in ("semantic", "panoptic"))
 
     def check(self, record: Mapping) -> None:
         """Raise an InputError that names image and command if its label is missing or stale."""
@@ -286,6 +296,8 @@ class LabelStore:
         what = "missing"
         if self.done(image_id):
             what = "is stale: its boxes, tags or size have changed"
+            if not self._is_whole(image_id):
+                what = "lacks a file that was deleted"
             if not _same_picture(entry, record):
                 what = f"is that of another picture, {entry['file_name']}"
         message = entry.get("message")
@@ -314,7 +326,7 @@ class LabelStore:
     def semantic(self, image_id: int | str) -> np.ndarray:
         """Return the semantic map, (H, W) uint8, contiguous class ids, 255 = ignore."""
         self._done_entry(image_id)
-        semantic = self._read_png(f"semantic/{image_key(image_id)}.png")
+        semantic = self._read_png(f"semantic/{image_key(image_id)}.png", "L")
         return semantic if self._places is None else place_table(self._places)[semantic]
 
     def instance(self, image_id: int | str) -> tuple[np.ndarray, list[dict]]:
@@ -325,7 +337,7 @@ class LabelStore:
             contiguous class ids, with the ``score`` of those that have one.
         """
         entry = self._done_entry(image_id)
-        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png").astype(np.int32)
+        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png", "RGB").astype(np.int32)
         ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
         ids[ids == 0] = INSTANCE_IGNORE
         segments = [
@@ -398,10 +410,11 @@ class LabelStore:
             raise ValueError(f"{self.path}: opened for reading; use LabelStore.create to write")
 
     def _entry(self, image_id: int | str) -> dict | None:
-        path = self.path / "status" / f"{image_key(image_id)}.json"
+        key = image_key(image_id)
+        path = self.path / "status" / f"{key}.json"
         if not path.exists():
             return None
-        entry = read_json(path)
+        entry = self._status(path)
         if entry["image_id"] != image_id:
             raise InputError(
                 f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
@@ -420,18 +433,48 @@ class LabelStore:
 
     def _entries(self) -> list[dict]:
         names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [read_json(self.path / "status" / name) for name in names]
+        return [self._status(self.path / "status" / name) for name in names]
 
-    def _read_png(self, name: str) -> np.ndarray:
-        path = self.path / name
-        try:
-            with Image.open(path) as image:
-                return np.array(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    def _status(self, path: Path) -> dict:
+        """Return an image's status file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        entry = read_json(path)
+        done = isinstance(entry, dict) and entry.get("status") == "done"
+        fields = _DONE if done else _FAILED
+        sound = isinstance(entry, dict) and all(
+            isinstance(entry.get(field), kind) for field, kind in fields.items()
+        )
+        if sound and done:
+            numbers = entry["counters"].values()
+            sound = all(self._is_segment(segment) for segment in entry["segments"]) and all(
+                isinstance(number, int | float) for number in numbers
+            )
+        if not sound:
             raise InputError(
-                f"{path}: cannot be read ({error}); remake it: delete status/{path.stem}.json in "
-                f"the store and run the command that made it again: {_COMMAND}"
-            ) from error
+                f"{path}: is damaged; delete it and run the command that made the store again: "
+                f"{_COMMAND}"
+            )
+        return entry
+
+    def _is_segment(self, segment: object) -> bool:
+        numbers = ("id", "category_id", "area")
+        return (
+            isinstance(segment, dict)
+            and all(type(segment.get(key)) is int for key in numbers)
+            and 0 <= segment["category_id"] < len(self.classes)
+            and isinstance(segment.get("bbox"), list)
+        )
+
+    def _read_png(self, name: str, mode: str) -> np.ndarray:
+        path = self.path / name
+        hint = f"delete it and run the command that made it again: {_COMMAND}"
+        with opened_png(path, hint) as image:
+            if image.mode != mode:
+                raise InputError(f"{path}: is of mode {image.mode}, expected {mode}; {hint}")
+            return np.array(image)
 
     def _write_png(self, name: str, array: np.ndarray) -> None:
         with atomic_write(self.path / name, self.path / ".tmp") as file:
@@ -508,8 +551,10 @@ def _read_manifest(path: Path) -> dict:
     manifest = read_json(file)
     try:
         schema = manifest["schema"]
-        manifest["recipe"], manifest["recipe_hash"], manifest["categories"]
-    except (KeyError, TypeError) as error:
+        if not isinstance(manifest["recipe"], dict) or not isinstance(manifest["recipe_hash"], str):
+            raise TypeError("recipe or recipe_hash")
+        manifest["categories"]
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{file}: not the manifest of a label store ({error!r})") from None
     if schema != SCHEMA:
         raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")

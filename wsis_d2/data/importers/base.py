@@ -19,7 +19,8 @@ from typing import Any
 from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.data.datasets.own.weak import MAX_SIDE
 from wsis_d2.data.importers.names import fold, path_variants
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.files import write_bytes
 from wsis_d2.utils.image_io import PICTURE_SUFFIXES as IMAGE_SUFFIXES
 from wsis_d2.utils.image_io import explain_size, picture_size
 
@@ -107,7 +108,8 @@ class ImportLog:
     def lines(self) -> list[str]:
         """The report as text: notes, then each reason once, with its number and some examples."""
         changed = self._grouped("changed", self.changed)
-        return [*self.notes, *self._grouped("dropped", self.dropped), *changed]
+        lines = [*self.notes, *self._grouped("dropped", self.dropped), *changed]
+        return [printable(line) for line in lines]
 
     def reasons(self) -> str:
         """Why records were dropped, in one line: first what happened to files and images."""
@@ -214,9 +216,7 @@ class ImageIndex:
         leaves = [v.startswith(("/", "../")) or v == ".." for v in variants]
         if all(leaves):
             log.bad("image", label, f"{missing}, and the path leaves the image root")
-        elif any(
-            (self.root / v).is_file() for v, out in zip(variants, leaves, strict=True) if not out
-        ):
+        elif any(os.path.isfile(self.root / v) for v in variants if not v.startswith(("/", ".."))):
             suffixes = " ".join(IMAGE_SUFFIXES)
             log.drop("image", label, f"the file has no suffix of a picture ({suffixes})")
         else:
@@ -411,11 +411,4 @@ def add_mark(
 
 def write_json(content: Any, path: str | os.PathLike) -> None:
     """Write a JSON file whole: under a temporary name, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, (json.dumps(content, allow_nan=False) + "\n").encode())

@@ -12,6 +12,7 @@ from wsis_d2.data.importers.foreign import what_it_is
 from wsis_d2.data.importers.names import fold, to_flag
 from wsis_d2.data.importers.own_data import file_categories
 from wsis_d2.data.importers.tags import split_names
+from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 
@@ -258,16 +259,9 @@ def _rle_corners(mask: dict, picture: Picture) -> list[float] | None:
     """Corners of a run-length mask of the image's size; None where it is anything else."""
     import pycocotools.mask as mask_util
 
-    size, counts = mask.get("size"), mask.get("counts")
-    if size != [picture.height, picture.width]:
-        return None
     try:
-        if isinstance(counts, list):
-            runs = all(type(v) is int and v >= 0 for v in counts)
-            if not runs or sum(counts) != size[0] * size[1]:
-                return None
-            mask = mask_util.frPyObjects({"size": size, "counts": counts}, *size)
-        x, y, w, h = map(float, mask_util.toBbox(mask))
-    except (TypeError, ValueError, KeyError, AttributeError):
+        rle = checked_rle(mask, (picture.height, picture.width))
+    except ValueError:
         return None
+    x, y, w, h = map(float, mask_util.toBbox(rle))
     return [x, y, x + w, y + h]

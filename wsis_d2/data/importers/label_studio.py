@@ -37,7 +37,7 @@ def read_label_studio(path: str | os.PathLike, images: ImageIndex, log: ImportLo
         raise InputError(f"{source}: {what}; expected Label Studio's JSON export")
     pictures: dict[str, Picture] = {}
     for k, task in enumerate(tasks):
-        where = f"{source}: task {task.get('id', k) if isinstance(task, dict) else k}"
+        where = f"{source}: task {shorten(task.get('id', k)) if isinstance(task, dict) else k}"
         result = _result(task, where, log)
         if result is None:
             continue

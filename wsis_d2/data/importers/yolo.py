@@ -22,6 +22,7 @@ from wsis_d2.data.importers.files import (
     unique,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.yaml_io import parse_yaml
 
 _NO_LABELS = ("classes.txt", "obj.names", "train.txt", "val.txt", "test.txt")
 
@@ -215,7 +216,7 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
         text = read_bytes(path).decode("utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             # All scalars as text: "yes" and "no" are names here.
-            content = yaml.load(text, Loader=yaml.BaseLoader)
+            content = parse_yaml(text, path, yaml.BaseLoader)
             content = content if isinstance(content, dict) else {}
             names, shape = content.get("names"), content.get("kpt_shape")
             count = content.get("nc")
@@ -226,10 +227,8 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
                     f"{path}: line {names.index('') + 1} is empty, and a name's line is its class "
                     "number; name the class there or remove the line"
                 )
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if isinstance(names, dict) and all(str(k).isascii() and str(k).isdigit() for k in names):

@@ -11,6 +11,7 @@ relative of comparing the halves of a disc (gPb). A small network, trained on ge
 import functools
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ WEIGHTS = Path(__file__).with_name("contour_weights.npz")
 #: Widths of smoothing in pixels, each with the factor the maps are scaled down by for it.
 _SIGMAS = ((1.0, 1), (2.0, 2), (4.0, 4), (8.0, 8))
 _BINS = 6
+_MOST_BYTES = 64 << 20  # of a file of weights, unpacked
 _EDGE = {"borderType": cv2.BORDER_REPLICATE}
 #: Half the side of the surroundings that fine strength is compared with, pixels.
 _CONTEXT = 24
@@ -149,16 +151,23 @@ def load_weights(path: str | os.PathLike = WEIGHTS) -> ContourWeights:
     """
     try:
         content = Path(path).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > _MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MB")
         with np.load(path, allow_pickle=False) as file:
             count = sum(name.startswith("weight") for name in file.files)
             layers = [
                 (file[f"weight{k}"].astype(np.float32), file[f"bias{k}"].astype(np.float32))
                 for k in range(count)
             ]
-    except (OSError, ValueError, KeyError) as error:
+        widths = [NUM_FEATURES, *(len(bias) for _, bias in layers)]
+        for (weight, bias), inputs in zip(layers, widths, strict=False):
+            if weight.shape != (inputs, *bias.shape) and weight is not layers[0][0]:
+                raise ValueError("its layers do not fit one another")
+    except Exception as error:  # NumPy's reader raises almost anything over a broken file
         raise InputError(
-            f"{path}: no contour weights ({error}); make some with tools/train_contours.py, or set "
-            "WEAK_LABELS.PROPOSALS.CONTOURS gradient"
+            f"{path}: no contour weights ({str(error)[:120]}); make some with "
+            "tools/train_contours.py, or set WEAK_LABELS.PROPOSALS.CONTOURS gradient"
         ) from None
     if not layers or layers[0][0].shape[0] != NUM_FEATURES:
         raise InputError(

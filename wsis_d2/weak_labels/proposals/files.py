@@ -15,7 +15,9 @@ from pycocotools import mask as coco_mask
 from scipy import sparse
 from yacs.config import CfgNode
 
+from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
 from wsis_d2.weak_labels.proposals.coco_index import coco_index
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
@@ -162,35 +164,71 @@ def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> Superpixel
     Raises:
         InputError: it is no such file, or is of an image of another size.
     """
-    import h5py
-    from scipy.io import loadmat
-
     try:
-        if h5py.is_hdf5(path):  # version 7.3
-            with h5py.File(path, "r") as file:
-                superpixels = file["superpixels"][()].T
-                references = file["labels"][()].ravel()
-                members = [np.asarray(file[r]).ravel() for r in references]
-        else:
-            content = loadmat(path)
-            superpixels = content["superpixels"]
-            members = [np.asarray(m).ravel() for m in content["labels"].ravel()]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        superpixels, members = (_read_hdf5 if _is_hdf5(path) else _read_mat)(path, image_size)
+        superpixels = superpixels.astype(np.int64)
+        members = [m.astype(np.int64) - 1 for m in members if m.size]
+    except InputError as error:
+        raise InputError(f"{error}; expected MCG proposals: superpixels and labels") from None
+    except Exception as error:  # HDF5's reader raises almost anything over a broken file
         raise InputError(
             f"{path}: no MCG proposals ({error!r:.200}); expected superpixels and "
             "labels of a MATLAB file"
         ) from None
-    if superpixels.shape != tuple(image_size):
-        raise InputError(
-            f"{path}: proposals of an image of {superpixels.shape[1]} x {superpixels.shape[0]}, "
-            f"the image is {image_size[1]} x {image_size[0]}"
-        )
-    superpixels = superpixels.astype(np.int64)
-    members = [m.astype(np.int64) - 1 for m in members if m.size]
+    _check_size(path, superpixels.shape, image_size)
     highest = int(superpixels.max())
-    if superpixels.min() < 1 or any(m.min() < 0 or m.max() >= highest for m in members):
+    if superpixels.min() < 1 or highest > superpixels.size:
+        raise InputError(
+            f"{path}: superpixels {int(superpixels.min())} to {highest}, expected numbers from 1, "
+            "no more than pixels"
+        )
+    if any(m.min() < 0 or m.max() >= highest for m in members):
         raise InputError(f"{path}: labels name superpixels outside 1..{highest}")
     return SuperpixelProposals(superpixels - 1, members)
+
+
+def _is_hdf5(path: str | os.PathLike) -> bool:
+    import h5py
+
+    return h5py.is_hdf5(path)
+
+
+def _read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
+    content = read_matlab(path, ["superpixels", "labels"])
+    return content["superpixels"], [np.asarray(m).ravel() for m in content["labels"].ravel()]
+
+
+def _read_hdf5(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
+    """Read a file of version 7.3, whose arrays may be said to be larger than it, or elsewhere."""
+    import h5py
+
+    left = MOST_BYTES
+
+    def read(dataset: h5py.Dataset) -> np.ndarray:
+        nonlocal left
+        if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+            raise ValueError("an array is not in the file")
+        left -= dataset.size * max(dataset.dtype.itemsize, 8)
+        if left < 0:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MB")
+        return dataset[()]
+
+    with h5py.File(path, "r") as file:
+        for name in ("superpixels", "labels"):
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is not in the file")
+        _check_size(path, file["superpixels"].shape[::-1], image_size)
+        superpixels = read(file["superpixels"]).T
+        return superpixels, [read(file[r]).ravel() for r in read(file["labels"]).ravel()]
+
+
+def _check_size(path: str | os.PathLike, found: tuple, image_size: tuple[int, int]) -> None:
+    if len(found) != 2 or tuple(found) != tuple(image_size):
+        shown = " x ".join(map(str, found[::-1]))
+        raise InputError(
+            f"{path}: proposals of an image of {shown}, the image is {image_size[1]} x "
+            f"{image_size[0]}"
+        )
 
 
 @PROPOSAL_SOURCE_REGISTRY.register_as("coco_json")
@@ -221,14 +259,13 @@ class CocoJsonSource(ProposalSource):
         size = [int(s) for s in image.shape[:2]]
         rles = []
         for segmentation in (entry["segmentation"] for entry in found):
-            if not isinstance(segmentation, dict) or list(segmentation.get("size", ())) != size:
+            try:
+                rles.append(checked_rle(segmentation, (size[0], size[1])))
+            except ValueError as error:
                 raise InputError(
-                    f"{self.path}: a mask of image {record['image_id']!r} is no run-length mask "
-                    f"of {size[0]} x {size[1]} (height x width): {str(segmentation)[:60]}"
-                )
-            if isinstance(segmentation["counts"], list):
-                segmentation = coco_mask.frPyObjects(segmentation, *size)
-            rles.append(segmentation)
+                    f"{self.path}: a mask of image {record['image_id']!r}: {error}: "
+                    f"{str(segmentation)[:60]}"
+                ) from None
         scores = [entry.get("score") for entry in found]
         return RLEProposals(
             rles,

@@ -11,11 +11,14 @@ so that a command that was killed continues where it stopped.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ import numpy as np
 from wsis_d2.data.datasets.builtin.segments import encode_panoptic, segment_entries
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import write_bytes
+from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.processes import end_with_parent, only_writer
 from wsis_d2.utils.progress import progress
 
 VERSION = 1
@@ -151,7 +156,16 @@ class Preparation:
             folder: name of the folder of the panoptic PNG files.
             desc: shown by the progress.
         """
-        self.output.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.output):
+            return self._convert(jobs, convert, folder, desc)
+
+    def _convert(
+        self,
+        jobs: Sequence[ImageJob],
+        convert: Callable[[ImageJob], Converted],
+        folder: str,
+        desc: str,
+    ) -> dict[str | int, dict[str, Any]]:
         journal = self.output / f".journal_{folder}.jsonl"
         header = {"recipe_hash": self.recipe_hash}
         done = {} if self.force else self._read_journal(journal, header)
@@ -164,8 +178,10 @@ class Preparation:
                 # fork, where there is one: workers start at once, and nothing here uses threads
                 methods = multiprocessing.get_all_start_methods()
                 context = multiprocessing.get_context("fork" if "fork" in methods else None)
-                pool = stack.enter_context(context.Pool(min(self.workers, len(todo))))
-                lines: Iterator[dict] = pool.imap_unordered(_run_job, arguments, chunksize=4)
+                workers = min(self.workers, len(todo))
+                pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
+                stack.callback(pool.shutdown, cancel_futures=True)
+                lines: Iterator[dict] = _as_they_end(pool, arguments, 4 * workers)
             else:
                 lines = map(_run_job, arguments)
             for line in progress(lines, total=len(todo), desc=desc):
@@ -182,11 +198,13 @@ class Preparation:
         for text in path.read_bytes().split(b"\n"):
             try:
                 lines.append(json.loads(text))
-            except ValueError:  # the last line of a killed run
+            except (ValueError, RecursionError):  # the last line of a killed run
                 continue
         if not lines or lines[0] != header:
             return {}
-        return {line["id"]: line for line in lines[1:]}
+        wanted = {"id", "sources", "image", "annotations", "counts"}
+        return {line["id"]: line for line in lines[1:]
+                if isinstance(line, dict) and wanted <= line.keys()}  # fmt: skip
 
     @staticmethod
     def _is_done(line: dict[str, Any] | None, job: ImageJob, panoptic: Path) -> bool:
@@ -243,6 +261,32 @@ class Preparation:
         }
         write_bytes(self.output / f"manifest_{split}.json", json.dumps(manifest, indent=1).encode())
         return manifest
+
+
+def _as_they_end(
+    pool: ProcessPoolExecutor, arguments: list[tuple], most: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the journal's lines of images as they are done, at most so many on their way.
+
+    Raises:
+        InputError: a process has died; :class:`multiprocessing.Pool` would wait for it for ever.
+    """
+    waiting = iter(arguments)
+    running: set[Future] = set()
+    try:
+        while True:
+            for job in itertools.islice(waiting, most - len(running)):
+                running.add(pool.submit(_run_job, job))
+            if not running:
+                return
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that converted images has died, as on a machine out of memory; run the "
+            "command again with fewer --workers, what is done stays done"
+        ) from None
 
 
 def _json_line(line: dict[str, Any]) -> bytes:
@@ -319,11 +363,12 @@ def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
     output = Path(output)
     hint = f"; make it again: {command}"
     try:
-        manifest = json.loads((output / f"manifest_{split}.json").read_bytes())
+        manifest = read_json(output / f"manifest_{split}.json", missing=f"missing{hint}")
         sums = (output / f"checksums_{split}.txt").read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: missing{hint}") from None
-    if hashlib.sha256(sums).hexdigest() != manifest["checksums_sha256"]:
+    digest = manifest.get("checksums_sha256") if isinstance(manifest, dict) else None
+    if hashlib.sha256(sums).hexdigest() != digest:
         raise InputError(
             f"{output / f'checksums_{split}.txt'}: not the list that was written{hint}"
         )

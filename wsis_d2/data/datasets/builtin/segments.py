@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import picture_size
+from wsis_d2.utils.image_io import opened_png, picture_size
 
 
 def read_labels(path: str | Path, what: str) -> np.ndarray:
@@ -20,13 +20,10 @@ def read_labels(path: str | Path, what: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, broken or a colour picture.
     """
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing ({what})") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read ({what}: {error}); download it again") from None
+    if not Path(path).exists():
+        raise InputError(f"{path}: missing ({what})")
+    with opened_png(path, f"download it again ({what})") as image:
+        labels = np.asarray(image)
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a picture with {labels.shape[-1]} channels, expected one channel of label "

@@ -24,12 +24,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy import sparse
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob, expect_count
 from wsis_d2.data.datasets.builtin.segments import image_size, read_labels, segment_sizes
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.matlab import read_matlab
 
 FOLDER = "wsis_voc_2012"
 PREPARE_COMMAND = "python datasets/prepare_voc.py"
@@ -235,21 +234,20 @@ def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
     """
     hint = f"unpack SBD again ({SBD_URL})"
     try:
-        struct = loadmat(path, variable_names=[name])[name][0, 0]
+        struct = read_matlab(path, [name], "missing")[name][0, 0]
         segmentation = np.asarray(struct["Segmentation"]).astype(np.int32)
         names = struct.dtype.names
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; {hint}") from None
-    except (KeyError, IndexError, ValueError, TypeError, OSError, MatReadError) as error:
+        classes = boundaries = None
+        if "Categories" in names:
+            classes = np.asarray(struct["Categories"]).astype(np.int64).reshape(-1)
+        for cell in np.asarray(struct["Boundaries"]).reshape(-1) if "Boundaries" in names else ():
+            if cell.shape == segmentation.shape:
+                part = cell.toarray() if sparse.issparse(cell) else np.asarray(cell)
+                boundaries = part > 0 if boundaries is None else boundaries | (part > 0)
+    except InputError as error:
+        raise InputError(f"{error}; {hint}") from None
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: no SBD file with {name}.Segmentation ({error}); {hint}"
         ) from None
-    classes = None
-    if "Categories" in names:
-        classes = np.asarray(struct["Categories"]).astype(np.int64).reshape(-1)
-    boundaries = None
-    for cell in np.asarray(struct["Boundaries"]).reshape(-1) if "Boundaries" in names else ():
-        part = cell.toarray() if sparse.issparse(cell) else np.asarray(cell)
-        if part.shape == segmentation.shape:
-            boundaries = part > 0 if boundaries is None else boundaries | (part > 0)
     return segmentation, classes, boundaries

@@ -40,6 +40,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.data.panoptic_format import read_panoptic_png
 from wsis_d2.structures.annotation import touched_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.classes import match_classes, parse_categories
@@ -245,9 +246,7 @@ def _separate(
             semantic = to_stuff[store.semantic(record["image_id"])]
             ids, segments = store.instance(record["image_id"])
         else:
-            with Image.open(record["pan_seg_file_name"]) as image:
-                rgb = np.array(image.convert("RGB")).astype(np.int32)
-            ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+            ids = read_panoptic_png(record["pan_seg_file_name"])
             segments = record["segments_info"]
             semantic = np.full(ids.shape, IGNORE, np.uint8)
             for segment in segments:

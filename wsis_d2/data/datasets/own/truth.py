@@ -64,11 +64,16 @@ def _read_panoptic(
         there = set(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
-    pictures = PictureNames(content.get("images") or [], path)
+    images = content.get("images") or []
+    if not isinstance(images, list):
+        raise InputError(f'{path}: "images" is no list; expected COCO panoptic JSON')
+    pictures = PictureNames(images, path)
     truth: dict[Any, dict[str, Any]] = {}
     for position, annotation in enumerate(annotations):
         where = f"{path}: annotations[{position}]"
-        if not isinstance(annotation, dict) or "segments_info" not in annotation:
+        if not isinstance(annotation, dict) or not isinstance(
+            annotation.get("segments_info"), list
+        ):
             raise InputError(
                 f"{where}: has no segments_info; expected COCO panoptic JSON, not instances"
             )
@@ -91,9 +96,10 @@ def _read_panoptic(
             if segment["id"] in ids or not 0 < segment["id"] < 2**24:
                 raise InputError(f"{label}: id {segment['id']} is used twice or not in 1..2^24-1")
             ids.add(segment["id"])
-            if segment.get("category_id") not in known_classes.contiguous:
+            category = segment.get("category_id")
+            if type(category) is not int or category not in known_classes.contiguous:
                 raise InputError(
-                    f"{label}: unknown class: category_id {shorten(segment.get('category_id'))}; "
+                    f"{label}: unknown class: category_id {shorten(category)}; "
                     f"expected one of {known_classes.id_text()}"
                 )
             class_id = places[known_classes.contiguous[segment["category_id"]]]

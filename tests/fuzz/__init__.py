@@ -1,0 +1,1 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.

@@ -1,0 +1,63 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Processes that end with the one that started them, and folders that one at a time writes."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsis_d2.utils.errors import InputError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+_POLL = 1.0
+
+
+def end_with_parent() -> None:
+    """Have this process end soon after the one that started it.
+
+    One that is killed cannot tell its workers, and they would wait for work for ever.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder for this process alone; however the process ends, the folder is free again.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = printable(file.read(200).decode(errors="replace")) or "unknown"
+                raise InputError(
+                    f"{folder}: another command writes there (process {holder}); wait for its end, "
+                    "or name another folder"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        yield

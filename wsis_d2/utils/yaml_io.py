@@ -1,0 +1,90 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""YAML files of others: read as plain values, refused where they unfold without end."""
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+from wsis_d2.utils.errors import InputError
+
+# A config of Detectron2 with every key has about a thousand.
+_MOST_VALUES = 100_000
+
+
+def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML text; nothing in it is run.
+
+    Args:
+        text: the text.
+        source: the file, for messages.
+        loader: ``yaml.SafeLoader``, or ``yaml.BaseLoader``, which leaves all scalars texts.
+
+    Raises:
+        InputError: no YAML, objects beside plain values, nested too deeply, or aliases that name
+            more than 100 000 values: ten lines may name a thousand million.
+    """
+    try:
+        reader = loader(text)
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        if _unfolded(node, {}) > _MOST_VALUES:
+            raise InputError(f"{source}: its aliases (*name) unfold to too many values")
+        return reader.construct_document(node)
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{source}: is nested too deeply, or holds itself") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: no valid YAML ({reason})") from None
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node has where each alias is written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of a node that holds itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def check_config_file(path: str, *, bases: bool = True, above: Collection[str] = ()) -> None:
+    """Refuse a config file that Detectron2's reader would not come to an end with.
+
+    Args:
+        path: the file, and through ``_BASE_`` those it is based on.
+        bases: whether it may be based on others; a released model's may not name files or URLs.
+        above: files that are based on it.
+
+    Raises:
+        InputError: as :func:`parse_yaml`, no mapping, or a ``_BASE_`` that leads back to itself.
+    """
+    from detectron2.utils.file_io import PathManager
+
+    try:
+        with PathManager.open(path, "r") as file:
+            content = parse_yaml(file.read(), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text ({error.reason})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}, expected keys and values")
+    names = content.get("_BASE_", [])
+    names = names if isinstance(names, list) else [names]
+    if names and not bases:
+        raise InputError(f"{path}: has a _BASE_, expected a config that is whole")
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: _BASE_ is {name!r:.60}, expected a file's name")
+        base = os.path.expanduser(name)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        if os.path.normpath(base) in (*map(os.path.normpath, above), os.path.normpath(path)):
+            raise InputError(f"{path}: _BASE_ {name} leads back to itself")
+        if "://" not in base and not os.path.isfile(base):
+            raise InputError(f"{path}: _BASE_ {name}: no such file")
+        check_config_file(base, above=(*above, path))
