@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
-EPILOG = f"""examples:
+EPILOG = """examples:
   # first pictures, without training or download: photographs of animals or people; drawn scenes
   tools/demo.py --input photo.jpg --output pictures
   tools/demo.py --sample 6 --output pictures
@@ -224,8 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
     if args.input and args.sample and args.model is None:
         raise InputError(
-            "--input with --sample: no model knows both photographs and drawn scenes; name one with "
-            "--model, or run the tool twice"
+            "--input with --sample: no model knows both photographs and drawn scenes; name one "
+            "with --model, or run the tool twice"
         )
     model = args.model or (SAMPLE_MODEL if args.sample else PHOTO_MODEL)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:

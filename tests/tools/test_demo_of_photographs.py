@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The demo's own model of photographs, as a newcomer meets it: without a model, data or training."""
+"""The demo's own model of photographs, as a newcomer meets it: no model, data or training named."""
 
 import json
 
