@@ -78,7 +78,7 @@ def coco_index(path: str, key: str) -> CocoIndex:
     """
     try:
         return CocoIndex(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{key} {path}: no COCO result file with masks ({error!r:.200})") from None
 
 
