@@ -24,6 +24,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 from wsis_d2.checkpoint.coverage import TRAINED, first_of, is_auxiliary, load_into
+from wsis_d2.checkpoint.detector_size import warn_of_detector_size
 from wsis_d2.checkpoint.names import Weights, match_ends, read_weights
 from wsis_d2.modeling.backbone import TimmBackbone
 from wsis_d2.modeling.backbone.folded import NormInConv
@@ -212,6 +213,7 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module) -> None:
             f"MODEL.WEIGHTS is empty{also}: an evaluation needs a trained network; {TRAINED}: "
             "MODEL.WEIGHTS OUTPUT_DIR/model_final.pth"
         )
+    warn_of_detector_size(cfg)
     for part, path in named.items():
         load_part(model, part, read_weights(path, PART_KEYS[part]))
     if "instance" in _present(model) and model.instance.state_dict():
@@ -454,6 +456,7 @@ def load_for_training(cfg: CfgNode, model: nn.Module) -> None:
         InputError: a file is missing, fits another network or nothing, or what is never trained
             has no weights.
     """
+    warn_of_detector_size(cfg)
     start, path = _Start(cfg, model), cfg.MODEL.WEIGHTS
     weights = read_weights(path, "MODEL.WEIGHTS", cfg.INPUT.FORMAT) if path else None
     alone = weights is not None and is_backbone(model, weights)
