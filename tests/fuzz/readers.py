@@ -352,7 +352,7 @@ def masks_json(data: bytes) -> None:
     text = {**runs, "counts": mask_util.frPyObjects(runs, *SIZE)["counts"].decode()}
     content = [{"image_id": 1, "segmentation": s} for s in (runs, text)]
     path = put_json("masks.json", content, Choices(data))
-    files._coco_index.cache_clear()
+    files.coco_index.cache_clear()
     found = files.CocoJsonSource(str(path))(
         np.zeros((*SIZE, 3), np.uint8), {"image_id": 1, "file_name": "a.png"}
     )

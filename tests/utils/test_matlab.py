@@ -172,7 +172,7 @@ def test_a_result_file_of_masks_beyond_the_picture_is_refused(tmp_path):
     record = {"image_id": 1, "file_name": "a.png"}
     image = np.zeros((4, 5, 3), np.uint8)
     for counts in ([5, 10**6], [-5, 25], "0" * 9, "\\u0000", 7, None):
-        files._coco_index.cache_clear()
+        files.coco_index.cache_clear()
         shown = f'"{counts}"' if isinstance(counts, str) else str(counts).replace("None", "null")
         path.write_text(
             f'[{{"image_id": 1, "segmentation": {{"size": [4, 5], "counts": {shown}}}}}]'

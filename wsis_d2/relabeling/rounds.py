@@ -454,9 +454,12 @@ def train_iterative(
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
+    run = IterativeRun(
+        cfg, rounds, resume, num_processes, **machines
+    )  # which checks, writes nothing
     main = machines.get("machine_rank", 0) == 0
     with only_writer(cfg.OUTPUT_DIR) if main else contextlib.nullcontext():
-        return IterativeRun(cfg, rounds, resume, num_processes, **machines).run()
+        return run.run()
 
 
 def _numbers(values: Mapping) -> dict:
