@@ -6,6 +6,7 @@ Iterative training, the preparation of VOC and label processes have tests of the
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def result(name, out):
         relative = str(path.relative_to(out))
         if path.is_file() and not relative.startswith((".lock", ".tmp", ".cache")):
             found[relative] = path.read_bytes()
+    if name == "evaluate_panoptic":  # but for the time that it took
+        found["results.json"] = re.sub(rb'"seconds": [\d.e-]+', b"", found["results.json"])
     return found
 
 

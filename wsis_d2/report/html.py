@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -23,7 +22,9 @@ import numpy as np
 
 from wsis_d2.report.charts import CHART_DEFS, bar_chart, format_number, line_chart
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.image_io import read_picture
+from wsis_d2.utils.processes import LOCK, only_writer
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer, Layer
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 from wsis_d2.visualization.visualizer import draw_annotation, draw_labels
@@ -94,30 +95,32 @@ def write_report(
             f"{folder}: exists and was not written by a report; expected no such folder. "
             "Move it or choose another output name"
         )
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=output_html.parent))
-    os.chmod(work, 0o755)
-    try:
-        (work / MARKER).write_text("pictures of the report beside this folder\n")
-        entries = [
-            _write_item(index, item, work, folder.name, list(classes), max_side)
-            for index, item in enumerate(items)
-        ]
-        page = _page(
-            title, subtitle, entries, list(classes), tables, curves, bars, sort, ascending,
-            hidden_layers, footer, review,
-        )  # fmt: skip
-        temporary = work / "page.html"
-        # Halves of characters, which JSON may hold, have no place in a file.
-        temporary.write_bytes(page.encode("utf-8", "replace"))
-        if folder.exists():
-            shutil.rmtree(folder)
-        page_file = output_html.with_name(f".{output_html.name}.{os.getpid()}")
-        os.replace(temporary, page_file)
-        os.replace(work, folder)
-        os.replace(page_file, output_html)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    work = folder.with_name(f".{folder.name}")
+    with only_writer(work):
+        for left in work.iterdir():  # of a report that was killed
+            if left.name != LOCK:
+                left.unlink()
+        remove_dead_temporaries(output_html.parent)
+        try:
+            (work / MARKER).write_text("pictures of the report beside this folder\n")
+            entries = [
+                _write_item(index, item, work, folder.name, list(classes), max_side)
+                for index, item in enumerate(items)
+            ]
+            page = _page(
+                title, subtitle, entries, list(classes), tables, curves, bars, sort, ascending,
+                hidden_layers, footer, review,
+            )  # fmt: skip
+            # Halves of characters, which JSON may hold, have no place in a file.
+            with atomic_write(output_html) as file:
+                if folder.exists():
+                    shutil.rmtree(folder)
+                (work / LOCK).unlink()
+                os.replace(work, folder)
+                file.write(page.encode("utf-8", "replace"))
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     return output_html
 
 
