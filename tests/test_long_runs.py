@@ -12,8 +12,9 @@ from wsis_d2.data.panoptic_format import write_panoptic_png
 from wsis_d2.evaluation.from_files import FileOptions, _Worker, evaluate_files
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.utils import image_io
-from wsis_d2.weak_labels.driver import Labels, run
+from wsis_d2.weak_labels.driver import run
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels
 
 IMAGES = int(os.environ.get("WSIS_D2_TEST_IMAGES", 2000))
 PREDICTED = max(IMAGES // 20, 60)

@@ -14,8 +14,9 @@ import pytest
 from test_store import CATEGORIES, RECIPE, make_record
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.driver import Labels, describe_error, plain_record, run, run_share
+from wsis_d2.weak_labels.driver import plain_record, run, run_share
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels, describe_error
 
 
 def label(record, bad=(), deadly=(), endless=(), slow=0.0):

@@ -16,9 +16,9 @@ from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 from wsis_d2.weak_labels.reliability import tag_reliability
+from wsis_d2.weak_labels.workers import Labels
 
 _MOST_RECORDS = 1000
 
@@ -132,16 +132,16 @@ class RegionCueLabeller:
         result[self.segmenter.thing_ids] = 1.0
         return result
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Return cue labels; there are no instances in them."""
         return self.batch([record])[0]
 
-    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+    def batch(self, records: Sequence[Mapping]) -> list[Labels]:
         """Return the cue labels of records whose images the segmenter sees together."""
         found = self.distributions(records)
         return [self._labels(*pair) for pair in zip(records, found, strict=True)]
 
-    def _labels(self, record: Mapping, distribution: np.ndarray) -> driver.Labels:
+    def _labels(self, record: Mapping, distribution: np.ndarray) -> Labels:
         size = distribution.shape[1:]
         cues = distribution.argmax(0).astype(np.uint8)
         cues[distribution.max(0) < self.threshold] = IGNORE
@@ -154,7 +154,7 @@ class RegionCueLabeller:
             "tagged_classes": len(tagged),
             "classes_without_cue": len(tagged - set(np.unique(cues).tolist())),
         }
-        return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
+        return Labels(cues, np.full(size, -1, np.int32), [], counters)
 
 
 def _in_size(cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

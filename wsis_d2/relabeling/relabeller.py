@@ -11,10 +11,10 @@ from wsis_d2.modeling.averaged import averaged_semantics
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
-from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.merge import clean_record, record_possible_classes
 from wsis_d2.weak_labels.refine import RefineOptions, labels_from_probabilities
+from wsis_d2.weak_labels.workers import Labels
 
 
 class Relabeller:
@@ -50,12 +50,12 @@ class Relabeller:
         self.image_format = image_format
         self.factors = factors
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Return the labels of one record; the model's mode is left as it was."""
         return self.batch([record])[0]
 
     @torch.no_grad()
-    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+    def batch(self, records: Sequence[Mapping]) -> list[Labels]:
         """Return the labels of records whose images the model sees together."""
         samples = [self.mapper(dict(record)) for record in records]
         was_training = self.model.training
@@ -66,7 +66,7 @@ class Relabeller:
             self.model.train(was_training)
         return [self._labels(*pair) for pair in zip(records, found, strict=True)]
 
-    def _labels(self, record: Mapping, predicted: torch.Tensor) -> driver.Labels:
+    def _labels(self, record: Mapping, predicted: torch.Tensor) -> Labels:
         image = read_record(record, self.image_format)
         possible = None
         if self.refine.within_annotation:
@@ -88,4 +88,4 @@ class Relabeller:
         for name, after in result.stages.items():
             counters[f"changed_by_{name}"] = int(np.count_nonzero(before != after))
             before = after
-        return driver.Labels(result.semantic, result.instance, result.segments, counters)
+        return Labels(result.semantic, result.instance, result.segments, counters)

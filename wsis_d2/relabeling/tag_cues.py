@@ -38,6 +38,7 @@ from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +117,15 @@ class CueLabeller:
             for size, own in zip(sizes, crops, strict=True)
         ]
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Return cue labels; there are no instances in them."""
         return self.batch([record])[0]
 
-    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+    def batch(self, records: Sequence[Mapping]) -> list[Labels]:
         """Return the cue labels of records whose images the classifier sees together."""
         return [self._labels(*pair) for pair in zip(records, self.maps(records), strict=True)]
 
-    def _labels(self, record: Mapping, maps: dict[int, np.ndarray]) -> driver.Labels:
+    def _labels(self, record: Mapping, maps: dict[int, np.ndarray]) -> Labels:
         size = (int(record["height"]), int(record["width"]))
         cues = cue_labels(maps, size, self.threshold)
         counters = {
@@ -133,7 +134,7 @@ class CueLabeller:
             "tagged_classes": len(maps),
             "classes_without_cue": len(set(maps) - set(np.unique(cues).tolist())),
         }
-        return driver.Labels(cues, np.full(size, -1, np.int32), [], counters)
+        return Labels(cues, np.full(size, -1, np.int32), [], counters)
 
 
 class ReorderedLabeller:
@@ -149,11 +150,11 @@ class ReorderedLabeller:
         self._table = place_table(places)
         self._own = [list(places).index(place) for place in range(len(places))]
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Return cue labels of the dataset's classes; there are no instances in them."""
         return self.batch([record])[0]
 
-    def batch(self, records: Sequence[Mapping]) -> list[driver.Labels]:
+    def batch(self, records: Sequence[Mapping]) -> list[Labels]:
         """Return the cue labels of records whose images the network sees together."""
         found = self.labeller.batch([record_in_classes(record, self._own) for record in records])
         return [dataclasses.replace(own, semantic=self._table[own.semantic]) for own in found]
@@ -202,7 +203,7 @@ def build_labeller(
     )
 
 
-def _make_labeller(cfg_text: str, *arguments: Any) -> Callable[[Mapping], driver.Labels]:
+def _make_labeller(cfg_text: str, *arguments: Any) -> Callable[[Mapping], Labels]:
     """Build the labelling function in a worker process."""
     return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 

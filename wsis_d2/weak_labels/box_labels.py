@@ -23,6 +23,7 @@ from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class BoxLabeller:
         self._outside = outside
         self._things = things
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Read the record's image and label it from its boxes."""
         image = read_record(record, "BGR")
         proposals = None

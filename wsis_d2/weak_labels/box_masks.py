@@ -16,7 +16,6 @@ from wsis_d2.structures.annotation import Marks
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
-from wsis_d2.weak_labels.driver import Labels
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, ellipse_mask, grabcut_mask
 from wsis_d2.weak_labels.marked import (
     NO_HINTS,
@@ -28,6 +27,7 @@ from wsis_d2.weak_labels.marked import (
 )
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet
 from wsis_d2.weak_labels.proposals.select import MODES, select_proposal
+from wsis_d2.weak_labels.workers import Labels
 
 MASKS = ("agreement", "grabcut", "mcg", "box")
 FALLBACKS = ("none", "mcg", "ellipse")

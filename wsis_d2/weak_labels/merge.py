@@ -30,6 +30,7 @@ from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, p
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def merge_record(
     annotation: AnnotatedClasses,
     options: CleanOptions,
     mask_instances: tuple[np.ndarray, list[dict]] | None = None,
-) -> driver.Labels:
+) -> Labels:
     """Make the labels of round 0 of one image.
 
     Args:
@@ -148,7 +149,7 @@ def merge_record(
         "ambiguous_thing_pixels": int(np.count_nonzero(is_thing & (instance <= 0))),
         "instances": len(segments),
     }
-    return driver.Labels(result.semantic, instance, segments, counters)
+    return Labels(result.semantic, instance, segments, counters)
 
 
 def _instances_of_masks(
@@ -192,7 +193,7 @@ class _MergeWorker:
         self._boxes = LabelStore.open(self.boxes).in_classes(self.classes)
         self._tags = LabelStore.open(self.tags).in_classes(self.classes) if self.tags else None
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         image_id = record["image_id"]
         self._boxes.check(record)
         cues = None

@@ -24,6 +24,7 @@ from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.clean import instance_labels
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class ReleasedLabels:
     annotation: AnnotatedClasses
     num_classes: int
 
-    def __call__(self, record: Mapping) -> driver.Labels:
+    def __call__(self, record: Mapping) -> Labels:
         """Return the labels of one image.
 
         Raises:
@@ -96,7 +97,7 @@ class ReleasedLabels:
             "ignored_pixels": int(np.count_nonzero(labels == IGNORE)),
             "instances": len(segments),
         }
-        return driver.Labels(labels, instance, segments, counters)
+        return Labels(labels, instance, segments, counters)
 
 
 def find_label_files(folder: str | os.PathLike) -> dict[str, str]:
