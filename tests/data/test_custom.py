@@ -122,8 +122,15 @@ def test_full_images_by_name_and_by_share(sample, tmp_path):
     with pytest.raises(InputError, match=r"chosen\.txt: line 1: 'other\.png' is no image of"):
         full(str(chosen))
     unregister("own_mixed")
-    with pytest.raises(InputError, match="share of 0 to 1"):
-        full(1.5)
+    for content, message in ((b"\n", "names no image"), (b"\xff\n", "chosen.txt: .*decode")):
+        chosen.write_bytes(content)
+        unregister("own_mixed")
+        with pytest.raises(InputError, match=message):
+            full(str(chosen))
+    for share in (1.5, True):
+        unregister("own_mixed")
+        with pytest.raises(InputError, match="share of 0 to 1"):
+            full(share)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@
 import logging
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
+
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.yaml_io import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +26,9 @@ def warn_of_detector_size(cfg: CfgNode) -> None:
     if not path or "://" in path or not beside.is_file():
         return
     try:
-        inputs = yaml.safe_load(beside.read_text(encoding="utf-8"))["INPUT"]
+        inputs = parse_yaml(beside.read_text(encoding="utf-8"), beside)["INPUT"]
         trained = {key: inputs[key] for key in _KEYS}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, InputError):
         return  # of another program
     own = {key: cfg.INPUT[key] for key in _KEYS}
     if own != trained:

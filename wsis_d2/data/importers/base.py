@@ -323,6 +323,17 @@ class ImageIndex:
                 return None
         return Picture(path, width, height)
 
+    def known_picture(
+        self, path: str, known: dict[str, Picture], where: str, log: ImportLog
+    ) -> Picture | None:
+        """Return the picture of an image among the ``known``, added if it is new and readable."""
+        if path not in known:
+            picture = self.picture(path, where, log)
+            if picture is None:
+                return None
+            known[path] = picture
+        return known[path]
+
 
 def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     table: dict[str, list[str]] = {}

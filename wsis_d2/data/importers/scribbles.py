@@ -48,12 +48,9 @@ def read_scribbles(
         values = _values(file, where, log)
         if values is None:
             continue
-        if found not in by_name:
-            picture = images.picture(found, where, log)
-            if picture is None:
-                continue
-            by_name[found] = picture
-        picture = by_name[found]
+        picture = images.known_picture(found, by_name, where, log)
+        if picture is None:
+            continue
         if values.shape != (picture.height, picture.width):
             size = f"{values.shape[1]} x {values.shape[0]}"
             log.bad("file", where, f"has {size} pixels, its image {picture.width} x "

@@ -85,12 +85,9 @@ def read_tags_csv(
         found = images.find(row[image_column].strip(), where, log)
         if found is None:
             continue
-        if found not in by_name:
-            picture = images.picture(found, where, log)
-            if picture is None:
-                continue
-            by_name[found] = picture
-        picture = by_name[found]
+        picture = images.known_picture(found, by_name, where, log)
+        if picture is None:
+            continue
         if tag_column is not None:
             tags = split_names(row[tag_column], whole)
             if tags is None:

@@ -1,8 +1,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The gradient of depthwise convolutions on a CPU. Addition, not in the paper.
 
-There the forward pass of a depthwise convolution takes a thirtieth of the time that its gradient
-takes. Both gradients are depthwise convolutions themselves, so they can be had by forward passes.
+There the gradient of a depthwise convolution takes ten to fifty times as long as its forward pass
+(torch 2.14, maps of 17 x 17, kernels of 5 x 5, without and with dilation). Both gradients are
+depthwise convolutions themselves, so they can be had by forward passes.
 """
 
 from typing import Any

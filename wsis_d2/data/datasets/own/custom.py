@@ -21,6 +21,7 @@ from wsis_d2.structures.classes import (
 )
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.json_io import read_json
+from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +247,24 @@ def set_label_store(name: str, store: str | os.PathLike, where: str = "label sto
     if "label_store" in metadata.__dict__:
         del metadata.label_store
     metadata.label_store = os.fspath(store)
+
+
+def open_labels(name: str, records: Sequence[dict]) -> LabelStore | None:
+    """Open the label store of a dataset, in its classes; None where no record is weak.
+
+    Raises:
+        InputError: weak records without a label store, with the command that makes one.
+    """
+    if all(record["supervision"] != "weak" for record in records):
+        return None
+    path = MetadataCatalog.get(name).label_store
+    if not path:
+        raise InputError(
+            f'dataset "{name}" has no label store; make one with: python '
+            f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
+            "DATASETS.LABEL_STORES or labels="
+        )
+    return LabelStore.open(path).in_classes(dataset_classes(name))
 
 
 def unregister(name: str) -> None:

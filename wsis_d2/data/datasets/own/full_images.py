@@ -25,11 +25,12 @@ def mark_full(
         where: the dataset, for messages.
 
     Raises:
-        InputError: no such file, a name that is no image of the set, a share outside 0 to 1.
+        InputError: no such file, one without a name, a name that is no image of the set, a share
+            outside 0 to 1.
     """
     if isinstance(full_images, str):
         chosen = _listed(records, Path(full_images), images, where)
-    elif isinstance(full_images, int | float) and 0 <= full_images <= 1:
+    elif type(full_images) in (int, float) and 0 <= full_images <= 1:  # no yes or no
         ranked = sorted((str(record["image_id"]) for record in records), key=_digest)
         chosen = set(ranked[: round(full_images * len(ranked))])
     else:
@@ -48,11 +49,13 @@ def _digest(image_id: str) -> str:
 
 
 def _listed(records: Sequence[dict], path: Path, images: str, where: str) -> set[str]:
-    if not path.is_file():
-        raise InputError(f"{where}: full_images: {path} is not there")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: full_images: {path}: {error}") from None
     ids = {record["file_name"]: str(record["image_id"]) for record in records}
     chosen = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         file_name = resolve_image_path(line.strip(), images, f"{path}: line {number}")
@@ -62,4 +65,6 @@ def _listed(records: Sequence[dict], path: Path, images: str, where: str) -> set
                 "file_name of its annotation"
             )
         chosen.add(ids[file_name])
+    if not chosen:
+        raise InputError(f"{where}: full_images: {path} names no image; expected one a line")
     return chosen

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco_panoptic import register_coco_panoptic
 from PIL import Image
 
-from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.data.datasets.own.custom import dataset_classes, open_labels
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.progress import progress
@@ -71,17 +71,9 @@ def register_panoptic_files(name: str, folder: str | os.PathLike) -> str:
 
 def write_panoptic_files(name: str, folder: Path) -> None:
     """Write the files of :func:`register_panoptic_files`; what is there is written anew."""
-    base, classes = MetadataCatalog.get(name), dataset_classes(name)
+    classes = dataset_classes(name)
     records = DatasetCatalog.get(name)
-    store = None
-    if any(r["supervision"] == "weak" for r in records):
-        if not base.label_store:
-            raise InputError(
-                f'dataset "{name}" has no label store; make one with: python '
-                f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
-                "DATASETS.LABEL_STORES or labels="
-            )
-        store = LabelStore.open(base.label_store).in_classes(classes)
+    store = open_labels(name, records)
     for part in ("images", "panoptic"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     images, annotations = [], []

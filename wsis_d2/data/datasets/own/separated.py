@@ -39,7 +39,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from wsis_d2.data.datasets.own.custom import dataset_classes
+from wsis_d2.data.datasets.own.custom import dataset_classes, open_labels
 from wsis_d2.data.panoptic_format import read_panoptic_png
 from wsis_d2.structures.annotation import touched_boxes
 from wsis_d2.structures.boxes import Box
@@ -138,15 +138,7 @@ def load_separated(
     """
     base, twin = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_separated")
     records = DatasetCatalog.get(name)
-    store = None
-    if any(r["supervision"] == "weak" for r in records):
-        if not base.label_store:
-            raise InputError(
-                f'dataset "{name}" has no label store; make one with: python '
-                f"tools/make_weak_labels.py all --dataset {name} --output STORE, and name it in "
-                "DATASETS.LABEL_STORES or labels="
-            )
-        store = LabelStore.open(base.label_store).in_classes(dataset_classes(name))
+    store = open_labels(name, records)
     if folder is None:
         if store is None:
             raise InputError(f'dataset "{name}": give a folder for its separated twin')
