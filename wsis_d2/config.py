@@ -342,11 +342,6 @@ def add_additions_config(cfg: CN) -> None:
     # Multiply each class's probability by how far tags vouch for the cues of round 0, to this
     # power; 0: off. Needs the labels of a tag segmenter.
     cfg.REFINE.RELIABILITY_POWER = 0.0
-    # Labels are made of predictions averaged over these sizes of the image and, with more than
-    # one, over its mirror image. (Evaluations average over sizes by TEST.AUG.)
-    cfg.REFINE.SCALES = [1.0]
-    # While training with train_net.py, make new labels every so many iterations; 0: never.
-    cfg.ITERATIVE.PERIOD = 0
 
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
     # and full ones; -1 draws every image equally often.

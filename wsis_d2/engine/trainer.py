@@ -17,7 +17,6 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from detectron2.utils.registry import Registry
 from torch import nn
 
 from wsis_d2.checkpoint.checkpointer import RunCheckpointer
@@ -45,12 +44,6 @@ from wsis_d2.utils.files import remove_dead_temporaries
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
-
-TRAINER_HOOK_REGISTRY = Registry("TRAINER_HOOK")
-TRAINER_HOOK_REGISTRY.__doc__ = """
-Functions (cfg) -> hook or None. Their hooks run after the schedule's step and before checkpoints
-are written. ``wsis_d2.relabeling`` registers the one that makes new labels while training.
-"""
 
 
 def _is_no_input_error(record: logging.LogRecord) -> bool:
@@ -152,7 +145,6 @@ class WSISTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
-            *(build(cfg) for _, build in TRAINER_HOOK_REGISTRY),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,
