@@ -94,7 +94,7 @@ def own_json(data: bytes) -> None:
     from wsis_d2.data.datasets.own.weak import read_weak_file
     from wsis_d2.weak_labels.driver import plain_record
     from wsis_d2.weak_labels.recipe import annotation_digest
-    from wsis_d2.weak_labels.store import image_key
+    from wsis_d2.weak_labels.store_status import image_key
 
     content = {
         "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 12, "image_tags": [5],
