@@ -464,17 +464,14 @@ def store_files(data: bytes) -> None:
 
 
 def round_state(data: bytes) -> None:
-    from wsis_d2.relabeling.rounds import IterativeRun
+    from wsis_d2.relabeling.run_state import history_of, read_state
 
     state = {
         "schema": 2, "round": 1, "stage": "train", "labels_of_round_0": {"a": "b"},
         "config": {"SEED": 1, "MODEL": {"A": 1}}, "history": {"0": {"labels": {}}},
     }  # fmt: skip
     put_json("run/state.json", state, Choices(data))
-    run = IterativeRun.__new__(IterativeRun)
-    run.folder = base() / "run"
-    run.state = run._read_state()
-    run._history()
+    history_of(read_state(base() / "run"))
 
 
 def results(data: bytes) -> None:

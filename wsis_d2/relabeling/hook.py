@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 from torch import distributed, nn
@@ -18,7 +17,7 @@ from wsis_d2.data.loader import build_train_loader
 from wsis_d2.engine.trainer import TRAINER_HOOK_REGISTRY
 from wsis_d2.relabeling.earlier_labels import check_refinement
 from wsis_d2.relabeling.identity import config_fingerprint
-from wsis_d2.relabeling.round_labels import relabel, weak_datasets
+from wsis_d2.relabeling.round_labels import first_stores, relabel
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -41,10 +40,8 @@ class RelabelHook(HookBase):
             raise InputError(f"ITERATIVE.PERIOD is {period}, expected 0 (off) or more")
         self.cfg = cfg
         self.period = period
-        self.names = weak_datasets(cfg)
-        self.first_stores = {
-            name: Path(MetadataCatalog.get(name).label_store) for name in self.names
-        }
+        self.first_stores = first_stores(cfg)
+        self.names = list(self.first_stores)
         check_refinement(cfg, self.first_stores)
         hashes = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
