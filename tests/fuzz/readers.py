@@ -229,7 +229,8 @@ def of_tools() -> dict[str, bytes]:
 
 def imported(tool: str, name: str, read: Callable, data: bytes) -> None:
     """Read one damaged file of a tool, and make own data of what was found."""
-    from wsis_d2.data.importers.base import ImageIndex, ImportLog
+    from wsis_d2.data.importers.image_index import ImageIndex
+    from wsis_d2.data.importers.import_log import ImportLog
     from wsis_d2.data.importers.own_data import to_own_data
 
     choices = Choices(data)
@@ -297,7 +298,8 @@ def yolo_classes(data: bytes) -> None:
 
 
 def tags_csv(data: bytes) -> None:
-    from wsis_d2.data.importers.base import ImageIndex, ImportLog
+    from wsis_d2.data.importers.image_index import ImageIndex
+    from wsis_d2.data.importers.import_log import ImportLog
     from wsis_d2.data.importers.tags import read_tags_csv
 
     choices = Choices(data)
