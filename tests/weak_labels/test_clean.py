@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from wsis_d2.weak_labels.clean import Box, CleanOptions, clean_labels, possible_classes
+from wsis_d2.weak_labels.clean import Box, CleanOptions, clean_labels
+from wsis_d2.weak_labels.possible_classes import possible_classes
 
 # Classes of the small cases: stuff 0 to 2, things 3 and 4.
 THINGS = frozenset({3, 4})
