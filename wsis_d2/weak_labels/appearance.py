@@ -67,25 +67,35 @@ def weigh_by_appearance(
     if weight == 0:
         return given.reshape(distribution.shape)
     looks = _looks(image)
-    result = given
+    result = np.zeros_like(given)
+    classes = np.flatnonzero(given.any(1))
+    if not len(classes):
+        return result.reshape(distribution.shape)
+    own = given[classes]
+    possible = own > 0
+    logs = np.log(own, where=possible, out=np.full(own.shape, -np.inf, np.float32))
+    share = own
     for _ in range(iterations):
-        powers = np.full(given.shape, -np.inf, np.float32)
-        counts = result.sum(1)
-        for class_id in np.flatnonzero(counts >= _FEWEST):
-            where = given[class_id] > 0
-            mixture = _fit(looks[where], result[class_id, where], components)
-            powers[class_id, where] = _densities(looks[where], mixture)
-        modelled = counts >= _FEWEST
+        modelled = share.sum(1) >= _FEWEST
         if not modelled.any():
             break
+        powers = np.full(own.shape, -np.inf, np.float32)
+        for number in np.flatnonzero(modelled):
+            where = possible[number]
+            mixture = _fit(looks[where], share[number, where], components)
+            powers[number, where] = _densities(looks[where], mixture)
         best = powers.max(0)
         best[~np.isfinite(best)] = 0.0
         powers[~modelled] = best - 1.0
-        powers = np.where(given > 0, weight * (powers - best) + np.log(given + _TINY), -np.inf)
+        powers -= best
+        powers *= np.float32(weight)
+        powers += logs
         top = powers.max(0)
-        result = np.exp(powers - np.where(np.isfinite(top), top, 0.0))
-        result /= np.maximum(result.sum(0), _TINY)
-    return result.reshape(distribution.shape).astype(np.float32)
+        powers -= np.where(np.isfinite(top), top, 0.0)
+        share = np.exp(powers, out=powers)
+        share /= np.maximum(share.sum(0), _TINY)
+    result[classes] = share
+    return result.reshape(distribution.shape)
 
 
 def check_weight(weight: float, key: str) -> None:
@@ -148,5 +158,6 @@ def _densities(looks: np.ndarray, mixture: list[tuple]) -> np.ndarray:
 def _log_density(
     looks: np.ndarray, share: float, mean: np.ndarray, inverse: np.ndarray
 ) -> np.ndarray:
-    whitened = (looks - mean) @ inverse.T
-    return share - 0.5 * (whitened**2).sum(1) + np.log(np.diag(inverse)).sum()
+    whitened = (looks - mean.astype(looks.dtype)) @ inverse.T.astype(looks.dtype)
+    constant = share + np.log(np.diag(inverse)).sum()
+    return looks.dtype.type(constant) - np.einsum("nd,nd->n", whitened, 0.5 * whitened)
