@@ -5,6 +5,7 @@
 inside the image (:func:`boxes_inside`).
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -21,13 +22,13 @@ def boxes_inside(boxes: Iterable[Sequence], shape: tuple[int, int]) -> list[Box]
         ValueError: a number that is not whole, a class id outside 0 to 254.
     """
     inside = []
-    for box in boxes:
-        for name, value in zip(Box._fields, box[:5], strict=False):
+    for box in itertools.starmap(Box, boxes):
+        for name, value in zip(Box._fields[:5], box[:5], strict=True):
             if int(value) != value:
                 raise ValueError(f"box {tuple(box)}: {name} is {value}, expected a whole number")
-        numbers = [int(value) for value in box[:5]]
-        check_classes(f"box {tuple(box)}", numbers[:1])
-        inside.append(Box(*numbers, *map(bool, box[5:])).clipped(*shape))
+        class_id, x0, y0, x1, y1 = (int(value) for value in box[:5])
+        check_classes(f"box {tuple(box)}", [class_id])
+        inside.append(Box(class_id, x0, y0, x1, y1, bool(box.is_group)).clipped(*shape))
     return inside
 
 
