@@ -300,9 +300,10 @@ class LabelStore:
         The summary holds ``images``, ``failed`` and the sum of each counter.
         """
         self._require_writable()
+        entries = self._entries()
         done, statuses = [], {}
         totals: dict[str, int] = {}
-        for entry in self._entries():
+        for entry in entries:
             image_id = str(entry["image_id"])
             if entry["status"] == "failed":
                 statuses[image_id] = {"status": "failed", "message": entry["message"]}
@@ -313,7 +314,7 @@ class LabelStore:
             done.append(entry)
         content = panoptic_content(done, self.classes)
         self._write_json("panoptic.json", {**content, "categories": self.manifest["categories"]})
-        failed = len(statuses) - len(done)
+        failed = len(entries) - len(done)
         summary = {"images": len(done), "failed": failed, "counters": totals}
         self.manifest.update(state="closed", images=statuses, summary=summary)
         self._write_json("manifest.json", self.manifest)
