@@ -10,7 +10,8 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
-from wsis_d2.config_checks import check_used, check_values
+from wsis_d2.config_checks.unused import check_used
+from wsis_d2.config_checks.values import check_values
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.yaml_io import check_config_file
 

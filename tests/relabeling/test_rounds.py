@@ -13,7 +13,7 @@ from helpers.iterative_data import label_bytes, make_run
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.modeling.semantic import SemanticSubnetwork
-from wsis_d2.relabeling import rounds as module
+from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.rounds import train_iterative
 from wsis_d2.utils.errors import InputError
@@ -189,7 +189,7 @@ def interrupt_after(monkeypatch, owner, name, calls):
         (LabelStore, "write", 3),  # round 1, two of four images labelled
         (LabelStore, "finish", 1),  # all images labelled, store not closed
         (WSISTrainer, "run_step", 9),  # round 2
-        (module.IterativeRun, "_write_state", 6),  # a stage ended, its end not noted
+        (rounds, "write_state", 6),  # a stage ended, its end not noted
     ],
 )
 def test_interrupted_and_resumed_ends_with_the_same_labels(
@@ -215,7 +215,7 @@ def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
         raise AssertionError("a finished stage ran again")
 
     monkeypatch.setattr(WSISTrainer, "train", forbidden)
-    monkeypatch.setattr(module, "relabel", forbidden)
+    monkeypatch.setattr(round_stages, "relabel", forbidden)
     train_iterative(config(prepared, "whole"), 2, resume=True)
 
 

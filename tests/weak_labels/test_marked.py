@@ -7,7 +7,8 @@ import numpy as np
 
 from wsis_d2.structures.annotation import AnnotatedClasses, record_marks
 from wsis_d2.structures.boxes import Box
-from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions
+from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, grabcut_mask
 from wsis_d2.weak_labels.merge import clean_record, merge_record

@@ -31,27 +31,28 @@ from wsis_d2.weak_labels.store import LabelStore
 logger = logging.getLogger(__name__)
 
 
-def weak_datasets(cfg: CfgNode) -> list[str]:
-    """Return the training sets that have weak records, in order.
+def first_stores(cfg: CfgNode) -> dict[str, Path]:
+    """Return the labels that the weak training sets begin with, by dataset, in order.
 
     Raises:
-        InputError: there is none, or one has no label store to begin with.
+        InputError: no set has weak records, or one has no label store.
     """
-    names = []
+    stores = {}
     for name in cfg.DATASETS.TRAIN:
         if any(supervision_of(record) == "weak" for record in load_records([name])):
-            if not MetadataCatalog.get(name).get("label_store"):
+            store = MetadataCatalog.get(name).get("label_store")
+            if not store:
                 raise InputError(
                     f"dataset {name!r} has no label store to begin with; make one with "
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            names.append(name)
-    if not names:
+            stores[name] = Path(store)
+    if not stores:
         raise InputError(
             f"DATASETS.TRAIN: no weak images in {list(cfg.DATASETS.TRAIN)}; nothing to relabel"
         )
-    return names
+    return stores
 
 
 def relabel(

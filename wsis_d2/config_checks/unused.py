@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Settings that would do nothing, and values that cannot be: one line that names the key.
+"""Settings that would do nothing.
 
 A file may be shared by the runs of a pipeline, so keys of another part of it may stand in any
 config: a semantic recipe may tell of the detector. What no run of this kind, nor another part,
@@ -8,30 +8,20 @@ ever reads is refused as soon as it differs from its default.
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import inf
 from typing import Any, NamedTuple
 
-import torch
 from detectron2.config import CfgNode
 
-from wsis_d2.structures.stages import STAGES, stage_of
+from wsis_d2.config_checks.kinds import OWN, PANOPTIC, TAGS, kind_of
+from wsis_d2.config_checks.values import value_at
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
-JOINT = tuple(stage.name for stage in STAGES.values() if stage.joint)
-PANOPTIC = tuple(STAGES)
-TAGS = ("TagClassifier", "TagSegmenter")
-OWN = (*PANOPTIC, *TAGS)
 _OWN_BACKBONES = (
     "build_resnet_any_backbone",
     "build_resnet_any_fpn_backbone",
     "build_pspnet_resnet_backbone",
 )
-_MAPPERS = {"TagClassifier": "TagMapper", "TagSegmenter": "TagRegionMapper"}
-
-
-def kind_of(cfg: CfgNode) -> str:
-    """Return the stage of a WeakPanopticRCNN, else the meta-architecture."""
-    return stage_of(cfg).name or cfg.MODEL.META_ARCHITECTURE
 
 
 class Unused(NamedTuple):
@@ -74,7 +64,6 @@ _BACKBONE_NODES = (
     ("MODEL.", lambda cfg: cfg.MODEL),
     ("MODEL.SEMANTIC.", lambda cfg: cfg.MODEL.SEMANTIC),
 )
-
 UNUSED = (
     Unused("SOLVER.AMP", "a tag segmenter is in full precision", ("TagSegmenter",)),
     Unused(
@@ -198,7 +187,7 @@ def check_used(cfg: CfgNode, defaults: CfgNode) -> None:
     for row in UNUSED:
         if (row.kinds and kind not in row.kinds) or not row.where(cfg):
             continue
-        for key, value, default in _leaves(row.prefix, _at(cfg, row.prefix), defaults):
+        for key, value, default in _leaves(row.prefix, value_at(cfg, row.prefix), defaults):
             if _lists(value) not in (_lists(default), *map(_lists, row.harmless)):
                 raise InputError(
                     f"{key} is {value!r}, which does nothing in {_describe(cfg)}: {row.why}; "
@@ -223,12 +212,6 @@ def _describe(cfg: CfgNode) -> str:
     return f"stage {cfg.MODEL.WSIS.STAGE!r}" if name == "WeakPanopticRCNN" else f"a {name}"
 
 
-def _at(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
 def _lists(value: Any) -> Any:
     """The value with lists for tuples: a file that was written and read has lost the difference."""
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -239,189 +222,4 @@ def _leaves(key: str, value: Any, defaults: CfgNode) -> Iterable[tuple[str, Any,
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner, defaults)
     else:
-        yield key, value, _at(defaults, key)
-
-
-class Value(NamedTuple):
-    """What a key's value must be."""
-
-    key: str
-    fits: Callable[[Any], bool]
-    expected: str
-
-
-def _one_of(key: str, *names: str) -> Value:
-    return Value(key, lambda value: value in names, "one of " + ", ".join(map(repr, names)))
-
-
-def _at_least(key: str, low: float) -> Value:
-    return Value(key, lambda value: low <= value < inf, f"at least {low}")
-
-
-def _positive(key: str) -> Value:
-    return Value(key, lambda value: 0 < value < inf, "a number above 0")
-
-
-def _sizes(value: Any) -> bool:
-    sizes = (value,) if isinstance(value, int) else tuple(value)
-    return len(sizes) > 0 and all(size >= 0 for size in sizes)
-
-
-def _four_each(value: Any) -> bool:
-    return all(
-        isinstance(row, (list, tuple))
-        and len(row) == 4
-        and all(isinstance(x, str) for x in row[:2])
-        and all(isinstance(x, (int, float)) for x in row[2:])
-        for row in value
-    )
-
-
-def _three(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
-    return lambda value: len(value) == 3 and all(fits(number) for number in value)
-
-
-# Of any run.
-VALUES = (
-    *(
-        Value(f"{part}{name}", _three(fits), f"three numbers{words}")
-        for part in ("MODEL.", "MODEL.SEMANTIC.")
-        for name, fits, words in (
-            ("PIXEL_MEAN", lambda number: -inf < number < inf, ""),
-            ("PIXEL_STD", lambda number: 0 < number < inf, " above 0"),
-        )
-    ),
-    _one_of("INPUT.FORMAT", "BGR", "RGB"),
-    _at_least("INPUT.MIN_SIZE_TEST", 0),
-    _at_least("INPUT.MAX_SIZE_TEST", 1),
-    _at_least("DATALOADER.NUM_WORKERS", 0),
-    _one_of("MODEL.WSIS.STAGE", *PANOPTIC),
-    _one_of("SOLVER.AMP.DTYPE", "bfloat16", "float16"),
-    _at_least("TEST.IMS_PER_BATCH", 1),
-    _one_of("TEST.PQ_VARIANT", "coco", "paper"),
-    _one_of("TEST.MATCHING", "unique", "paper"),
-    _one_of("TEST.SCORE_MODE", "score", "detection", "mean_confidence", "both", "one", "oracle"),
-    _one_of("TEST.INSTANCE_AP", "coco", "cityscapes", "none"),
-    Value(
-        "TEST.EXPECTED_RESULTS",
-        _four_each,
-        "a list of [task, metric, value, tolerance], e.g. [['panoptic_seg', 'PQ', 38.5, 0.2]]",
-    ),
-)
-# Of a run that trains.
-TRAINING_VALUES = (
-    _at_least("SOLVER.MAX_ITER", 1),
-    _at_least("SOLVER.IMS_PER_BATCH", 1),
-    _positive("SOLVER.BASE_LR"),
-    _at_least("SOLVER.CHECKPOINT_PERIOD", 1),
-    _at_least("SOLVER.REFERENCE_WORLD_SIZE", 0),
-    _at_least("SOLVER.WARMUP_ITERS", 0),
-    Value("SOLVER.WARMUP_FACTOR", lambda value: 0 <= value <= 1, "0 to 1"),
-    _one_of("SOLVER.WARMUP_METHOD", "linear", "constant"),
-    Value("SOLVER.MOMENTUM", lambda value: 0 <= value < 1, "0 to below 1"),
-    _at_least("SOLVER.WEIGHT_DECAY", 0),
-    _at_least("SOLVER.WEIGHT_DECAY_NORM", 0),
-    _at_least("SOLVER.BIAS_LR_FACTOR", 0),
-    _at_least("SOLVER.HEAD_LR_FACTOR", 0),
-    _positive("SOLVER.GAMMA"),
-    _one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
-    _one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "norm", "full_model"),
-    _positive("SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
-    Value(
-        "SOLVER.STEPS",
-        lambda value: all(x < y for x, y in zip((0, *value), (*value, inf), strict=True)),
-        "ascending iterations above 0",
-    ),
-    _at_least("TEST.EVAL_PERIOD", 0),
-    _at_least("VIS_PERIOD", 0),
-    _one_of("INPUT.RANDOM_FLIP", "horizontal", "vertical", "none"),
-    _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),
-    Value("INPUT.MIN_SIZE_TRAIN", _sizes, "one or more sizes; 0 leaves the size"),
-    _at_least("INPUT.MAX_SIZE_TRAIN", 1),
-    Value(
-        "INPUT.SCALE_RANGE",
-        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < inf,
-        "[low, high] with 0 < low <= high",
-    ),
-    Value("INPUT.COLOR_JITTER", lambda value: 0 <= value < 1, "0 to below 1"),
-    _one_of("INPUT.CROP.TYPE", "relative_range", "relative", "absolute", "absolute_range"),
-    Value(
-        "INPUT.CROP.SIZE",
-        lambda value: len(value) == 2 and all(0 < side < inf for side in value),
-        "[height, width] above 0",
-    ),
-    Value(
-        "DATALOADER.ASPECT_RATIO_GROUPING",
-        lambda value: not value,
-        "False: batches are drawn whatever the images' shapes, so that a run can be repeated",
-    ),
-)
-
-
-def check_values(cfg: CfgNode, values: Iterable[Value] = VALUES) -> None:
-    """Refuse values that cannot be.
-
-    Raises:
-        InputError: naming the first key, its value and what was expected.
-    """
-    for key, fits, expected in values:
-        value = _at(cfg, key)
-        try:
-            good = fits(value)
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError(f"{key} is {value!r}, expected {expected}")
-    relative = cfg.INPUT.CROP.TYPE.startswith("relative")
-    if cfg.INPUT.CROP.ENABLED and relative and max(cfg.INPUT.CROP.SIZE) > 1:
-        raise InputError(
-            f"INPUT.CROP.SIZE is {list(cfg.INPUT.CROP.SIZE)}, expected shares of the image with "
-            f"INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r}; pixels want 'absolute'"
-        )
-
-
-def check_trainable(cfg: CfgNode) -> None:
-    """Refuse what training cannot do, before anything is written or computed.
-
-    Raises:
-        InputError: naming the first key that cannot be.
-    """
-    check_values(cfg, (*VALUES, *TRAINING_VALUES))
-    mapper, name = cfg.INPUT.DATASET_MAPPER_NAME, cfg.MODEL.META_ARCHITECTURE
-    wanted = _MAPPERS.get(name, "PanopticMapper")
-    if mapper in (*_MAPPERS.values(), "PanopticMapper") and mapper != wanted:
-        raise InputError(
-            f"INPUT.DATASET_MAPPER_NAME is {mapper!r}, whose samples are not a {name}'s; expected "
-            f"{wanted!r}"
-        )
-    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
-        raise InputError(
-            f"TEST.EXPECTED_RESULTS: DATASETS.TEST is {list(cfg.DATASETS.TEST)}, expected the one "
-            "set that the results are of"
-        )
-    if cfg.TEST.TRUE_PARTS and cfg.RUN_VARIANT == "main":
-        raise InputError(
-            f"TEST.TRUE_PARTS is {list(cfg.TEST.TRUE_PARTS)}: such a run is not the model's own "
-            "result; give it a name, e.g. RUN_VARIANT true_boxes"
-        )
-
-
-def check_device(cfg: CfgNode) -> None:
-    """Refuse a MODEL.DEVICE that is not here.
-
-    Raises:
-        InputError: no device's name, or a GPU that is not visible.
-    """
-    name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"MODEL.DEVICE is {name!r}, expected 'cpu', 'cuda' or 'cuda:N'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise InputError(
-            f"MODEL.DEVICE is {name!r}, and {count or 'no'} GPU{'s are' if count > 1 else ' is'} "
-            f"visible; expected {repr('cuda') + ' or ' if count else ''}'cpu'"
-        )
+        yield key, value, value_at(defaults, key)
