@@ -329,9 +329,6 @@ def add_additions_config(cfg: CN) -> None:
     # Weigh its distributions by how each class looks in the image itself, to this power; 0: off.
     cfg.CAM.APPEARANCE_WEIGHT = 0.0
 
-    # What the merge leaves of predictions inside boxes but beside their masks: "stuff" (as the
-    # authors' code), "nothing" (as round 0's box masks, paper 3.2) or "things" in a box of theirs.
-    cfg.CLEAN.KEEP_IN_BOXES = "stuff"
     # Leave out the classes that tags and boxes rule out before the CRF, not only when cleaning.
     cfg.REFINE.WITHIN_ANNOTATION = False
     # Divide each class's probability by its share of the labels that the network learned from, to

@@ -78,27 +78,6 @@ def test_merge_masks_win_and_things_elsewhere_go():
     assert result.semantic.tolist() == grid("444 .1. .1.").tolist()
 
 
-@pytest.mark.parametrize(
-    "kept, expected",
-    [
-        ("stuff", "01312 01.12"),
-        ("nothing", "0.3.2 0...2"),
-        # The 4 lies in a box of class 3, the last 3 in no box.
-        ("things", "0.3.2 033.2"),
-    ],
-)
-def test_what_the_merge_keeps_beside_the_masks_in_boxes(kept, expected):
-    # The single box covers columns 1 to 3 of both rows; a group of the rest has no mask to trust.
-    labels = grid("01012 01312" if kept != "things" else "01412 03312")
-    box_mask_map = grid("..3.. .....")
-    boxes = [Box(3, 1, 0, 3, 1), Box(4, 4, 0, 4, 1, True)]
-    options = only(merge=True, keep_in_boxes=kept)
-    result = clean_labels(
-        labels, box_mask_map=box_mask_map, boxes=boxes, thing_ids=THINGS, options=options
-    )
-    assert result.semantic.tolist() == grid(expected).tolist()
-
-
 def test_zero_in_the_masks_is_no_box_unless_said_otherwise():
     labels = grid("12")
     box_mask_map = grid("00")
@@ -241,5 +220,3 @@ def test_inputs_stay_and_wrong_ones_are_named():
         clean_labels(labels, boxes=[Box(300, 0, 0, 1, 1)])
     with pytest.raises(ValueError, match="score_threshold is 99"):
         CleanOptions(score_threshold=99)
-    with pytest.raises(ValueError, match="keep_in_boxes is 'all', expected one of"):
-        CleanOptions(keep_in_boxes="all")

@@ -40,17 +40,9 @@ def literal_reference(labels, scores, box_mask_map, boxes, crop_tags, image_tags
         keep("tags")
     if options.merge and box_mask_map is not None:
         for p in pixels:
-            covering = {
-                b.class_id
-                for b in boxes
-                if b.x0 <= p[1] <= b.x1 and b.y0 <= p[0] <= b.y1 and not b.is_group
-            }
             if box_mask_map[p] in things:
                 now[p] = int(box_mask_map[p])
             elif now[p] in things:
-                if options.keep_in_boxes != "things" or now[p] not in covering:
-                    now[p] = I
-            elif options.keep_in_boxes != "stuff" and covering:
                 now[p] = I
         keep("merge")
     if options.prior:
@@ -143,7 +135,6 @@ def test_against_the_literal_reference_on_random_maps(seed):
         score_threshold=None if rng.random() < 0.3 else 0.4,
         tags=bool(rng.random() < 0.7),
         merge=bool(rng.random() < 0.6),
-        keep_in_boxes=str(rng.choice(["stuff", "nothing", "things"])),
         prior=bool(rng.random() < 0.8),
         fill=bool(rng.random() < 0.8),
         add_box_classes_to_tags=bool(rng.random() < 0.7),

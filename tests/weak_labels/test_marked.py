@@ -134,7 +134,7 @@ def test_no_cleaning_step_overrules_a_mark():
     masks = np.full((HEIGHT, WIDTH), 255, np.uint8)
     masks[30, 55:65] = 1
     scores = np.zeros((HEIGHT, WIDTH), np.float32)
-    options = CleanOptions(score_threshold=0.9, keep_in_boxes="nothing", zero_is_no_box=False)
+    options = CleanOptions(score_threshold=0.9, zero_is_no_box=False)
     result = clean_record(given, labels, ANNOTATION, options, scores, masks)
     assert result.semantic[2, 2] == 0 and result.semantic[5, 80] == 3
     assert result.semantic[20, 20] == 1 and result.instance[20, 20] > 0

@@ -16,7 +16,6 @@ import numpy as np
 from wsis_d2.structures.annotation import CropTags, Marks
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.utils.errors import check_choice
 from wsis_d2.weak_labels.clean_steps import (
     add_box_classes,
     apply_box_prior,
@@ -24,13 +23,9 @@ from wsis_d2.weak_labels.clean_steps import (
     check_classes,
     check_tags,
     fill_boxes,
-    ignore_stuff_in_boxes,
-    keep_things_in_boxes,
     merge_masks,
 )
 from wsis_d2.weak_labels.instance_labels import instance_labels
-
-KEPT_IN_BOXES = ("stuff", "nothing", "things")
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,6 @@ class CleanOptions:
         score_threshold: labels less probable than this become ignore; None skips the step.
         tags: drop labels that are not among the tags of each crop they lie in.
         merge: let the box masks win and drop things elsewhere.
-        keep_in_boxes: what the merge leaves of a prediction inside boxes but beside their masks:
-            "stuff" as in the authors' code; "nothing", as when boxes become masks (paper 3.2); or
-            "things", those that lie in a box of their class. Groups have no mask and do not count.
         prior: drop things outside the boxes of their class, and give ``outside_label`` to what is
             ignored outside all boxes.
         fill: give a nearly empty box to its class.
@@ -65,7 +57,6 @@ class CleanOptions:
     score_threshold: float | None = 0.99
     tags: bool = True
     merge: bool = True
-    keep_in_boxes: str = "stuff"
     prior: bool = True
     fill: bool = True
     add_box_classes_to_tags: bool = True
@@ -76,7 +67,6 @@ class CleanOptions:
     instances: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("CleanOptions.keep_in_boxes", self.keep_in_boxes, KEPT_IN_BOXES)
         if not 0 <= self.outside_label <= IGNORE:
             raise ValueError(f"CleanOptions.outside_label is {self.outside_label}, expected 0-255")
         for name in ("score_threshold", "fill_threshold"):
@@ -164,11 +154,7 @@ def clean_labels(
     if options.merge and box_mask_map is not None:
         _check_map("box_mask_map", box_mask_map, np.uint8, labels.shape)
         no_box = {0} if options.zero_is_no_box else frozenset()
-        predicted, result = result, merge_masks(result, box_mask_map, things, things - no_box)
-        if options.keep_in_boxes != "stuff":
-            ignore_stuff_in_boxes(result, boxes, things)
-        if options.keep_in_boxes == "things":
-            keep_things_in_boxes(result, predicted, boxes)
+        result = merge_masks(result, box_mask_map, things, things - no_box)
         stages["merge"] = result.copy()
     if options.prior:
         apply_box_prior(result, boxes, things, options.outside_label)

@@ -103,33 +103,6 @@ def merge_masks(
     return np.where(is_mask[box_mask_map], box_mask_map, keep[labels])
 
 
-def ignore_stuff_in_boxes(
-    labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int]
-) -> None:
-    """Part of step 3: set what is no thing inside the boxes to ignore, in place; not in groups.
-
-    Addition, not in the paper for rounds after the first: there it is the rule of 3.2.
-    """
-    lookup = keep_table(thing_ids)
-    for box in boxes:
-        if not box.is_group:
-            window = labels[box.window]
-            window[...] = lookup[window]
-
-
-def keep_things_in_boxes(labels: np.ndarray, predicted: np.ndarray, boxes: Sequence[Box]) -> None:
-    """Part of step 3: bring back the ``predicted`` things that lie in a box of theirs, in place.
-
-    Addition, not in the paper.
-
-    Only ignored pixels of ``labels`` are written; groups do not count.
-    """
-    for box in boxes:
-        if not box.is_group:
-            window = labels[box.window]
-            window[(predicted[box.window] == box.class_id) & (window == IGNORE)] = box.class_id
-
-
 def apply_box_prior(
     labels: np.ndarray, boxes: Sequence[Box], thing_ids: Collection[int], outside_label: int
 ) -> None:

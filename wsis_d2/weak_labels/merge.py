@@ -50,7 +50,6 @@ def clean_options(
         score_threshold=score,
         tags=own.TAGS and annotation.has_boxes,
         merge=own.MERGE and round_number <= MERGE_ROUNDS,
-        keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
         fill=own.FILL,
         outside_label=annotation.outside_label,
