@@ -40,8 +40,8 @@ format: setup  ## let ruff correct what it can
 docs: setup  ## the documentation as pages, docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-wheel: setup  ## sdist and wheel in dist/, and the smoke tests on the installed wheel
-	bash packaging/check_wheel.sh $(VENV) dist
+wheel: setup  ## sdist and wheel in dist/, smoke-tested; PYTHONS="python3.10 ...": in empty environments too
+	bash packaging/check_wheel.sh $(VENV) dist $(PYTHONS)
 
 wheelhouse:  ## the wheels an offline machine lacks: PYTHON=3.12 HAVE=pip-list.txt
 	python3 packaging/wheelhouse.py --python "$(PYTHON)" $(if $(HAVE),--have "$(HAVE)") --output wheelhouse

@@ -21,8 +21,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+
+if int(setuptools.__version__.split(".")[0]) < 70:
+    # Python 3.10 and 3.11 put 65 into a new environment, which makes no wheels by itself.
+    sys.exit(
+        f"wsis_d2 needs setuptools 70 or newer to build, found {setuptools.__version__}: run "
+        "`pip install 'setuptools>=77,<82' wheel` first."
+    )
 
 try:
     import torch

@@ -5,6 +5,7 @@ import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.load_tool import ROOT
@@ -12,6 +13,8 @@ from helpers.load_tool import ROOT
 SOURCES = sorted(
     path for folder in ("wsis_d2", "tools", "datasets") for path in (ROOT / folder).rglob("*.py")
 )
+# What builds and installs runs on the user's Python too.
+BUILD_FILES = [ROOT / "setup.py", *sorted((ROOT / "packaging").rglob("*.py"))]
 # Name of the module where it is not the package's.
 MODULE_OF = {"opencv-python-headless": "cv2", "pydensecrf2": "pydensecrf", "kornia-rs": "kornia_rs"}
 # The user's own (README.md), and what Detectron2 itself needs.
@@ -34,6 +37,17 @@ NEW_NAMES = {
     "re.NOFLAG", "collections.abc.Buffer", "uuid.uuid7", "queue.ShutDown",
 }  # fmt: skip
 NEW_METHODS = {"add_note", "full_match", "binomialvariate"}
+# Of functions and methods by these names; tarfile's filters came with 3.10.12 and 3.11.4.
+NEW_KEYWORDS = {
+    "extract": {"filter"}, "extractall": {"filter"}, "unpack_archive": {"filter"},
+    "rmtree": {"onexc"}, "TemporaryDirectory": {"delete"},
+    "NamedTemporaryFile": {"delete_on_close"}, "ProcessPoolExecutor": {"max_tasks_per_child"},
+    "relative_to": {"walk_up"}, "read_text": {"newline"}, "add_argument": {"deprecated"},
+    "exists": {"follow_symlinks"}, "is_file": {"follow_symlinks"}, "is_dir": {"follow_symlinks"},
+    "glob": {"case_sensitive", "recurse_symlinks", "include_hidden"},
+    "rglob": {"case_sensitive", "recurse_symlinks"}, "dataclass": {"weakref_slot"},
+    "Popen": {"process_group"}, "run": {"process_group"},
+}  # fmt: skip
 NEW_BUILTINS = {"ExceptionGroup", "BaseExceptionGroup", "PythonFinalizationError"}
 
 
@@ -63,12 +77,17 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def trees():
+def parse(paths: list[Path]) -> dict[str, ast.Module]:
+    """Trees of files by their path in the checkout, by Python 3.10's grammar."""
     return {
         path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(), feature_version=(3, 10))
-        for path in SOURCES
+        for path in paths
     }
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return parse(SOURCES)
 
 
 def test_every_package_that_is_imported_is_listed(trees):
@@ -90,7 +109,7 @@ def test_every_package_that_is_imported_is_listed(trees):
 
 def test_nothing_is_newer_than_the_oldest_python(trees):
     found = []
-    for path, tree in trees.items():
+    for path, tree in (trees | parse(BUILD_FILES)).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 names = {f"{node.value.id}.{node.attr}"}
@@ -102,6 +121,10 @@ def test_nothing_is_newer_than_the_oldest_python(trees):
             new |= isinstance(node, ast.Name) and node.id in NEW_BUILTINS
             new |= isinstance(node, ast.Attribute) and node.attr in NEW_METHODS
             new |= isinstance(node, getattr(ast, "TryStar", ()))
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                keywords = {keyword.arg for keyword in node.keywords}
+                new |= bool(keywords & NEW_KEYWORDS.get(name, set()))
             if new:
                 found.append(f"{path}:{node.lineno}")
         found += [path for name in imported(tree) & NEW_MODULES if name]

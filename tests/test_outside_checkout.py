@@ -47,8 +47,11 @@ def test_the_operator_gives_the_exact_result():
     assert torch.allclose(found, scores + 2.0 * mean, atol=1e-3)
 
 
-def test_the_released_model_labels_a_picture():
-    predict = PanopticPredictor("Sample-Panoptic/tiny_instance", device="cpu")
+@pytest.mark.parametrize("model", model_zoo.list_released())
+def test_a_released_model_labels_a_picture(model):
+    if "Lite0" in model:
+        pytest.importorskip("timm")
+    predict = PanopticPredictor(model, device="cpu")
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     prediction = predict(picture)
     assert prediction.ids.shape == (64, 96)

@@ -2,6 +2,8 @@
 """Version, dates and commands agree between the files that a release consists of."""
 
 import re
+import shutil
+import subprocess
 
 import yaml
 from helpers.load_tool import ROOT
@@ -24,9 +26,22 @@ def test_the_workflow_runs_targets_that_exist_on_the_pythons_of_setup_py():
     commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
     used = {m for command in commands for m in re.findall(r"^make (\S+)", command, re.M)}
     assert used and used <= set(targets)
-    setup = (ROOT / "setup.py").read_text()
+    promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.py").read_text())
     for row in jobs["test"]["strategy"]["matrix"]["include"]:
-        assert f"Python :: {row['python']}" in setup
+        assert row["python"] in promised
+    # The wheel is installed in empty environments of the oldest and the newest.
+    release = f'make wheel PYTHONS="python{promised[0]} python{promised[-1]}"'
+    assert release in commands and release in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_an_interpreter_that_is_missing_is_told_before_anything_is_built(tmp_path):
+    (tmp_path / "packaging").mkdir()
+    script = shutil.copy(ROOT / "packaging" / "check_wheel.sh", tmp_path / "packaging")
+    (tmp_path / "dist").mkdir()
+    command = ["bash", script, ".venv", "dist", "sh", "python3.99"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and (tmp_path / "dist").is_dir()
+    assert run.stderr.startswith("check_wheel: python3.99 is not installed; name interpreters")
 
 
 def test_forms_name_what_they_ask_for():

@@ -87,10 +87,17 @@ def download(folder: Path) -> Path:
     return archive
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack ``archive``, whose hash is known, below ``folder``."""
+    # Python 3.10 before 3.10.12 and 3.11 before 3.11.4, Debian 12's among them, know no filter.
+    options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(archive) as file:
+        file.extractall(folder, **options)
+
+
 def make_tree(archive: Path, folder: Path, version: str) -> Path:
     """Unpack ``archive`` below ``folder``, apply the rules, return the tree ready to be built."""
-    with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+    unpack(archive, folder)
     tree = folder / ARCHIVE.removesuffix(".tar.gz")
     for rule in RULES:
         rule.apply(tree)

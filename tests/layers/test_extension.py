@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,14 +64,30 @@ def test_detectron2_missing_or_old_is_told_with_the_command(monkeypatch):
         requirements.check_detectron2()
 
 
-def test_setup_without_torch_says_so_in_one_sentence(tmp_path):
-    from pathlib import Path
-
-    setup = Path(__file__).resolve().parents[2] / "setup.py"
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch')")
+def refused_setup(folder):
+    """What setup.py says, where it refuses with the modules of ``folder``."""
     run = subprocess.run(
-        [sys.executable, str(setup), "--version"],
-        capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin"},
+        [sys.executable, str(Path(__file__).resolve().parents[2] / "setup.py"), "--version"],
+        capture_output=True, text=True, env={"PYTHONPATH": str(folder), "PATH": "/usr/bin"},
     )  # fmt: skip
-    assert run.returncode != 0
-    assert "needs torch to build" in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode != 0 and "Traceback" not in run.stderr
+    return run.stderr
+
+
+def test_setup_without_torch_says_so_in_one_sentence(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch')")
+    assert "needs torch to build" in refused_setup(tmp_path)
+
+
+def test_setup_with_the_setuptools_of_a_new_python_3_10_says_so(tmp_path):
+    # It knows no bdist_wheel, and would fail in the middle.
+    for name, text in {
+        "__init__": "__version__ = '65.5.0'\nfind_packages = setup = None",
+        "command/__init__": "",
+        "command/build_py": "build_py = object",
+    }.items():
+        file = tmp_path / "setuptools" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    said = refused_setup(tmp_path)
+    assert "setuptools 70 or newer" in said and "found 65.5.0" in said and "pip install" in said

@@ -116,6 +116,25 @@ def test_wrong_hash_is_refused(tmp_path, monkeypatch):
     assert list(wheels.iterdir()) == []
 
 
+def test_unpacking_on_a_python_without_filters(tmp_path, monkeypatch):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as file:
+        entry = tarfile.TarInfo("folder/name.py")
+        entry.size = 4
+        file.addfile(entry, io.BytesIO(b"pass"))
+    extractall = tarfile.TarFile.extractall
+
+    def before_3_11_4(self, path=".", members=None, *, numeric_owner=False):
+        extractall(self, path, members, numeric_owner=numeric_owner)
+
+    backend.unpack(archive, tmp_path / "new")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", before_3_11_4)
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    backend.unpack(archive, tmp_path / "old")
+    for name in ("new", "old"):
+        assert (tmp_path / name / "folder" / "name.py").read_text() == "pass"
+
+
 def test_missing_archive_is_named(monkeypatch):
     monkeypatch.setenv("DETECTRON2_SDIST", "nowhere.tar.gz")
     with pytest.raises(RuntimeError, match="nowhere.tar.gz: no such file"):
