@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   tools/make_submission.py cityscapes-semantic --predictions DIR --output out/semantic
   tools/make_submission.py cityscapes-instance --predictions DIR --output out/instance
 
-The archive beside the folder (.tgz for VOC, .zip for Cityscapes) is what is uploaded.
+Upload the archive next to the folder (.tgz for VOC, .zip for Cityscapes).
 """
 
 

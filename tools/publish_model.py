@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", metavar="R.json", help="default: results.json of the run")
     parser.add_argument("--run-name", metavar="NAME", help="the run in a results.json of several")
     parser.add_argument(
-        "--store", action="append", default=[], help="label store it was trained from; again"
+        "--store", action="append", default=[], help="label store it was trained from; repeatable"
     )
     parser.add_argument("--half", action="store_true", help="weights in 16 bits: half the size")
     parser.add_argument(
@@ -46,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--license", default="Apache-2.0", help="of the weights (%(default)s)")
     parser.add_argument("--notes", default="", help="a paragraph for the card")
-    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    parser.add_argument(
+        "--trust", action="store_true", help="read a checkpoint that may contain code"
+    )
     return parser
 
 
