@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Plan annotation: hours and cost of weak, full and mixed supervision, and what they buy.
+"""Plan annotation: hours and cost of weak, full and mixed supervision, and the quality they give.
 
-Times a piece are the paper's (7 s a box, 1 s a tag, 79 s a mask) unless changed. Given the
-results.json of runs, the tool draws quality against hours and recommends. With --suggest N it
-names the N weak images that are worth full masks most.
+Times are the paper's (7 s per box, 1 s per tag, 79 s per mask) unless changed. Given the
+results.json of runs, the tool plots quality against hours and makes a recommendation. With
+--suggest N it lists the N weak images for which full masks should help most.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Export a trained panoptic network with torch.export, for images of any size.
 
-Detector, semantic subnetwork and CRF are inside: the program takes an image and gives one label a
-pixel. Before it is written, its output is compared with the model's on three other image sizes.
+Detector, semantic subnetwork and CRF are inside: the program takes an image and returns one label
+per pixel. Before it is written, its output is compared with the model's on three other sizes.
 The program of a model that does not resize its input refuses images of at most 64 x 64 pixels.
 """
 

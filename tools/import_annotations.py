@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Import boxes, tags, points and scribbles into the own-data format; masks are left behind."""
+"""Import boxes, tags, points and scribbles into the own-data format; masks are dropped."""
 
 import argparse
 import os

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Turn written predictions into what the VOC 2012 and Cityscapes evaluation servers take."""
+"""Convert saved predictions into files for the VOC 2012 and Cityscapes evaluation servers."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Write the paper's tables 1 to 6 and figure 6 with our runs beside its numbers."""
+"""Write the paper's tables 1 to 6 and figure 6 with our results next to the paper's."""
 
 import argparse
 import os

@@ -4,8 +4,8 @@
 
 boxes   boxes of things -> masks, where GrabCut and region proposals agree
 tags    image tags of stuff -> cues, from a tag classifier's class activation maps
-merge   both stores -> one semantic and one instance map an image
-all     the three in one go; the parts are kept in STORE/parts/
+merge   both stores -> one semantic and one instance map per image
+all     all three; the parts are kept in STORE/parts/
 review  labels that a review in the report refused become ignore
 """
 

@@ -2,8 +2,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Release a trained model: strip and hash its weights, write config, card and index entry.
 
-The output folder is a model zoo: name it, or the URL it is served at, in WSIS_D2_MODEL_ZOO, and
-wsis_d2.model_zoo.get_checkpoint_url finds the model there.
+The output folder is a model zoo. WSIS_D2_MODEL_ZOO names it, or the URL that serves it, for
+wsis_d2.model_zoo and tools/demo.py.
 """
 
 import argparse

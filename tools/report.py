@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Write a static HTML report: one page and a folder of pictures, no server, works off line.
+"""Write a static HTML report: one page and a folder of images, without a server or a network.
 
-labels   pseudo labels of one or more label stores, beside annotation and truth
+labels   pseudo labels of one or more label stores, with annotation and truth
 run      results, training curves, rounds and predictions of one or more runs
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Runs an experiment of configs/experiments: labels, trainings and evaluations, seed by seed."""
+"""Run an experiment of configs/experiments: labels, trainings and evaluations, seed by seed."""
 
 import argparse
 import re

@@ -394,7 +394,7 @@ class _Start:
         if not names:
             raise InputError(
                 f"{weights.source}: holds a backbone, and every backbone of {_title(self.model)} "
-                "already has weights, or there is none; set MODEL.WEIGHTS ''"
+                "already has its weights, or there is none; set MODEL.WEIGHTS ''"
             )
         for name in names:
             try:
