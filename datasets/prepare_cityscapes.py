@@ -8,8 +8,14 @@ train_extra}, cityscapes/gtFine/{train,val} and cityscapes/gtCoarse/train_extra 
 """
 
 from wsis_d2.data.datasets.builtin import cityscapes
-from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin.metadata import CITYSCAPES_CATEGORIES
+from wsis_d2.data.datasets.builtin.preparation import Preparation
+from wsis_d2.data.datasets.builtin.preparation_command import (
+    command_parser,
+    expect_count,
+    print_manifest,
+)
+from wsis_d2.data.datasets.builtin.split_files import check_split
 from wsis_d2.utils.cli import main_with_errors
 
 EXAMPLES = """examples:
@@ -20,7 +26,7 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = prepare.command_parser(__doc__, EXAMPLES, tags=True)
+    parser = command_parser(__doc__, EXAMPLES, tags=True)
     parser.add_argument(
         "--splits", nargs="+", choices=list(cityscapes.SPLITS), default=list(cityscapes.SPLITS)
     )
@@ -37,13 +43,13 @@ def main(argv=None):
     for split in args.splits:
         command = f"{cityscapes.PREPARE_COMMAND} --splits {split}"
         if args.check:
-            manifest = prepare.check_split(output, split, command)
+            manifest = check_split(output, split, command)
             found, hint = manifest["images"], f"make it again: {command}"
-            prepare.print_manifest(split, manifest)
+            print_manifest(split, manifest)
         else:
             jobs[split] = cityscapes.make_jobs(args.root / "cityscapes", split)
             found, hint = len(jobs[split]), f"unpack {cityscapes.ARCHIVES[split]} again"
-        prepare.expect_count(
+        expect_count(
             f"Cityscapes {split}", found, cityscapes.SPLITS[split][2],
             partial=args.allow_partial, hint=hint,
         )  # fmt: skip
@@ -51,7 +57,7 @@ def main(argv=None):
         recipe = {"dataset": f"cityscapes {split}", "tags": args.tags, "crop": args.crop}
         if cityscapes.SPLITS[split][1] == "gtCoarse":
             recipe["boxes"] = "coarse"  # files of earlier versions have none
-        preparation = prepare.Preparation(
+        preparation = Preparation(
             output,
             categories=CITYSCAPES_CATEGORIES,
             recipe=recipe,
@@ -68,7 +74,7 @@ def main(argv=None):
         )
         kinds = ("weak", "panoptic") if cityscapes.SPLITS[split][1] else ("weak",)
         manifest = preparation.write_split(split, list(lines.values()), folder=folder, kinds=kinds)
-        prepare.print_manifest(split, manifest)
+        print_manifest(split, manifest)
     return 0
 
 

@@ -8,8 +8,14 @@ interruption: it continues.
 """
 
 from wsis_d2.data.datasets.builtin import coco
-from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin.preparation import Preparation
+from wsis_d2.data.datasets.builtin.preparation_command import (
+    command_parser,
+    expect_count,
+    print_manifest,
+)
+from wsis_d2.data.datasets.builtin.split_files import check_split
 from wsis_d2.utils.cli import main_with_errors
 
 EXAMPLES = """examples:
@@ -19,7 +25,7 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = prepare.command_parser(__doc__, EXAMPLES)
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("--year", choices=("2014", "2017"), default="2014")
     parser.add_argument(
         "--min-area", type=float, default=0.0, metavar="PIXELS",
@@ -31,18 +37,18 @@ def main(argv=None):
     splits = ("train", "val", "trainval")
     if args.check:
         for split in splits:
-            prepare.print_manifest(split, prepare.check_split(output, split, command))
+            print_manifest(split, check_split(output, split, command))
         return 0
     jobs = {}
     for part in ("train", "val"):
         jobs[part], total = coco.make_jobs(
             args.root / "coco", args.year, part, min_area=args.min_area
         )
-        prepare.expect_count(
+        expect_count(
             f"COCO {args.year} {part}", total, coco.SIZES[args.year, part],
             partial=args.allow_partial, hint=f"take the official instances_{part}{args.year}.json",
         )  # fmt: skip
-    preparation = prepare.Preparation(
+    preparation = Preparation(
         output,
         categories=VOC_CATEGORIES,
         recipe={"dataset": f"coco_{args.year}_vocclasses", "min_area": args.min_area},
@@ -56,7 +62,7 @@ def main(argv=None):
     )
     for split in splits:
         chosen = [lines[job.image_id] for job in jobs[split]]
-        prepare.print_manifest(split, preparation.write_split(split, chosen, folder="panoptic"))
+        print_manifest(split, preparation.write_split(split, chosen, folder="panoptic"))
     return 0
 
 

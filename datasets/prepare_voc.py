@@ -8,9 +8,15 @@ train.txt, val.txt); VOC's test archive too for submissions. Written: wsis_voc_2
 Run again after an interruption: it continues.
 """
 
-from wsis_d2.data.datasets.builtin import preparation as prepare
 from wsis_d2.data.datasets.builtin import voc
 from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
+from wsis_d2.data.datasets.builtin.preparation import Preparation
+from wsis_d2.data.datasets.builtin.preparation_command import (
+    command_parser,
+    expect_count,
+    print_manifest,
+)
+from wsis_d2.data.datasets.builtin.split_files import check_split
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
@@ -22,7 +28,7 @@ EXAMPLES = """examples:
 
 
 def main(argv=None):
-    parser = prepare.command_parser(__doc__, EXAMPLES, tags=True)
+    parser = command_parser(__doc__, EXAMPLES, tags=True)
     parser.add_argument("--no-sbd", action="store_true", help="do without SBD: no trainaug")
     parser.add_argument(
         "--sbd-void", type=int, default=0, metavar="PIXELS",
@@ -34,12 +40,12 @@ def main(argv=None):
         splits = ["train", "val"] + ([] if args.no_sbd else ["trainaug"])
         splits += ["test"] if (output / "manifest_test.json").exists() else []
         for split in splits:
-            manifest = prepare.check_split(output, split, voc.PREPARE_COMMAND)
-            prepare.expect_count(
+            manifest = check_split(output, split, voc.PREPARE_COMMAND)
+            expect_count(
                 f"VOC 2012 {split}", manifest["images"], voc.LIST_LENGTHS[split],
                 partial=args.allow_partial, hint=f"make it again: {voc.PREPARE_COMMAND}",
             )  # fmt: skip
-            prepare.print_manifest(split, manifest)
+            print_manifest(split, manifest)
         return 0
     folder = voc.find_voc(args.root)
     if not folder.is_dir():
@@ -51,7 +57,7 @@ def main(argv=None):
             "--no-sbd"
         )
     lists = voc.split_lists(folder, sbd, partial_tree=args.allow_partial)
-    preparation = prepare.Preparation(
+    preparation = Preparation(
         output,
         categories=VOC_CATEGORIES,
         recipe={"dataset": "voc_2012", "tags": args.tags, "sbd_void": args.sbd_void},
@@ -69,7 +75,7 @@ def main(argv=None):
         chosen = [lines[name] for name in names]
         kinds = ("weak",) if split == "test" else ("weak", "panoptic")
         manifest = preparation.write_split(split, chosen, folder="panoptic", kinds=kinds)
-        prepare.print_manifest(split, manifest)
+        print_manifest(split, manifest)
     return 0
 
 

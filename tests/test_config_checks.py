@@ -9,7 +9,8 @@ from helpers.tiny_panoptic import TinyData, tiny_cfg
 from yacs.config import CfgNode
 
 from wsis_d2.config import read_config
-from wsis_d2.config_checks import OWN, UNUSED
+from wsis_d2.config_checks.kinds import OWN
+from wsis_d2.config_checks.unused import UNUSED
 from wsis_d2.engine import WSISTrainer
 from wsis_d2.utils.errors import InputError
 

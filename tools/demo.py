@@ -187,7 +187,7 @@ class Results:
         return blend(image, drawn), item
 
     def _segments(self, prediction: Any) -> list[dict[str, Any]]:
-        from wsis_d2.data.datasets.builtin.segments import segment_sizes
+        from wsis_d2.structures.segments import segment_sizes
 
         sizes = segment_sizes(prediction.ids)
         return [

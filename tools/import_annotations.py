@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsis_d2.data.datasets.own.weak import read_weak_file
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, write_json
 from wsis_d2.data.importers.coco import read_coco
 from wsis_d2.data.importers.cvat import read_cvat
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.label_studio import read_label_studio
 from wsis_d2.data.importers.own_data import file_categories, read_categories, to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
+from wsis_d2.data.importers.picture import Picture
 from wsis_d2.data.importers.scribbles import read_scribbles
 from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.data.importers.yolo import find_yolo_classes, read_yolo, read_yolo_classes
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import write_json
 
 EXAMPLES = """examples:
   # COCO, from CVAT, Roboflow and others; "sky" and "road" were drawn as boxes or polygons
@@ -153,10 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:  # where nothing is left, it tells why
         if args.report:
             report = {"dropped": log.dropped, "changed": log.changed, "notes": log.notes}
-            write_json(report, args.report)
+            write_json(args.report, report)
     unchecked = Path(args.output).with_name(f".{Path(args.output).name}.{os.getpid()}.unchecked")
     try:
-        write_json(content, unchecked)
+        write_json(unchecked, content)
         try:
             read_weak_file(unchecked, args.images)  # what is written loads, or this tells why
         except InputError as error:

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from wsis_d2.checkpoint.parts import load_for_evaluation
 from wsis_d2.checkpoint.reader import trust_checkpoints
 from wsis_d2.engine import WSISTrainer, launch, setup, write_run_files
-from wsis_d2.engine.trainer import verify
+from wsis_d2.engine.run_results import verify
 from wsis_d2.modeling.build import build_model
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError

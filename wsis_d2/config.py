@@ -10,7 +10,8 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
-from wsis_d2.config_checks import check_used, check_values
+from wsis_d2.config_checks.unused import check_used
+from wsis_d2.config_checks.values import check_values
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.yaml_io import check_config_file
 
@@ -328,9 +329,6 @@ def add_additions_config(cfg: CN) -> None:
     # Weigh its distributions by how each class looks in the image itself, to this power; 0: off.
     cfg.CAM.APPEARANCE_WEIGHT = 0.0
 
-    # What the merge leaves of predictions inside boxes but beside their masks: "stuff" (as the
-    # authors' code), "nothing" (as round 0's box masks, paper 3.2) or "things" in a box of theirs.
-    cfg.CLEAN.KEEP_IN_BOXES = "stuff"
     # Leave out the classes that tags and boxes rule out before the CRF, not only when cleaning.
     cfg.REFINE.WITHIN_ANNOTATION = False
     # Divide each class's probability by its share of the labels that the network learned from, to
@@ -342,11 +340,6 @@ def add_additions_config(cfg: CN) -> None:
     # Multiply each class's probability by how far tags vouch for the cues of round 0, to this
     # power; 0: off. Needs the labels of a tag segmenter.
     cfg.REFINE.RELIABILITY_POWER = 0.0
-    # Labels are made of predictions averaged over these sizes of the image and, with more than
-    # one, over its mirror image. (Evaluations average over sizes by TEST.AUG.)
-    cfg.REFINE.SCALES = [1.0]
-    # While training with train_net.py, make new labels every so many iterations; 0: never.
-    cfg.ITERATIVE.PERIOD = 0
 
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak
     # and full ones; -1 draws every image equally often.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from helpers.load_tool import load_tool
-from helpers.tiny_panoptic import TinyData, tiny_cfg
+from helpers.tiny_panoptic import tiny_cfg
 
 from wsis_d2 import model_zoo
 from wsis_d2.engine import WSISTrainer, write_metadata
@@ -18,15 +18,8 @@ WIDER = ("MODEL.SEM_SEG_HEAD.CONVS_DIM", 12, "MODEL.FPN.OUT_CHANNELS", 12)
 STAGE = "MODEL.WSIS.STAGE"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory):
-    tiny = TinyData(tmp_path_factory.mktemp("tiny") / "data")
-    yield tiny
-    tiny.close()
-
-
 @pytest.fixture(scope="module")
-def unfit(tmp_path_factory):
+def unfit(data, tmp_path_factory):
     """Run folders whose checkpoint is of a narrower network than their config."""
     root = tmp_path_factory.mktemp("runs")
     for stage in ("detector", "semantic", "end_to_end"):

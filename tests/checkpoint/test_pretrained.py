@@ -14,8 +14,9 @@ from helpers.shared_data import shared_data
 from torch import nn
 
 from wsis_d2.checkpoint import names, pretrained
+from wsis_d2.checkpoint.backbones import backbones_of, load_backbone
 from wsis_d2.checkpoint.names import read_weights
-from wsis_d2.checkpoint.parts import backbones_of, load_backbone, load_for_training
+from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.engine import load_cfg
 from wsis_d2.modeling.backbone import TimmBackbone
 from wsis_d2.modeling.backbone.names import timm_names

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from helpers.load_tool import ROOT
 from helpers.tiny_panoptic import CATEGORIES, TinyData, renumber, tiny_cfg
 
-from wsis_d2.checkpoint.parts import load_for_training
+from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.data.datasets.own.custom import register_weak_panoptic, unregister
 from wsis_d2.engine import load_cfg
 from wsis_d2.engine.run_classes import trained_classes

@@ -12,7 +12,7 @@ from helpers.tiny_panoptic import TinyData, tiny_cfg
 from PIL import Image
 from torch import nn
 
-from wsis_d2.checkpoint.parts import load_for_training
+from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.engine import WSISTrainer, build_lr_scheduler, build_optimizer, launch
 from wsis_d2.engine.solver import parameter_groups
 from wsis_d2.utils.errors import InputError

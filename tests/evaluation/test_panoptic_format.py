@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from wsis_d2.data import panoptic_format
-from wsis_d2.data.panoptic_format import picture_ids, read_panoptic_png, write_panoptic_png
+from wsis_d2.data.panoptic_format import read_panoptic_png, write_panoptic_png
+from wsis_d2.structures.segments import picture_ids
 from wsis_d2.utils.errors import InputError
 
 

@@ -8,7 +8,7 @@ import json
 
 from PIL import Image
 
-from wsis_d2.data.importers.base import ImageIndex
+from wsis_d2.data.importers.image_index import ImageIndex
 
 
 def write_coco(folder, truth, classes, polygons=False):

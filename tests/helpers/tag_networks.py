@@ -6,10 +6,17 @@ from detectron2.config import CfgNode, get_cfg
 from wsis_d2.config import add_wsis_config
 
 
-def tag_classifier_config(num_classes: int, *opts: object) -> CfgNode:
-    """A tag classifier on the second stage of a narrow ResNet-18."""
+def plain_config(*opts: object) -> CfgNode:
+    """The defaults, with overrides."""
     cfg = get_cfg()
     add_wsis_config(cfg)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def tag_classifier_config(num_classes: int, *opts: object) -> CfgNode:
+    """A tag classifier on the second stage of a narrow ResNet-18."""
+    cfg = plain_config()
     cfg.MODEL.META_ARCHITECTURE = "TagClassifier"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_any_backbone"

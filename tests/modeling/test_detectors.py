@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
 from helpers.tiny_panoptic import TinyData, tiny_cfg
 
-from wsis_d2.checkpoint.parts import load_for_training
+from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.data.mappers.build import build_mapper
 from wsis_d2.data.records import load_records
 from wsis_d2.engine import WSISTrainer

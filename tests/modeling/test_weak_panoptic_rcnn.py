@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, tiny_cfg
 
+from wsis_d2.checkpoint.backbones import load_backbone
 from wsis_d2.checkpoint.names import read_weights
-from wsis_d2.checkpoint.parts import load_backbone
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import load_records
 from wsis_d2.layers import CRFParameters

@@ -20,7 +20,7 @@ from helpers.official_trees import (
 from wsis_d2.config import read_config
 from wsis_d2.data.mappers import TagMapper
 from wsis_d2.data.records import load_records
-from wsis_d2.relabeling.round_labels import relabel
+from wsis_d2.relabeling import round_labels
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.merge import clean_options
@@ -79,10 +79,12 @@ def tag_store(dataset: str, output, label: int) -> LabelStore:
 
 
 def new_labels(cfg, dataset, output, first, class_id) -> tuple[LabelStore, list]:
-    model = Sure(class_id, len(LabelStore.open(first).categories))
-    store = relabel(
-        cfg, dataset, output, round_number=1, first_store=first, lineage="", model=model
-    )
+    model = Sure(class_id, len(LabelStore.open(first).categories)).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(round_labels, "load_predictor", lambda cfg, weights: model)
+        store = round_labels.relabel(
+            cfg, dataset, output, round_number=1, first_store=first, lineage="", weights="sure"
+        )
     return store, load_records([dataset])
 
 

@@ -126,23 +126,3 @@ def test_what_tags_do_not_vouch_for_is_held_back(record, tmp_path):
     assert (labels(2.0) == 1).all()
     with pytest.raises(InputError, match="REFINE.RELIABILITY_POWER is -1.0"):
         labels(-1.0)
-
-
-def test_sizes_and_mirror_image_reach_the_network(record):
-    class Seen(Fixed):
-        shapes = []
-
-        def forward(self, samples):
-            self.shapes += [tuple(s["image"].shape) for s in samples]
-            return super().forward(samples)
-
-    clean = CleanOptions(score_threshold=None, fill=False)
-    options = RefineOptions(enabled=False, scales=(1.0, 1.5), flip=True)
-    Relabeller(
-        Seen(), lambda r: {"image": torch.zeros(3, 8, 12)}, AnnotatedClasses(frozenset({2})), clean,
-        options, None,
-    )(record)  # fmt: skip
-    assert Seen.shapes == [(3, 8, 12)] * 2 + [(3, 12, 18)] * 2
-    for scales in ((), (1.0, 0.0)):
-        with pytest.raises(InputError, match="REFINE.SCALES"):
-            RefineOptions(scales=scales)

@@ -13,8 +13,7 @@ from helpers.iterative_data import label_bytes, make_run
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.modeling.semantic import SemanticSubnetwork
-from wsis_d2.relabeling import rounds as module
-from wsis_d2.relabeling.hook import RelabelHook
+from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.rounds import train_iterative
 from wsis_d2.utils.errors import InputError
@@ -112,16 +111,11 @@ def test_a_rounds_labels_of_images_together_are_those_of_each_alone(
 
 def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
     trained = undisturbed / "round_0" / "model_final.pth"
-    opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0,
-            "REFINE.SCALES", [1.0, 1.5]]  # fmt: skip
-    # Before anything is trained, by the command and by the hook.
+    opts = ["ITERATIVE.FIRST_WEIGHTS", str(trained), "REFINE.RELIABILITY_POWER", 2.0]
+    # Before anything is trained.
     with pytest.raises(InputError, match="reliability.json: no such file"):
         train_iterative(config(prepared, "held_back", *opts), 1)
     assert not (prepared[0] / "held_back").exists()
-    with pytest.raises(InputError, match="reliability.json: no such file"):
-        RelabelHook(config(prepared, "held_back", *opts), 2)
-    with pytest.raises(InputError, match="REFINE.SCALES"):
-        train_iterative(config(prepared, "held_back", "REFINE.SCALES", [0.0]), 1)
     first = LabelStore.open(prepared[0] / "labels")
     names = [category["name"] for category in first.categories]
     usual = np.bincount(
@@ -140,7 +134,6 @@ def test_a_round_holds_back_what_tags_do_not_vouch_for(prepared, undisturbed):
         (first.path / "reliability.json").unlink()
     store = LabelStore.open(prepared[0] / "held_back" / "round_0" / "labels" / NAME)
     assert store.recipe["trust"] == (values**2).round(6).tolist()
-    assert store.recipe["refine"]["scales"] == [1.0, 1.5] and store.recipe["refine"]["flip"]
     found = np.bincount(
         np.concatenate([store.semantic(i).ravel() for i in store.image_ids()]), minlength=256
     )
@@ -196,7 +189,7 @@ def interrupt_after(monkeypatch, owner, name, calls):
         (LabelStore, "write", 3),  # round 1, two of four images labelled
         (LabelStore, "finish", 1),  # all images labelled, store not closed
         (WSISTrainer, "run_step", 9),  # round 2
-        (module.IterativeRun, "_write_state", 6),  # a stage ended, its end not noted
+        (rounds, "write_state", 6),  # a stage ended, its end not noted
     ],
 )
 def test_interrupted_and_resumed_ends_with_the_same_labels(
@@ -222,7 +215,7 @@ def test_what_is_done_is_never_done_again(prepared, undisturbed, monkeypatch):
         raise AssertionError("a finished stage ran again")
 
     monkeypatch.setattr(WSISTrainer, "train", forbidden)
-    monkeypatch.setattr(module, "relabel", forbidden)
+    monkeypatch.setattr(round_stages, "relabel", forbidden)
     train_iterative(config(prepared, "whole"), 2, resume=True)
 
 
@@ -238,27 +231,6 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
     with pytest.raises(InputError, match="DETECTOR_WEIGHTS: no.pth: no such file; train the"):
         opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
         train_iterative(config(prepared, "other", *opts), 1)
-
-
-def test_the_hook_makes_the_same_labels_when_resumed(prepared, monkeypatch):
-    opts = ("ITERATIVE.PERIOD", "2")
-    whole = WSISTrainer(config(prepared, "hook_whole", *opts))
-    whole.train()
-    expected = label_bytes(prepared[0] / "hook_whole")
-    assert {path.split("/")[1] for path in expected} == {f"001_{NAME}", f"002_{NAME}"}
-    for owner, name, calls in ((LabelStore, "write", 6), (WSISTrainer, "run_step", 4)):
-        output = f"hook_{name}"
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, owner, name, calls)
-            with pytest.raises(Interrupted):
-                WSISTrainer(config(prepared, output, *opts)).train()
-        trainer = WSISTrainer(config(prepared, output, *opts))
-        trainer.resume_or_load(resume=True)
-        assert trainer.start_iter == 2  # labels come before the checkpoint of the same iteration
-        trainer.train()
-        assert label_bytes(prepared[0] / output) == expected
-        for key, value in whole._plain_model.state_dict().items():
-            assert torch.equal(value, trainer._plain_model.state_dict()[key]), key
 
 
 def test_the_figures_by_round_as_table_and_plot(tmp_path):

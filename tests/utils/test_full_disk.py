@@ -14,7 +14,6 @@ import torch
 
 from wsis_d2.checkpoint.checkpointer import RunCheckpointer
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob, Preparation
-from wsis_d2.data.importers.base import write_json as write_own_json
 from wsis_d2.data.panoptic_format import write_panoptic_png
 from wsis_d2.evaluation.results import make_meta, write_results_json
 from wsis_d2.report.html import write_report
@@ -83,7 +82,6 @@ def preparation(folder, seed):
 WRITERS = {
     "bytes": lambda folder, seed: write_bytes(folder / "a", noise(seed, 9000).tobytes()),
     "json": lambda folder, seed: write_json(folder / "a.json", noise(seed, 9000).tolist()),
-    "own data": lambda folder, seed: write_own_json(noise(seed, 9000).tolist(), folder / "a.json"),
     "png": lambda folder, seed: write_panoptic_png(
         folder / "a.png", noise(seed, 90, 90).astype(int)
     ),

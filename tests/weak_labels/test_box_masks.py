@@ -10,7 +10,8 @@ from test_grabcut import disc_image, iou
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
-from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions
+from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.proposals import MCGSource
 from wsis_d2.weak_labels.proposals.files import SuperpixelProposals
 

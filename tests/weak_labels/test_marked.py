@@ -7,7 +7,8 @@ import numpy as np
 
 from wsis_d2.structures.annotation import AnnotatedClasses, record_marks
 from wsis_d2.structures.boxes import Box
-from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions
+from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.clean import CleanOptions
 from wsis_d2.weak_labels.grabcut import GrabCutOptions, grabcut_mask
 from wsis_d2.weak_labels.merge import clean_record, merge_record
@@ -133,7 +134,7 @@ def test_no_cleaning_step_overrules_a_mark():
     masks = np.full((HEIGHT, WIDTH), 255, np.uint8)
     masks[30, 55:65] = 1
     scores = np.zeros((HEIGHT, WIDTH), np.float32)
-    options = CleanOptions(score_threshold=0.9, keep_in_boxes="nothing", zero_is_no_box=False)
+    options = CleanOptions(score_threshold=0.9, zero_is_no_box=False)
     result = clean_record(given, labels, ANNOTATION, options, scores, masks)
     assert result.semantic[2, 2] == 0 and result.semantic[5, 80] == 3
     assert result.semantic[20, 20] == 1 and result.instance[20, 20] > 0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
+from wsis_d2.weak_labels import store as store_module
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -158,7 +159,7 @@ def test_another_recipe_is_refused_until_forced(tmp_path):
 def test_two_processes_that_begin_at_once_share_a_store_or_one_is_refused(
     tmp_path, monkeypatch, other
 ):
-    check = LabelStore.check_recipe
+    check = store_module.check_recipe
     begun = []
 
     def slow_check(*args, **kwargs):
@@ -168,7 +169,7 @@ def test_two_processes_that_begin_at_once_share_a_store_or_one_is_refused(
             LabelStore.create(tmp_path / "s", other, CATEGORIES)
         return found
 
-    monkeypatch.setattr(LabelStore, "check_recipe", staticmethod(slow_check))
+    monkeypatch.setattr(store_module, "check_recipe", slow_check)
     if other is RECIPE:
         LabelStore.create(tmp_path / "s", RECIPE, CATEGORIES)
     else:

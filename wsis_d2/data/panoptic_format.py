@@ -20,6 +20,7 @@ from wsis_d2.structures.classes import (
     place_table,
 )
 from wsis_d2.structures.pictures import PictureNames
+from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.image_io import opened_png
@@ -219,15 +220,6 @@ def read_panoptic_png(path: Path) -> np.ndarray:
     return picture_ids(read_id_picture(path))
 
 
-def picture_ids(picture: np.ndarray) -> np.ndarray:
-    """Return the segment ids, int32 (...), of colours, uint8 (..., 3)."""
-    ids = picture[..., 2].astype(np.int32)
-    for channel in (1, 0):
-        ids <<= 8
-        ids |= picture[..., channel]
-    return ids
-
-
 def semantic_map(
     ids: np.ndarray, segments: list[dict[str, Any]], classes: ClassTable, ignore: int = 255
 ) -> np.ndarray:
@@ -272,11 +264,7 @@ def _semantic_json(folder: Path) -> Path:
 
 def write_panoptic_png(path: Path, ids: np.ndarray) -> None:
     """Write segment ids (H, W), 0 to 2^24 - 1, as an RGB PNG, atomically."""
-    color = np.empty((*ids.shape, 3), np.uint8)
-    color[..., 0] = ids & 255
-    color[..., 1] = (ids >> 8) & 255
-    color[..., 2] = (ids >> 16) & 255
-    write_png(path, color)
+    write_png(path, id_picture(ids))
 
 
 def write_png(path: Path, array: np.ndarray) -> None:

@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
+from wsis_d2.config_checks.kinds import TAGS, kind_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import flatten
+from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,17 @@ def plain_config(cfg: CfgNode, without: tuple[str, ...] = ()) -> dict:
     return content
 
 
+def training_identity(cfg: CfgNode) -> dict:
+    """Return what a training must be continued with: its config, and its labels' recipes."""
+    recipes = {}
+    reads_labels = kind_of(cfg) not in ("detector", *TAGS)
+    for name in cfg.DATASETS.TRAIN if reads_labels else ():
+        store = MetadataCatalog.get(name).get("label_store")
+        if store and os.path.isfile(os.path.join(store, "manifest.json")):
+            recipes[name] = LabelStore.open(store).recipe_hash
+    return {"config": plain_config(cfg), "labels": recipes}
+
+
 def refuse_changes(
     where: str | os.PathLike, before: Mapping, after: Mapping, free: tuple[str, ...] = ()
 ) -> None:
@@ -86,7 +100,7 @@ def refuse_other_training(where: str | os.PathLike, before: Mapping, after: Mapp
 
     Args:
         where: the checkpoint.
-        before, after: what ``WSISTrainer.identity`` is in the checkpoint and now.
+        before, after: :func:`training_identity` in the checkpoint and now.
     """
     refuse_changes(where, before["config"], after["config"], _FREE_IN_TRAINING)
     for name, recipe in before["labels"].items():

@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
 from wsis_d2.config import read_config
-from wsis_d2.config_checks import check_device
+from wsis_d2.config_checks.runs import check_device
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
 from wsis_d2.utils.files import atomic_write, write_bytes

@@ -11,46 +11,35 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from detectron2.utils.registry import Registry
 from torch import nn
 
 from wsis_d2.checkpoint.checkpointer import RunCheckpointer
 from wsis_d2.checkpoint.coverage import load_into
-from wsis_d2.checkpoint.parts import load_for_training
 from wsis_d2.checkpoint.reader import model_state
+from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.config import read_config
-from wsis_d2.config_checks import (
-    TAGS,
-    check_trainable,
-    check_used,
-    kind_of,
-)
+from wsis_d2.config_checks.runs import check_trainable
+from wsis_d2.config_checks.unused import check_used
 from wsis_d2.data.loader import build_test_loader, build_train_loader
-from wsis_d2.data.records import count_supervision, load_records
 from wsis_d2.engine.launch import lost_a_process
 from wsis_d2.engine.picture_hook import build_picture_hook
-from wsis_d2.engine.resume import plain_config, refuse_other_training
+from wsis_d2.engine.resume import refuse_other_training, training_identity
+from wsis_d2.engine.run_results import verify, write_results
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
-from wsis_d2.evaluation.results import copy_paste_rows, git_commit, make_meta, write_results_json
+from wsis_d2.evaluation import build_evaluator
+from wsis_d2.evaluation.results import copy_paste_rows
+from wsis_d2.evaluation.true_parts import with_true_parts
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.precision import amp_dtype
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import remove_dead_temporaries
-from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
-
-TRAINER_HOOK_REGISTRY = Registry("TRAINER_HOOK")
-TRAINER_HOOK_REGISTRY.__doc__ = """
-Functions (cfg) -> hook or None. Their hooks run after the schedule's step and before checkpoints
-are written. ``wsis_d2.relabeling`` registers the one that makes new labels while training.
-"""
 
 
 def _is_no_input_error(record: logging.LogRecord) -> bool:
@@ -106,7 +95,7 @@ class WSISTrainer(TrainerBase):
                 "(CUDA_VISIBLE_DEVICES='')"
             )
         # Before scaling: a run may be continued by another number of processes.
-        self.identity = {"config": plain_config(cfg), "labels": _label_recipes(cfg)}
+        self.identity = training_identity(cfg)
         try:
             cfg = DefaultTrainer.auto_scale_workers(cfg, world_size)
         except AssertionError:
@@ -152,7 +141,6 @@ class WSISTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
-            *(build(cfg) for _, build in TRAINER_HOOK_REGISTRY),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,
@@ -330,8 +318,6 @@ class WSISTrainer(TrainerBase):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
         """The evaluators of a dataset for what the model gives."""
-        from wsis_d2.evaluation import build_evaluator
-
         return build_evaluator(cfg, dataset_name, folder)
 
     @classmethod
@@ -373,71 +359,5 @@ class WSISTrainer(TrainerBase):
                     name, folder,
                 )  # fmt: skip
             else:
-                cls._write_results(cfg, name, results[name], seconds)
+                write_results(cfg, name, results[name], seconds)
         return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
-
-    @staticmethod
-    def _write_results(cfg: CfgNode, dataset: str, results: dict, seconds: float | None) -> None:
-        kinds = set()
-        if cfg.DATASETS.TRAIN:
-            kinds = set(count_supervision(load_records(cfg.DATASETS.TRAIN)))
-        supervision = "mixed" if len(kinds) > 1 else (kinds.pop() if kinds else "full")
-        meta = make_meta(
-            supervision=supervision,
-            dataset=dataset,
-            variant=cfg.RUN_VARIANT,
-            seed=cfg.SEED,
-            config=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
-            commit=git_commit(),
-            device=cfg.MODEL.DEVICE,
-            seconds=seconds,
-        )
-        name = cfg.RUN_NAME or supervision
-        if len(cfg.DATASETS.TEST) > 1:
-            name = f"{name}/{dataset}"
-        write_results_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), name, results, meta)
-
-
-def verify(cfg: CfgNode, results: dict) -> None:
-    """Compare results with TEST.EXPECTED_RESULTS, as Detectron2 does: exit status 1 if they differ.
-
-    Raises:
-        InputError: a task that was not evaluated.
-        SystemExit: a value is missing, not finite, or further off than its tolerance.
-    """
-    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
-        if task not in results:
-            raise InputError(
-                f"TEST.EXPECTED_RESULTS: task {task!r} is not among the results; expected one of "
-                f"{sorted(results)}"
-            )
-    verify_results(cfg, results)
-
-
-def _label_recipes(cfg: CfgNode) -> dict[str, str]:
-    """Recipe of each training set's labels, as far as it has some."""
-    recipes = {}
-    reads_labels = kind_of(cfg) not in ("detector", *TAGS)
-    for name in cfg.DATASETS.TRAIN if reads_labels else ():
-        store = MetadataCatalog.get(name).get("label_store")
-        if store and os.path.isfile(os.path.join(store, "manifest.json")):
-            recipes[name] = LabelStore.open(store).recipe_hash
-    return recipes
-
-
-def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
-    """Return the model as TEST.TRUE_PARTS has it evaluated: itself where that is empty.
-
-    Raises:
-        InputError: parts that cannot be replaced, or a run that would pass for the main one.
-    """
-    if not cfg.TEST.TRUE_PARTS:
-        return model
-    from wsis_d2.evaluation.true_parts import TruePartsModel
-
-    if cfg.RUN_VARIANT == "main":
-        raise InputError(
-            f"TEST.TRUE_PARTS is {list(cfg.TEST.TRUE_PARTS)}: such a run is not the model's own "
-            "result; give it a name, e.g. RUN_VARIANT true_boxes"
-        )
-    return TruePartsModel(model, dataset_name, cfg.TEST.TRUE_PARTS)

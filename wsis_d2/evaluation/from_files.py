@@ -14,7 +14,6 @@ import numpy as np
 
 from wsis_d2.data.panoptic_format import (
     PanopticFile,
-    picture_ids,
     semantic_map,
     semantic_table,
 )
@@ -24,6 +23,7 @@ from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
 from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticSources
+from wsis_d2.structures.segments import picture_ids
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.utils.processes import end_with_parent

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.data.panoptic_format import MAX_ID, VOID_ID, picture_ids
+from wsis_d2.data.panoptic_format import MAX_ID, VOID_ID
 from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.segments import picture_ids
 from wsis_d2.utils.errors import InputError
 
 RANKING_SCORES = ("score", "detection", "mean_confidence", "both", "one", "oracle")

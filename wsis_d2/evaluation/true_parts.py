@@ -7,8 +7,10 @@ Addition, not in the paper.
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import nn
 
+from wsis_d2.config_checks.runs import check_true_parts
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.modeling.instance import make_labels
 from wsis_d2.modeling.meta_arch import WeakPanopticRCNN
@@ -95,3 +97,14 @@ class TruePartsModel(nn.Module):
         corners = torch.as_tensor(np.array(boxes, np.float32).reshape(-1, 4), device=device)
         classes = torch.as_tensor(labels, dtype=torch.int64, device=device)
         return corners, torch.ones(len(labels), device=device), classes
+
+
+def with_true_parts(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
+    """Return the model as TEST.TRUE_PARTS has it evaluated: itself where that is empty.
+
+    Raises:
+        InputError: parts that cannot be replaced, or a run that would pass for the main one.
+    """
+    check_true_parts(cfg)
+    parts = cfg.TEST.TRUE_PARTS
+    return TruePartsModel(model, dataset_name, parts) if parts else model

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from wsis_d2.checkpoint.parts import load_trained, only_weights
+from wsis_d2.checkpoint.parts import load_trained
+from wsis_d2.checkpoint.weight_keys import only_weights
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.upsampling import upsample_labels
 from wsis_d2.structures.classes import ClassTable

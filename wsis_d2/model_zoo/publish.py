@@ -14,8 +14,9 @@ from detectron2.config import CfgNode
 
 from wsis_d2 import __version__
 from wsis_d2.checkpoint.coverage import is_auxiliary
-from wsis_d2.checkpoint.parts import check_trained, only_weights
+from wsis_d2.checkpoint.parts import check_trained
 from wsis_d2.checkpoint.reader import model_state, read_checkpoint
+from wsis_d2.checkpoint.weight_keys import only_weights
 from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.structures.classes import ClassTable

@@ -130,7 +130,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         device: where it goes; None takes the config's, or the CPU where there is no GPU.
     """
 
-    from wsis_d2.checkpoint.parts import load_for_training, load_trained
+    from wsis_d2.checkpoint.parts import load_trained
+    from wsis_d2.checkpoint.start import load_for_training
     from wsis_d2.modeling.build import build_model
 
     cfg = get_config(config_path, trained)

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
-from wsis_d2.config_checks import check_device
+from wsis_d2.config_checks.runs import check_device
 from wsis_d2.utils.errors import InputError
 
 

@@ -1,7 +1,2 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Labels made with a network: cues of tags, predicted labels, rounds of training on them.
-
-Importing this registers the hook that makes new labels while training.
-"""
-
-import wsis_d2.relabeling.hook  # noqa: F401
+"""Labels made with a network: cues of tags, predicted labels, rounds of training on them."""

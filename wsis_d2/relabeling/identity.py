@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from wsis_d2.checkpoint.parts import WEIGHT_KEYS, weight_files
+from wsis_d2.checkpoint.weight_keys import WEIGHT_KEYS, weight_files
 from wsis_d2.engine.resume import plain_config
 from wsis_d2.utils.files import sha256_file
 

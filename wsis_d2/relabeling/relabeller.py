@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsis_d2.modeling.averaged import averaged_semantics
+from wsis_d2.relabeling.prediction_model import predict_semantics
 from wsis_d2.structures.annotation import AnnotatedClasses
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
@@ -61,7 +61,7 @@ class Relabeller:
         was_training = self.model.training
         self.model.eval()
         try:
-            found = averaged_semantics(self.model, samples, self.refine.scales, self.refine.flip)
+            found = predict_semantics(self.model, samples)
         finally:
             self.model.train(was_training)
         return [self._labels(*pair) for pair in zip(records, found, strict=True)]

@@ -11,7 +11,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from torch import nn
 
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers import build_mapper
@@ -32,27 +31,28 @@ from wsis_d2.weak_labels.store import LabelStore
 logger = logging.getLogger(__name__)
 
 
-def weak_datasets(cfg: CfgNode) -> list[str]:
-    """Return the training sets that have weak records, in order.
+def first_stores(cfg: CfgNode) -> dict[str, Path]:
+    """Return the labels that the weak training sets begin with, by dataset, in order.
 
     Raises:
-        InputError: there is none, or one has no label store to begin with.
+        InputError: no set has weak records, or one has no label store.
     """
-    names = []
+    stores = {}
     for name in cfg.DATASETS.TRAIN:
         if any(supervision_of(record) == "weak" for record in load_records([name])):
-            if not MetadataCatalog.get(name).get("label_store"):
+            store = MetadataCatalog.get(name).get("label_store")
+            if not store:
                 raise InputError(
                     f"dataset {name!r} has no label store to begin with; make one with "
                     f"tools/make_weak_labels.py all --dataset {name} --output STORE and name it: "
                     f"DATASETS.LABEL_STORES \"[['{name}', 'STORE']]\" (own data: labels=STORE)"
                 )
-            names.append(name)
-    if not names:
+            stores[name] = Path(store)
+    if not stores:
         raise InputError(
             f"DATASETS.TRAIN: no weak images in {list(cfg.DATASETS.TRAIN)}; nothing to relabel"
         )
-    return names
+    return stores
 
 
 def relabel(
@@ -64,8 +64,7 @@ def relabel(
     first_store: str | os.PathLike,
     lineage: str,
     last_store: str | os.PathLike | None = None,
-    weights: str | os.PathLike | None = None,
-    model: nn.Module | None = None,
+    weights: str | os.PathLike,
 ) -> LabelStore:
     """Write the labels of one round of one dataset; what is written already stays.
 
@@ -80,7 +79,6 @@ def relabel(
         last_store: the store that the model learned from; None: ``first_store``.
         lineage: identifies what the model was trained with; part of the store's recipe.
         weights: the trained checkpoint; processes load it.
-        model: or the live model itself, for the training hook, alike in all processes.
 
     Returns:
         The store, finished in the main process.
@@ -116,26 +114,10 @@ def relabel(
         LabelStore.create(output, recipe, [dict(c) for c in classes.categories])
     comm.synchronize()
     store = LabelStore.open(output, writable=True)
-    if model is not None:
-        own = prediction_config(cfg)
-        masks = MaskSource(source, classes) if source else None
-        mapper = build_mapper(own, is_train=False)
-        factors = prior_factors(own, classes, last_store, first_store)
-        labeller = Relabeller(
-            model, mapper, annotation, clean, refine, masks, cfg.INPUT.FORMAT, factors
-        )
-
-        def make() -> Relabeller:
-            return labeller
-
-        workers = 1
-    else:
-        own = prediction_config(cfg)
-        make = functools.partial(
-            _make_relabeller, own.dump(), os.fspath(weights), classes, annotation, clean, source,
-            last_store, Path(first_store),
-        )  # fmt: skip
-        workers = cfg.ITERATIVE.WORKERS
+    make = functools.partial(
+        _make_relabeller, prediction_config(cfg).dump(), os.fspath(weights), classes, annotation,
+        clean, source, last_store, Path(first_store),
+    )  # fmt: skip
     threads = torch.get_num_threads()
     batch = cfg.TEST.IMS_PER_BATCH
     desc = f"labels {round_number}"
@@ -147,7 +129,9 @@ def relabel(
             )
             comm.synchronize()
         if comm.is_main_process():
-            result = driver.run(make, records, store, workers=workers, desc=desc, batch=batch)
+            result = driver.run(
+                make, records, store, workers=cfg.ITERATIVE.WORKERS, desc=desc, batch=batch
+            )
         comm.synchronize()
     finally:
         torch.set_num_threads(threads)

@@ -19,47 +19,50 @@ folder under one path; the first machine notes and reports.
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from wsis_d2.checkpoint.parts import check_trained, load_for_evaluation, only_weights
-from wsis_d2.config_checks import check_device, check_trainable
+from wsis_d2.checkpoint.parts import check_trained
+from wsis_d2.checkpoint.weight_keys import only_weights
+from wsis_d2.config_checks.runs import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.launch import launch
-from wsis_d2.engine.resume import plain_config, refuse_changes
-from wsis_d2.engine.run_classes import run_classes
-from wsis_d2.engine.trainer import WSISTrainer
-from wsis_d2.modeling.build import build_model
 from wsis_d2.relabeling.earlier_labels import check_refinement
 from wsis_d2.relabeling.identity import config_fingerprint
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.prediction_model import prediction_config
-from wsis_d2.relabeling.round_labels import relabel, weak_datasets
+from wsis_d2.relabeling.round_labels import first_stores
+from wsis_d2.relabeling.round_stages import (
+    evaluate_round,
+    label_round,
+    store_quality,
+    train_round,
+)
+from wsis_d2.relabeling.run_state import (
+    SCHEMA,
+    STAGES,
+    check_same,
+    history_of,
+    new_state,
+    next_state,
+    read_state,
+    state_path,
+    write_state,
+)
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
-from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.processes import only_writer
 from wsis_d2.weak_labels.store import LabelStore
 
 logger = logging.getLogger(__name__)
-
-_POLL = 2.0  # seconds between looks at the first machine's state
-_MOST_WAIT = 12 * 3600
-
-STAGES = ("train", "evaluate", "labels")
-SCHEMA = 2  # in 1, rounds counted from 1
 
 
 class IterativeRun:
@@ -136,42 +139,28 @@ class IterativeRun:
         )
         self.is_main = machine_rank == 0
         self.folder = Path(cfg.OUTPUT_DIR)
-        self.names = weak_datasets(cfg)
-        self.first_stores = {
-            name: Path(MetadataCatalog.get(name).label_store) for name in self.names
-        }
+        self.first_stores = first_stores(cfg)
+        self.names = list(self.first_stores)
         check_refinement(cfg, self.first_stores)
         identity = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }
         self.lineage = config_fingerprint(cfg, identity)
         if not self.is_main:
-            self.state = self._next_state(None)
-            self._check_same(self.state, identity)
+            self.state = next_state(self.folder, None)
+            check_same(self.folder, self.state, cfg, identity)
             return
-        state = self._read_state()
+        state = read_state(self.folder)
         if state is None:
-            state = {
-                "schema": SCHEMA,
-                "round": 0,
-                "stage": STAGES[0],
-                "labels_of_round_0": identity,
-                "config": plain_config(cfg),
-                "history": {},
-            }
+            state = new_state(cfg, identity)
         elif not resume:
             raise InputError(
-                f"{self._state_path}: an unfinished run, at round {state['round']}, stage "
+                f"{state_path(self.folder)}: an unfinished run, at round {state['round']}, stage "
                 f"{state['stage']}; add --resume to continue it, or name another OUTPUT_DIR"
             )
         else:
-            self._check_same(state, identity)
+            check_same(self.folder, state, cfg, identity)
         self.state = state
-        self._write_state()
-
-    @property
-    def _state_path(self) -> Path:
-        return self.folder / "state.json"
 
     def round_folder(self, number: int) -> Path:
         """Folder of a round, from 0."""
@@ -186,6 +175,7 @@ class IterativeRun:
     def run(self) -> dict:
         """Run to the last stage of the last round; return the history that rounds.json holds."""
         if self.is_main:
+            write_state(self.folder, self.state)
             self._note_labels(0)
             self._report()
         while self.state["round"] < self.rounds:
@@ -193,7 +183,7 @@ class IterativeRun:
             logger.info("round %d of 0 to %d: %s", number, self.rounds - 1, stage)
             getattr(self, f"_{stage}")(number)
             if not self.is_main:
-                self.state = self._next_state((number, stage))
+                self.state = next_state(self.folder, (number, stage))
                 continue
             self._report()
             position = STAGES.index(stage)
@@ -201,7 +191,7 @@ class IterativeRun:
                 self.state["stage"] = STAGES[position + 1]
             else:
                 self.state.update(round=number + 1, stage=STAGES[0])
-            self._write_state()
+            write_state(self.folder, self.state)
         if not self.is_main:
             return self.state["history"]
         logger.info(
@@ -209,7 +199,7 @@ class IterativeRun:
             self.rounds,
             self.folder / "rounds.json",
             self.folder / "rounds.png",
-            format_rounds(self._history()),
+            format_rounds(history_of(self.state)),
         )
         return self.state["history"]
 
@@ -301,124 +291,16 @@ class IterativeRun:
             quality = store_quality(name, self.label_store(number, name))
             if quality is not None:
                 entry["labels"][name] = quality
-        self._write_state()
+        write_state(self.folder, self.state)
 
     def _entry(self, number: int) -> dict:
         return self.state["history"].setdefault(str(number), {})
 
-    def _history(self) -> list[dict]:
-        """The figures of each round, in order."""
-        return sorted(
-            ({"round": int(number), **entry} for number, entry in self.state["history"].items()),
-            key=lambda entry: entry["round"],
-        )
-
     def _report(self) -> None:
-        history = self._history()
+        history = history_of(self.state)
         content = {"schema": SCHEMA, "datasets": self.names, "rounds": history}
-        with atomic_write(self.folder / "rounds.json") as file:
-            file.write(json.dumps(content, indent=1).encode())
+        write_json(self.folder / "rounds.json", content, indent=1)
         plot_rounds(history, self.folder / "rounds.png")
-
-    def _read_state(self) -> dict | None:
-        try:
-            if not self._state_path.exists():
-                return None
-            state = read_json(self._state_path)
-            if state["schema"] != SCHEMA or state["stage"] not in STAGES:
-                raise ValueError(f"schema {state['schema']}, stage {state['stage']}")
-            kinds = {"round": int, "history": dict, "config": dict, "labels_of_round_0": dict}
-            for key, kind in kinds.items():
-                if not isinstance(state[key], kind):
-                    raise ValueError(f"{key} is {state[key]!r:.60}")
-            for number, entry in state["history"].items():
-                if not number.isdecimal() or not isinstance(entry, dict):
-                    raise ValueError(f"history {number!r:.60} is {entry!r:.60}")
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._state_path}: no state of an iterative run ({error}); name another "
-                "OUTPUT_DIR"
-            ) from None
-        return state
-
-    def _next_state(self, done: tuple[int, str] | None) -> dict:
-        """Wait until the first machine has noted another stage than ``done``, which it reports."""
-        began = time.monotonic()
-        while True:
-            state = self._read_state()
-            if state is not None and (state["round"], state["stage"]) != done:
-                return state
-            if time.monotonic() - began > _MOST_WAIT:
-                raise InputError(
-                    f"{self._state_path}: has not changed for {_MOST_WAIT // 3600} hours; the "
-                    "first machine (--machine-rank 0) is gone: start all of them again, --resume"
-                )
-            time.sleep(_POLL)
-
-    def _write_state(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._state_path) as file:
-            file.write(json.dumps(self.state, indent=1).encode())
-
-    def _check_same(self, state: Mapping, identity: Mapping) -> None:
-        refuse_changes(self._state_path, state["config"], plain_config(self.cfg))
-        if state["labels_of_round_0"] != dict(identity):
-            raise InputError(
-                f"{self._state_path}: the run was begun with other labels of round 0; continue "
-                "with those, or name another OUTPUT_DIR"
-            )
-
-
-def train_round(cfg: CfgNode) -> None:
-    """Train one round, or what is left of it; what each process does.
-
-    Args:
-        cfg: of the round.
-    """
-    register_own_datasets(cfg)
-    run_classes(cfg)
-    trainer = WSISTrainer(cfg)
-    # The last round's weights and labels lie below a folder that may have been moved; labels are
-    # known by their recipe.
-    trainer.identity["config"]["MODEL"].pop("WEIGHTS")
-    trainer.identity["config"]["DATASETS"].pop("LABEL_STORES")
-    trainer.resume_or_load(resume=True)
-    trainer.train()
-
-
-def evaluate_round(cfg: CfgNode, output: Path) -> None:
-    """Evaluate a round's network; what each process does.
-
-    Args:
-        cfg: of the evaluation.
-        output: file that the main process writes the figures of the first set to.
-    """
-    register_own_datasets(cfg)
-    run_classes(cfg)
-    model = build_model(cfg)
-    load_for_evaluation(cfg, model)
-    results = WSISTrainer.test(cfg, model)
-    if comm.is_main_process():
-        if len(cfg.DATASETS.TEST) > 1:
-            results = results[cfg.DATASETS.TEST[0]]
-        numbers = {task: _numbers(values) for task, values in results.items() if task != "bbox"}
-        with atomic_write(output) as file:
-            file.write(json.dumps(numbers).encode())
-
-
-def label_round(cfg: CfgNode, jobs: Sequence[Mapping]) -> None:
-    """Label the weak sets anew; what each process does: its share of each.
-
-    Args:
-        cfg: of the run.
-        jobs: arguments of :func:`relabel` for each set.
-    """
-    register_own_datasets(cfg)
-    run_classes(cfg)
-    for job in jobs:
-        relabel(cfg, **job)
 
 
 def composes(cfg: CfgNode) -> bool:
@@ -426,46 +308,13 @@ def composes(cfg: CfgNode) -> bool:
     return stage_of(cfg).parts == ("semantic",) and bool(cfg.DATASETS.TEST)
 
 
-def store_quality(name: str, store: Path) -> dict | None:
-    """Compare a store with the truth of its dataset, where that is registered and there.
-
-    Args:
-        name: the dataset; its metadata tells ``panoptic_json`` and ``panoptic_root``.
-        store: a label store.
-
-    Returns:
-        Summary figures, or None without truth.
-    """
-    metadata = MetadataCatalog.get(name)
-    truth, folder = metadata.get("panoptic_json"), metadata.get("panoptic_root")
-    if not truth or not folder or not os.path.isfile(truth):
-        return None
-    from wsis_d2.evaluation.label_quality import evaluate_store
-
-    try:
-        return _numbers(evaluate_store(store, truth, folder)["summary"])
-    except (InputError, OSError) as error:
-        logger.warning("no label quality of %s: %s", store, error)
-        return None
-
-
 def train_iterative(
     cfg: CfgNode, rounds: int, resume: bool = False, num_processes: int = 1, **machines: Any
 ) -> dict:
     """Run an iterative training; see :class:`IterativeRun`."""
     register_own_datasets(cfg)
-    run = IterativeRun(
-        cfg, rounds, resume, num_processes, **machines
-    )  # which checks, writes nothing
+    # This checks, and writes nothing.
+    run = IterativeRun(cfg, rounds, resume, num_processes, **machines)
     main = machines.get("machine_rank", 0) == 0
     with only_writer(cfg.OUTPUT_DIR) if main else contextlib.nullcontext():
         return run.run()
-
-
-def _numbers(values: Mapping) -> dict:
-    """Keep the finite numbers of a result."""
-    kept = {}
-    for key, value in values.items():
-        if isinstance(value, (int, float)) and value == value and abs(value) != float("inf"):
-            kept[key] = round(float(value), 4)
-    return kept

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from wsis_d2.checkpoint.parts import load_trained, only_weights
+from wsis_d2.checkpoint.parts import load_trained
+from wsis_d2.checkpoint.weight_keys import only_weights
 from wsis_d2.config import add_wsis_config, merge_file
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter

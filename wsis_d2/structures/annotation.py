@@ -30,6 +30,11 @@ class CropTags(NamedTuple):
     y1: int
     tags: frozenset[int]
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns, to index an (H, W) array; what reaches out of it is cut off."""
+        return slice(max(self.y0, 0), max(self.y1, 0)), slice(max(self.x0, 0), max(self.x1, 0))
+
 
 @dataclass(frozen=True)
 class AnnotatedClasses:
@@ -204,7 +209,7 @@ def _find_owners(record: Mapping, classes: np.ndarray, owners: np.ndarray) -> No
         return
     for owner, box in enumerate(touched_boxes(record)):
         if not box.is_group:
-            window = slice(max(box.y0, 0), box.y1 + 1), slice(max(box.x0, 0), box.x1 + 1)
+            window = box.clipped(*owners.shape).window
             own = unowned[window] & (classes[window] == box.class_id)
             count[window] += own
             only[window][own] = owner

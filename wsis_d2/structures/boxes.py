@@ -51,8 +51,17 @@ class Box(NamedTuple):
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns, to index an (H, W) array that the box lies in."""
-        return slice(self.y0, self.y1 + 1), slice(self.x0, self.x1 + 1)
+        """Rows and columns, to index an (H, W) array that a box lies in; none of an empty one."""
+        return slice(self.y0, max(self.y1 + 1, 0)), slice(self.x0, max(self.x1 + 1, 0))
+
+    def clipped(self, height: int, width: int) -> "Box":
+        """Return what of the box is inside an image; empty where that is nothing."""
+        return self._replace(
+            x0=max(self.x0, 0),
+            y0=max(self.y0, 0),
+            x1=min(self.x1, width - 1),
+            y1=min(self.y1, height - 1),
+        )
 
 
 def xyxy(annotation: Mapping) -> tuple[float, float, float, float]:

@@ -19,7 +19,8 @@ from wsis_d2.structures.annotation import (
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.box_masks import BoxLabelOptions, make_box_labels
+from wsis_d2.weak_labels.box_masks import BoxLabelOptions
+from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
 from wsis_d2.weak_labels.store import LabelStore

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import format_seconds, progress
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_manifest import check_recipe
 from wsis_d2.weak_labels.workers import MakeWorker, Outcomes, map_here, map_pool, map_ray
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ def report_plan(
         InputError: the run would be refused, because ``output`` holds another recipe.
     """
     considered = len(records) if limit is None else min(limit, len(records))
-    wanted = LabelStore.check_recipe(output, recipe, categories, force=force)
+    wanted = check_recipe(output, recipe, categories, force=force)
     there = os.path.exists(os.path.join(output, "manifest.json")) and not force
     todo = plan(records, LabelStore.open(output), limit) if there else records[:considered]
     boxes = sum(len(r.get("annotations", [])) for r in todo)

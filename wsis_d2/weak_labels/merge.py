@@ -26,8 +26,9 @@ from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels, possible_classes
+from wsis_d2.weak_labels.clean import CleanOptions, CleanResult, clean_labels
 from wsis_d2.weak_labels.driver import LabelRun
+from wsis_d2.weak_labels.possible_classes import possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels
@@ -49,7 +50,6 @@ def clean_options(
         score_threshold=score,
         tags=own.TAGS and annotation.has_boxes,
         merge=own.MERGE and round_number <= MERGE_ROUNDS,
-        keep_in_boxes=own.KEEP_IN_BOXES,
         prior=own.PRIOR and annotation.has_boxes,
         fill=own.FILL,
         outside_label=annotation.outside_label,

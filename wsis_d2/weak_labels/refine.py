@@ -30,9 +30,6 @@ class RefineOptions(CRFParameters):
             :func:`wsis_d2.weak_labels.label_prior.class_factors`.
         appearance_weight: power of what each class looks like in the image itself, before the CRF;
             see :func:`wsis_d2.weak_labels.appearance.weigh_by_appearance`; 0: off.
-        scales, flip: sizes of the image that predictions are averaged over, and over its mirror
-            image (from a config, where there are several sizes); see
-            :func:`wsis_d2.modeling.averaged.averaged_semantics`.
     """
 
     iterations: int = 10
@@ -42,8 +39,6 @@ class RefineOptions(CRFParameters):
     class_balance: float = 0.0
     appearance_weight: float = 0.0
     reliability_power: float = 0.0
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,10 +50,6 @@ class RefineOptions(CRFParameters):
         if self.reliability_power < 0:
             raise InputError(
                 f"REFINE.RELIABILITY_POWER is {self.reliability_power}, expected 0 (off) or more"
-            )
-        if not self.scales or min(self.scales) <= 0:
-            raise InputError(
-                f"REFINE.SCALES is {list(self.scales)}, expected one size above 0 or more"
             )
 
     @property
@@ -77,8 +68,6 @@ class RefineOptions(CRFParameters):
             class_balance=own.CLASS_BALANCE,
             appearance_weight=own.APPEARANCE_WEIGHT,
             reliability_power=own.RELIABILITY_POWER,
-            scales=tuple(float(scale) for scale in own.SCALES),
-            flip=len(own.SCALES) > 1,
         )
 
 

@@ -21,8 +21,8 @@ from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.weak_labels import driver
-from wsis_d2.weak_labels.clean import instance_labels
 from wsis_d2.weak_labels.driver import LabelRun
+from wsis_d2.weak_labels.instance_labels import instance_labels
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels
 
@@ -91,7 +91,9 @@ class ReleasedLabels:
         segments: list[dict] = []
         if self.kind != "cam" and self.annotation.has_boxes:
             stuff = sorted(present - things) if self.kind == "merged" else []
-            instance, segments = instance_labels(labels, _inside(boxes, size), stuff)
+            instance, segments = instance_labels(
+                labels, [box.clipped(*size) for box in boxes], stuff
+            )
         counters = {
             "pixels": int(labels.size),
             "ignored_pixels": int(np.count_nonzero(labels == IGNORE)),
@@ -157,17 +159,3 @@ def import_released(
         ray_address=run.ray_address, image_seconds=run.image_seconds,
     )  # fmt: skip
     return result.exit_status
-
-
-def _inside(boxes: Sequence, size: tuple[int, int]) -> list:
-    """Cut boxes to the image."""
-    height, width = size
-    return [
-        box._replace(
-            x0=max(box.x0, 0),
-            y0=max(box.y0, 0),
-            x1=min(box.x1, width - 1),
-            y1=min(box.y1, height - 1),
-        )
-        for box in boxes
-    ]

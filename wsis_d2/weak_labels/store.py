@@ -17,7 +17,6 @@ may write different images of one store at the same time.
 import json
 import os
 import shutil
-import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,27 +32,28 @@ from wsis_d2.structures.classes import (
     record_in_classes,
 )
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
-from wsis_d2.structures.pictures import picture_stem
+from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
 from wsis_d2.utils.image_io import opened_png
-from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
     as_json,
     installed_versions,
     plain_value,
-    recipe_differences,
-    recipe_hash,
 )
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
+from wsis_d2.weak_labels.store_manifest import COMMAND, SCHEMA, check_recipe, read_manifest
+from wsis_d2.weak_labels.store_segments import check_labels, panoptic_content
+from wsis_d2.weak_labels.store_status import (
+    done_status,
+    failed_status,
+    image_key,
+    read_status,
+    same_picture,
+)
 
-SCHEMA = 1
 _PARTS = ("panoptic", "semantic", "status")
-_FAILED = {"image_id": int | str, "status": str, "file_name": str, "message": str}
-_DONE = {"image_id": int | str, "status": str, "file_name": str, "height": int, "width": int,
-         "annotation": str, "segments": list, "counters": dict}  # fmt: skip
-_COMMAND = "tools/make_weak_labels.py {boxes,tags,merge,all} ... --output STORE"
 
 
 class LabelStore:
@@ -89,7 +89,7 @@ class LabelStore:
         path = Path(path)
         recipe, categories = as_json(recipe, categories)
         replace = force or (path / "manifest.json").exists()
-        wanted = cls.check_recipe(path, recipe, categories, force)
+        wanted = check_recipe(path, recipe, categories, force)
         if force and (path / "manifest.json").exists():
             # The manifest goes last: while it is there, the folder is known as a store.
             for part in _PARTS:
@@ -110,40 +110,10 @@ class LabelStore:
             store._write_json("manifest.json", manifest, replace)
         except FileExistsError:
             # Another process began between the check and now; its recipe must be this one.
-            cls.check_recipe(path, recipe, categories)
+            check_recipe(path, recipe, categories)
         for part in _PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
         return store
-
-    @staticmethod
-    def check_recipe(
-        path: str | os.PathLike, recipe: Mapping, categories: list[dict], force: bool = False
-    ) -> str:
-        """Return the recipe's hash, if :meth:`create` would take ``path``; it writes nothing.
-
-        Raises:
-            InputError: as :meth:`create`.
-        """
-        path = Path(path)
-        recipe, categories = as_json(recipe, categories)
-        wanted = recipe_hash(recipe, categories)
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--output {path}: is a file, a folder was expected")
-        if path.is_dir() and not (path / "manifest.json").exists() and _has_files(path):
-            raise InputError(
-                f"--output {path}: a folder with files in it that is no label store "
-                "(no manifest.json); name a new or an empty folder"
-            )
-        if (path / "manifest.json").exists():
-            held = _read_manifest(path)
-            if held["recipe_hash"] != wanted and not force:
-                changed = ", ".join(recipe_differences(held, recipe, categories)) or "unknown"
-                raise InputError(
-                    f"{path}: holds labels of recipe {held['recipe_hash'][:12]}, asked for was "
-                    f"recipe {wanted[:12]} (different: {changed}); name another --output, or add "
-                    "--force to throw the old labels away"
-                )
-        return wanted
 
     @classmethod
     def open(cls, path: str | os.PathLike, writable: bool = False) -> "LabelStore":
@@ -152,7 +122,7 @@ class LabelStore:
         Raises:
             InputError: there is no store at ``path``, or it is of another schema.
         """
-        return cls(path, _read_manifest(Path(path)), writable=writable)
+        return cls(path, read_manifest(Path(path)), writable=writable)
 
     def in_classes(self, classes: ClassTable) -> "LabelStore":
         """Return the store for reading in other classes: the same ones by name, in their order.
@@ -211,38 +181,23 @@ class LabelStore:
         size = (int(record["height"]), int(record["width"]))
         semantic = np.asarray(semantic)
         instance = np.asarray(instance)
-        segments = _check_labels(semantic, instance, segments, size, len(self.classes))
-        key = image_key(record["image_id"])
-        status = self.path / "status" / f"{key}.json"
-        status.unlink(missing_ok=True)
-        void = np.maximum(instance, 0).astype(np.uint32)
-        rgb = np.stack([void & 255, (void >> 8) & 255, (void >> 16) & 255], axis=-1)
-        self._write_png(f"semantic/{key}.png", semantic.astype(np.uint8))
-        self._write_png(f"panoptic/{key}.png", rgb.astype(np.uint8))
-        self._write_json(
-            f"status/{key}.json",
-            {
-                "image_id": record["image_id"],
-                "status": "done",
-                "file_name": os.path.basename(str(record["file_name"])),
-                "height": size[0],
-                "width": size[1],
-                "annotation": annotation_digest(record),
-                "segments": segments,
-                "counters": dict(counters or {}),
-            },
+        segments = check_labels(semantic, instance, segments, size, len(self.classes))
+        status = done_status(record, segments, counters)
+        self.forget(record["image_id"])
+        self._write_image(
+            status, semantic.astype(np.uint8), id_picture(np.maximum(instance, 0).astype(np.int32))
         )
 
     def refuse(self, image_id: int | str) -> None:
         """Make the labels of one image ignore, whole; its counters say ``refused``."""
         self._require_writable()
         entry = self._done_entry(image_id)
-        key, size = image_key(image_id), (entry["height"], entry["width"])
-        (self.path / "status" / f"{key}.json").unlink()
-        self._write_png(f"semantic/{key}.png", np.full(size, IGNORE, np.uint8))
-        self._write_png(f"panoptic/{key}.png", np.zeros((*size, 3), np.uint8))
+        size = (entry["height"], entry["width"])
         changed = {"segments": [], "counters": {**entry["counters"], "refused": 1}}
-        self._write_json(f"status/{key}.json", {**entry, **changed})
+        self.forget(image_id)
+        self._write_image(
+            {**entry, **changed}, np.full(size, IGNORE, np.uint8), np.zeros((*size, 3), np.uint8)
+        )
 
     def forget(self, image_id: int | str) -> None:
         """Drop the labels of one image; the next run of the command makes them again."""
@@ -252,16 +207,8 @@ class LabelStore:
     def write_failure(self, record: Mapping, message: str) -> None:
         """Note that the labels of one image could not be made; the next run tries it again."""
         self._require_writable()
-        key = image_key(record["image_id"])
-        self._write_json(
-            f"status/{key}.json",
-            {
-                "image_id": record["image_id"],
-                "status": "failed",
-                "file_name": os.path.basename(str(record.get("file_name", ""))),
-                "message": message,
-            },
-        )
+        status = failed_status(record, message)
+        self._write_json(f"status/{image_key(record['image_id'])}.json", status)
 
     def done(self, image_id: int | str, record: Mapping | None = None) -> bool:
         """Return whether the image's labels are there.
@@ -279,7 +226,7 @@ class LabelStore:
             record = record_in_classes(record, own)
         if record is None:
             return True
-        same = entry["annotation"] == annotation_digest(record) and _same_picture(entry, record)
+        same = entry["annotation"] == annotation_digest(record) and same_picture(entry, record)
         return same and self._is_whole(image_id)
 
     def _is_whole(self, image_id: int | str) -> bool:
@@ -298,12 +245,12 @@ class LabelStore:
             what = "is stale: its boxes, tags or size have changed"
             if not self._is_whole(image_id):
                 what = "lacks a file that was deleted"
-            if not _same_picture(entry, record):
+            if not same_picture(entry, record):
                 what = f"is that of another picture, {entry['file_name']}"
         message = entry.get("message")
         raise InputError(
             f"{self.path}: the label of image {image_id!r} ({record.get('file_name')}) {what}"
-            f"{f' (failed: {message})' if message else ''}; make it with: {_COMMAND}"
+            f"{f' (failed: {message})' if message else ''}; make it with: {COMMAND}"
         )
 
     @property
@@ -337,8 +284,7 @@ class LabelStore:
             contiguous class ids, with the ``score`` of those that have one.
         """
         entry = self._done_entry(image_id)
-        rgb = self._read_png(f"panoptic/{image_key(image_id)}.png", "RGB").astype(np.int32)
-        ids = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+        ids = picture_ids(self._read_png(f"panoptic/{image_key(image_id)}.png", "RGB"))
         ids[ids == 0] = INSTANCE_IGNORE
         segments = [
             {k: s[k] for k in ("id", "category_id", "score") if k in s} for s in entry["segments"]
@@ -354,52 +300,22 @@ class LabelStore:
         The summary holds ``images``, ``failed`` and the sum of each counter.
         """
         self._require_writable()
-        images, annotations, statuses = [], [], {}
+        entries = self._entries()
+        done, statuses = [], {}
         totals: dict[str, int] = {}
-        failed = {}
-        for entry in self._entries():
-            image_id, key = entry["image_id"], image_key(entry["image_id"])
+        for entry in entries:
+            image_id = str(entry["image_id"])
             if entry["status"] == "failed":
-                failed[str(image_id)] = entry["message"]
-                statuses[str(image_id)] = {"status": "failed", "message": entry["message"]}
+                statuses[image_id] = {"status": "failed", "message": entry["message"]}
                 continue
             for name, value in entry["counters"].items():
                 totals[name] = totals.get(name, 0) + value
-            statuses[str(image_id)] = {"status": "done", "counters": entry["counters"]}
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": entry["file_name"],
-                    "height": entry["height"],
-                    "width": entry["width"],
-                }
-            )
-            annotations.append(
-                {
-                    "image_id": image_id,
-                    "file_name": f"{key}.png",
-                    "segments_info": [
-                        {
-                            "id": s["id"],
-                            "category_id": self.classes.ids[s["category_id"]],
-                            "area": s["area"],
-                            "bbox": s["bbox"],
-                            "iscrowd": 0,
-                            **({"score": s["score"]} if "score" in s else {}),
-                        }
-                        for s in entry["segments"]
-                    ],
-                }
-            )
-        self._write_json(
-            "panoptic.json",
-            {
-                "images": images,
-                "annotations": annotations,
-                "categories": self.manifest["categories"],
-            },
-        )
-        summary = {"images": len(images), "failed": len(failed), "counters": totals}
+            statuses[image_id] = {"status": "done", "counters": entry["counters"]}
+            done.append(entry)
+        content = panoptic_content(done, self.classes)
+        self._write_json("panoptic.json", {**content, "categories": self.manifest["categories"]})
+        failed = len(entries) - len(done)
+        summary = {"images": len(done), "failed": failed, "counters": totals}
         self.manifest.update(state="closed", images=statuses, summary=summary)
         self._write_json("manifest.json", self.manifest)
         remove_dead_temporaries(self.path / ".tmp")
@@ -414,7 +330,7 @@ class LabelStore:
         path = self.path / "status" / f"{key}.json"
         if not path.exists():
             return None
-        entry = self._status(path)
+        entry = read_status(path, len(self.classes))
         if entry["image_id"] != image_id:
             raise InputError(
                 f"{path}: holds image {entry['image_id']!r}, asked for was {image_id!r}; "
@@ -427,54 +343,28 @@ class LabelStore:
         if entry is None or entry["status"] != "done":
             reason = f"failed: {entry['message']}" if entry else "missing"
             raise InputError(
-                f"{self.path}: no label of image {image_id!r} ({reason}); make it with: {_COMMAND}"
+                f"{self.path}: no label of image {image_id!r} ({reason}); make it with: {COMMAND}"
             )
         return entry
 
     def _entries(self) -> list[dict]:
         names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [self._status(self.path / "status" / name) for name in names]
-
-    def _status(self, path: Path) -> dict:
-        """Return an image's status file.
-
-        Raises:
-            InputError: it is damaged.
-        """
-        entry = read_json(path)
-        done = isinstance(entry, dict) and entry.get("status") == "done"
-        fields = _DONE if done else _FAILED
-        sound = isinstance(entry, dict) and all(
-            isinstance(entry.get(field), kind) for field, kind in fields.items()
-        )
-        if sound and done:
-            numbers = entry["counters"].values()
-            sound = all(self._is_segment(segment) for segment in entry["segments"]) and all(
-                isinstance(number, int | float) for number in numbers
-            )
-        if not sound:
-            raise InputError(
-                f"{path}: is damaged; delete it and run the command that made the store again: "
-                f"{_COMMAND}"
-            )
-        return entry
-
-    def _is_segment(self, segment: object) -> bool:
-        numbers = ("id", "category_id", "area")
-        return (
-            isinstance(segment, dict)
-            and all(type(segment.get(key)) is int for key in numbers)
-            and 0 <= segment["category_id"] < len(self.classes)
-            and isinstance(segment.get("bbox"), list)
-        )
+        return [read_status(self.path / "status" / name, len(self.classes)) for name in names]
 
     def _read_png(self, name: str, mode: str) -> np.ndarray:
         path = self.path / name
-        hint = f"delete it and run the command that made it again: {_COMMAND}"
+        hint = f"delete it and run the command that made it again: {COMMAND}"
         with opened_png(path, hint) as image:
             if image.mode != mode:
                 raise InputError(f"{path}: is of mode {image.mode}, expected {mode}; {hint}")
             return np.array(image)
+
+    def _write_image(self, status: dict, semantic: np.ndarray, panoptic: np.ndarray) -> None:
+        """Write both pictures of an image, then its status."""
+        key = image_key(status["image_id"])
+        self._write_png(f"semantic/{key}.png", semantic)
+        self._write_png(f"panoptic/{key}.png", panoptic)
+        self._write_json(f"status/{key}.json", status)
 
     def _write_png(self, name: str, array: np.ndarray) -> None:
         with atomic_write(self.path / name, self.path / ".tmp") as file:
@@ -483,83 +373,3 @@ class LabelStore:
     def _write_json(self, name: str, value: dict, replace: bool = True) -> None:
         with atomic_write(self.path / name, self.path / ".tmp", replace) as file:
             file.write(json.dumps(value, default=plain_value).encode())
-
-
-def image_key(image_id: int | str) -> str:
-    """Return an image id as a file name without suffix: 12 digits for integers, as in COCO."""
-    if isinstance(image_id, (int, np.integer)):
-        return f"{int(image_id):012d}"
-    return urllib.parse.quote(str(image_id), safe=" ")
-
-
-def _check_labels(
-    semantic: np.ndarray,
-    instance: np.ndarray,
-    segments: list[dict],
-    size: tuple[int, int],
-    num_classes: int,
-) -> list[dict]:
-    """Check what :meth:`LabelStore.write` was given; return the segments with area and box."""
-    for name, array in (("semantic", semantic), ("instance", instance)):
-        if array.shape != size:
-            raise ValueError(f"{name} map has shape {array.shape}, the image has {size}")
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"{name} map has type {array.dtype}, integers were expected")
-    classes = np.unique(semantic)
-    wrong = classes[(classes < 0) | ((classes >= num_classes) & (classes != IGNORE))]
-    if wrong.size:
-        raise ValueError(f"semantic map holds {wrong.tolist()}, classes are 0..{num_classes - 1}")
-    ids = [int(s["id"]) for s in segments]
-    if len(set(ids)) != len(ids) or any(not 0 < i < 1 << 24 for i in ids):
-        raise ValueError(f"segment ids must be different and in 1..2^24-1, found {ids}")
-    bad = [s for s in segments if not 0 <= int(s["category_id"]) < num_classes]
-    if bad:
-        raise ValueError(f"segments of classes outside 0..{num_classes - 1}: {bad}")
-    present = np.unique(instance)
-    unknown = sorted(set(present[present > 0].tolist()) - set(ids))
-    if unknown or (present.size and present[0] < INSTANCE_IGNORE):
-        raise ValueError(f"instance map holds ids without a segment: {unknown or present[0]}")
-    checked = []
-    for segment in segments:
-        mask = instance == int(segment["id"])
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not rows.size:
-            continue
-        columns = np.flatnonzero(mask.any(axis=0))
-        x, y = int(columns[0]), int(rows[0])
-        checked.append(
-            {
-                "id": int(segment["id"]),
-                "category_id": int(segment["category_id"]),
-                "area": int(np.count_nonzero(mask)),
-                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-                **({"score": float(segment["score"])} if "score" in segment else {}),
-            }
-        )
-    return checked
-
-
-def _same_picture(entry: Mapping, record: Mapping) -> bool:
-    """Whether labels are of a record's picture: moved and converted ones keep their name."""
-    return picture_stem(entry["file_name"]) == picture_stem(str(record["file_name"]))
-
-
-def _read_manifest(path: Path) -> dict:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise InputError(f"{path}: no label store (no manifest.json); make one with: {_COMMAND}")
-    manifest = read_json(file)
-    try:
-        schema = manifest["schema"]
-        if not isinstance(manifest["recipe"], dict) or not isinstance(manifest["recipe_hash"], str):
-            raise TypeError("recipe or recipe_hash")
-        manifest["categories"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{file}: not the manifest of a label store ({error!r})") from None
-    if schema != SCHEMA:
-        raise InputError(f"{file}: schema {schema}, this version reads {SCHEMA}; make it again")
-    return manifest
-
-
-def _has_files(path: Path) -> bool:
-    return any(p.name != ".tmp" for p in path.iterdir())

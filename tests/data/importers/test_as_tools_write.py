@@ -18,8 +18,9 @@ from helpers.annotation_writers import (
     write_yolo,
 )
 
-from wsis_d2.data.importers.base import ImageIndex, ImportLog
 from wsis_d2.data.importers.coco import read_coco
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.yolo import read_yolo, read_yolo_classes

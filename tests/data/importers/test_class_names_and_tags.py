@@ -10,8 +10,8 @@ from helpers.annotation_writers import (
     write_voc,
 )
 
-from wsis_d2.data.importers.base import ImportLog
 from wsis_d2.data.importers.coco import read_coco
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_voc
 from wsis_d2.data.importers.tags import read_tags_csv

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsis_d2.data.importers.base import ImageIndex, ImportLog
 from wsis_d2.data.importers.coco import read_coco
 from wsis_d2.data.importers.cvat import read_cvat
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.label_studio import read_label_studio
 from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc

@@ -12,7 +12,8 @@ from helpers.annotation_writers import (
 )
 from PIL import Image
 
-from wsis_d2.data.importers.base import ImageIndex, ImportLog
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.yolo import read_yolo
 from wsis_d2.utils.errors import InputError

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box, add_mark
 from wsis_d2.data.importers.files import box_order, hull, is_finite, to_number, upright
 from wsis_d2.data.importers.foreign import what_it_is
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold, to_flag
 from wsis_d2.data.importers.own_data import file_categories
+from wsis_d2.data.importers.picture import Picture, add_box, add_mark
 from wsis_d2.data.importers.tags import split_names
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError

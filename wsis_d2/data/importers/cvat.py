@@ -6,7 +6,6 @@ import os
 import xml.etree.ElementTree as ElementTree
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.files import (
     annotation_files,
     bad_file,
@@ -18,7 +17,10 @@ from wsis_d2.data.importers.files import (
     upright,
 )
 from wsis_d2.data.importers.foreign import what_xml_it_is
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.own_data import file_categories
+from wsis_d2.data.importers.picture import Picture, add_box
 from wsis_d2.utils.errors import InputError
 
 _NO_AREA = ("points", "polyline", "skeleton")

@@ -11,7 +11,8 @@ from typing import Any
 from xml.parsers import expat
 
 from wsis_d2.data.datasets.own.values import is_number
-from wsis_d2.data.importers.base import ImportLog, Picture
+from wsis_d2.data.importers.import_log import ImportLog
+from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError
 
 MAX_FILE_BYTES = 64 << 20  # of one XML, text or labelme file: with an image inside, not more

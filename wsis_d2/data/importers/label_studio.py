@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.cvat import ellipse_corners
 from wsis_d2.data.importers.files import hull, is_finite
 from wsis_d2.data.importers.foreign import what_it_is
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
+from wsis_d2.data.importers.picture import Picture, add_box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 

@@ -11,8 +11,9 @@ from typing import Any
 from PIL import ImageColor
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImportLog, Mark, Picture
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold
+from wsis_d2.data.importers.picture import Mark, Picture
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json

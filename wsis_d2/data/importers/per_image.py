@@ -12,7 +12,6 @@ import os
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box, add_mark
 from wsis_d2.data.importers.files import (
     annotation_files,
     bad_file,
@@ -26,7 +25,10 @@ from wsis_d2.data.importers.files import (
     upright,
 )
 from wsis_d2.data.importers.foreign import what_it_is, what_xml_it_is
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import to_flag
+from wsis_d2.data.importers.picture import Picture, add_box, add_mark
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 

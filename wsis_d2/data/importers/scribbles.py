@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from wsis_d2.data.datasets.own.marks import MAX_SHARE
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Mark, Picture
 from wsis_d2.data.importers.files import annotation_files, relative_stem
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
+from wsis_d2.data.importers.picture import Mark, Picture
 
 #: The value of what was not drawn on.
 UNMARKED = 255

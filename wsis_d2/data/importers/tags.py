@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture
 from wsis_d2.data.importers.files import is_finite, read_bytes, to_number
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold
+from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename")

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.base import ImageIndex, ImportLog, Picture, add_box
 from wsis_d2.data.importers.files import (
     annotation_files,
     bad_file,
@@ -21,6 +20,9 @@ from wsis_d2.data.importers.files import (
     to_number,
     unique,
 )
+from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.data.importers.import_log import ImportLog
+from wsis_d2.data.importers.picture import Picture, add_box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.yaml_io import parse_yaml
 

@@ -16,10 +16,10 @@ from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
-from wsis_d2.data.panoptic_format import picture_ids
 from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.labels import IGNORE
+from wsis_d2.structures.segments import picture_ids
 from wsis_d2.structures.stages import stage_named
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record

@@ -30,8 +30,8 @@ from wsis_d2.data.datasets.builtin.segments import (
     crop_starts,
     image_size,
     read_labels,
-    segment_sizes,
 )
+from wsis_d2.structures.segments import segment_sizes
 from wsis_d2.utils.errors import InputError
 
 FOLDER = "wsis_cityscapes"

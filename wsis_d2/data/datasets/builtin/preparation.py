@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What the preparation commands of the public datasets share.
+"""A public dataset in files of our own: its images converted, its splits written.
 
 A command turns one official download into files of our own: ``weak_SPLIT.json`` (boxes and tags,
 no mask and no path of one), ``panoptic_SPLIT.json`` with PNG files (COCO panoptic format),
@@ -8,7 +8,6 @@ Every file is written under a temporary name and renamed. Finished images are no
 so that a command that was killed continues where it stopped.
 """
 
-import argparse
 import contextlib
 import hashlib
 import itertools
@@ -26,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from wsis_d2.data.datasets.builtin.segments import encode_panoptic, segment_entries
+from wsis_d2.data.datasets.builtin.split_files import panoptic_content, weak_content
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import write_bytes
-from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.processes import end_with_parent, only_writer
 from wsis_d2.utils.progress import progress
 
@@ -156,24 +155,15 @@ class Preparation:
             folder: name of the folder of the panoptic PNG files.
             desc: shown by the progress.
         """
-        with only_writer(self.output):
-            return self._convert(jobs, convert, folder, desc)
-
-    def _convert(
-        self,
-        jobs: Sequence[ImageJob],
-        convert: Callable[[ImageJob], Converted],
-        folder: str,
-        desc: str,
-    ) -> dict[str | int, dict[str, Any]]:
         journal = self.output / f".journal_{folder}.jsonl"
         header = {"recipe_hash": self.recipe_hash}
-        done = {} if self.force else self._read_journal(journal, header)
         panoptic = self.output / folder
-        todo = [job for job in jobs if not self._is_done(done.get(job.image_id), job, panoptic)]
-        write_bytes(journal, b"".join(map(_json_line, [header, *done.values()])))
-        arguments = [(convert, job, panoptic) for job in todo]
-        with open(journal, "ab") as file, contextlib.ExitStack() as stack:
+        with only_writer(self.output), contextlib.ExitStack() as stack:
+            done = {} if self.force else self._read_journal(journal, header)
+            todo = [j for j in jobs if not self._is_done(done.get(j.image_id), j, panoptic)]
+            write_bytes(journal, b"".join(map(_json_line, [header, *done.values()])))
+            arguments = [(convert, job, panoptic) for job in todo]
+            file = stack.enter_context(open(journal, "ab"))
             if self.workers > 1 and len(todo) > 1:
                 # fork, where there is one: workers start at once, and nothing here uses threads
                 methods = multiprocessing.get_all_start_methods()
@@ -238,7 +228,7 @@ class Preparation:
         files = {}
         for kind in kinds:
             content = {"info": info, "categories": self.categories}
-            content |= _weak_content(lines) if kind == "weak" else _panoptic_content(lines)
+            content |= weak_content(lines) if kind == "weak" else panoptic_content(lines)
             files[f"{kind}_{split}.json"] = json.dumps(content, separators=(",", ":")).encode()
         sums = []
         for name, data in files.items():
@@ -291,118 +281,3 @@ def _as_they_end(
 
 def _json_line(line: dict[str, Any]) -> bytes:
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
-
-
-def _weak_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    annotations: list[dict] = []
-    for line in lines:
-        for box in line["annotations"]:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": line["id"],
-                    "category_id": box["category_id"],
-                    "bbox": box["bbox"],
-                    "area": box["bbox"][2] * box["bbox"][3],
-                    "iscrowd": box["iscrowd"],
-                }
-            )
-    return {"images": [line["image"] for line in lines], "annotations": annotations}
-
-
-def _panoptic_content(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("id", "file_name", "height", "width")
-    return {
-        "images": [{key: line["image"][key] for key in keys} for line in lines],
-        "annotations": [
-            {
-                "image_id": line["id"],
-                "file_name": line["png"][0],
-                "segments_info": line["segments"],
-            }
-            for line in lines
-        ],
-    }
-
-
-def command_parser(description: str, examples: str, tags: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with the options that every preparation command has.
-
-    Args:
-        description: the command's docstring.
-        examples: calls of it, shown last.
-        tags: also which classes ``image_tags`` name.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    parser.add_argument("--root", type=Path, default=Path(root), help="where the data sets lie")
-    if tags:
-        parser.add_argument(
-            "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
-        )
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--force", action="store_true", help="redo images that are done")
-    parser.add_argument("--check", action="store_true", help="check the files, write nothing")
-    parser.add_argument(
-        "--allow-partial", action="store_true", help="allow other counts than the official ones"
-    )
-    return parser
-
-
-def check_split(output: str | Path, split: str, command: str) -> dict[str, Any]:
-    """Compare the derived files of a split with their checksums; return the manifest.
-
-    Raises:
-        InputError: a file is missing or differs; the message names it and the command that makes
-            it again.
-    """
-    output = Path(output)
-    hint = f"; make it again: {command}"
-    try:
-        manifest = read_json(output / f"manifest_{split}.json", missing=f"missing{hint}")
-        sums = (output / f"checksums_{split}.txt").read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: missing{hint}") from None
-    digest = manifest.get("checksums_sha256") if isinstance(manifest, dict) else None
-    if hashlib.sha256(sums).hexdigest() != digest:
-        raise InputError(
-            f"{output / f'checksums_{split}.txt'}: not the list that was written{hint}"
-        )
-    for line in progress(sums.decode().splitlines(), desc=f"check {split}", unit="file"):
-        digest, name = line.split("  ", 1)
-        path = output / name
-        if not path.exists():
-            raise InputError(f"{path}: missing{hint} --force")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise InputError(f"{path}: its SHA-256 is not that of the checksums{hint} --force")
-    return manifest
-
-
-def expect_count(name: str, found: int, expected: int, *, partial: bool, hint: str) -> None:
-    """Raise unless a list has the length of the official release.
-
-    Args:
-        name: what was counted.
-        found, expected: numbers of images.
-        partial: the user said that the tree is incomplete on purpose.
-        hint: what to do about it.
-    """
-    if found != expected and not partial:
-        raise InputError(
-            f"{name}: found {found} images, the official release gives {expected}; {hint}, or add "
-            "--allow-partial if the tree is incomplete on purpose"
-        )
-
-
-def print_manifest(split: str, manifest: dict[str, Any]) -> None:
-    """Print one split's counts."""
-    counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
-    print(
-        f"{split}: {manifest['images']} images, {manifest['boxes']} boxes "
-        f"({manifest['groups']} groups), {manifest['segments']} segments"
-        + (f"; {counts}" if counts else "")
-    )

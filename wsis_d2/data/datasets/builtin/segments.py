@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Pictures of the official archives, and segments as COCO's panoptic format describes them."""
+"""Pictures of the official archives, and their segments in COCO's panoptic format."""
 
 import io
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
+from wsis_d2.structures.segments import id_picture, segment_sizes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import opened_png, picture_size
 
@@ -41,26 +41,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return height, width
 
 
-def segment_sizes(segment_ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
-    """Measure the segments of an int (H, W) map; 0 is void.
-
-    Returns:
-        {segment id, ascending: (area, tight box [x, y, width, height])}; the box holds the first
-        and the last pixel.
-    """
-    areas = np.bincount(segment_ids.reshape(-1))
-    areas[0] = 0
-    values = np.flatnonzero(areas)
-    places = np.zeros(len(areas), np.int32)
-    places[values] = np.arange(1, len(values) + 1)
-    sizes = {}
-    slices = ndimage.find_objects(places[segment_ids])
-    for value, (rows, columns) in zip(values.tolist(), slices, strict=True):
-        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        sizes[value] = (int(areas[value]), box)
-    return sizes
-
-
 def crop_starts(length: int, crop: int) -> list[int]:
     """Return the starts of the crops that cover a side of ``length`` pixels.
 
@@ -75,9 +55,8 @@ def crop_starts(length: int, crop: int) -> list[int]:
 
 def encode_panoptic(segment_ids: np.ndarray) -> bytes:
     """Return the PNG of a COCO panoptic map: id = R + 256 G + 65536 B."""
-    rgb = np.stack([segment_ids, segment_ids >> 8, segment_ids >> 16], axis=-1) & 255
     buffer = io.BytesIO()
-    Image.fromarray(rgb.astype(np.uint8)).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(id_picture(segment_ids)).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 

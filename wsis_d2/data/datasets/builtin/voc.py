@@ -25,8 +25,10 @@ import cv2
 import numpy as np
 from scipy import sparse
 
-from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob, expect_count
-from wsis_d2.data.datasets.builtin.segments import image_size, read_labels, segment_sizes
+from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
+from wsis_d2.data.datasets.builtin.preparation_command import expect_count
+from wsis_d2.data.datasets.builtin.segments import image_size, read_labels
+from wsis_d2.structures.segments import segment_sizes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.matlab import read_matlab
 

@@ -9,7 +9,6 @@ through the metadata's tables. Pixels without a segment are in no mask, which su
 "not this object" at every mask: they cannot be told that pixels are unknown.
 """
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -20,10 +19,13 @@ from detectron2.data.datasets.coco_panoptic import register_coco_panoptic
 from PIL import Image
 
 from wsis_d2.data.datasets.own.custom import dataset_classes, open_labels
+from wsis_d2.data.panoptic_format import write_panoptic_png
+from wsis_d2.structures.segments import picture_ids, segment_sizes
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.json_io import write_json
 from wsis_d2.utils.progress import progress
-from wsis_d2.weak_labels.store import LabelStore, image_key
+from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import image_key
 
 logger = logging.getLogger(__name__)
 
@@ -83,22 +85,24 @@ def write_panoptic_files(name: str, folder: Path) -> None:
         stem = image_key(number)
         ids, segments = _segments(record, store)
         _link(Path(record["file_name"]), folder / "images" / f"{stem}.jpg")
-        rgb = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
-        with atomic_write(folder / "panoptic" / f"{stem}.png") as file:
-            Image.fromarray(rgb).save(file, format="PNG")
+        write_panoptic_png(folder / "panoptic" / f"{stem}.png", ids)
         images.append({"id": number, "file_name": f"{stem}.jpg", "height": record["height"],
                        "width": record["width"]})  # fmt: skip
-        annotations.append({
-            "image_id": number, "file_name": f"{stem}.png",
-            "segments_info": [_info(s, ids, classes.ids[s["category_id"]]) for s in segments],
-        })  # fmt: skip
+        sizes = segment_sizes(ids)
+        infos = []
+        for segment in segments:
+            area, box = sizes.get(segment["id"], (0, [0, 0, 0, 0]))
+            infos.append({
+                "id": int(segment["id"]), "category_id": int(classes.ids[segment["category_id"]]),
+                "area": area, "bbox": box, "iscrowd": int(segment.get("iscrowd", 0)),
+            })  # fmt: skip
+        annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": infos})
     content = {
         "images": images,
         "annotations": annotations,
         "categories": [dict(c) for c in classes.categories],
     }
-    with atomic_write(folder / "panoptic.json") as file:
-        file.write(json.dumps(content).encode())
+    write_json(folder / "panoptic.json", content)
 
 
 def _numbers(ids: list) -> dict:
@@ -115,23 +119,7 @@ def _segments(record: dict, store: LabelStore | None) -> tuple[np.ndarray, list[
         ids, segments = store.instance(record["image_id"])
         return np.maximum(ids, 0), segments
     with Image.open(record["pan_seg_file_name"]) as image:
-        rgb = np.array(image.convert("RGB")).astype(np.int32)
-    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16), record["segments_info"]
-
-
-def _info(segment: dict, ids: np.ndarray, category: int) -> dict:
-    rows, columns = np.nonzero(ids == segment["id"])
-    box = [0, 0, 0, 0]
-    if rows.size:
-        x, y = int(columns.min()), int(rows.min())
-        box = [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1]
-    return {
-        "id": int(segment["id"]),
-        "category_id": int(category),
-        "area": int(rows.size),
-        "bbox": box,
-        "iscrowd": int(segment.get("iscrowd", 0)),
-    }
+        return picture_ids(np.asarray(image.convert("RGB"))), record["segments_info"]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -49,7 +49,8 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.recipe import annotation_digest
-from wsis_d2.weak_labels.store import LabelStore, image_key
+from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import image_key
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.store import image_key
+from wsis_d2.weak_labels.store_status import image_key
 
 WEAK_RECORD_FIELDS = frozenset(
     {"file_name", "image_id", "height", "width", "annotations", "image_tags", "crop_tags",

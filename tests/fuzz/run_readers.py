@@ -1,0 +1,124 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Indices, manifests, states and configs: sound files, damaged and read."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from fuzz.damage import Choices, damaged_json, damaged_text
+from fuzz.files import CATEGORIES, SIZE, base, put, put_json
+
+
+def model_zoo(data: bytes) -> None:
+    from wsis_d2.model_zoo.index import Entry, read_index
+
+    part = {"file": "weights/a.pth", "sha256": "0" * 64, "size": 5, "mirrors": ["https://a/b"]}
+    fields = {"checkpoint": part, "config": part, "metadata": part, "card": "a.md", "metrics": {}}
+    put_json("zoo/model_zoo.json", {"schema": 1, "models": {"A/b": fields}}, Choices(data))
+    for name, entry in read_index(str(base() / "zoo")).items():
+        Entry(name, str(base() / "zoo"), entry).addresses("checkpoint")
+
+
+@functools.cache
+def label_store() -> Path:
+    from wsis_d2.weak_labels.store import LabelStore
+
+    store = LabelStore.create(base() / "store", {"kind": "boxes"}, CATEGORIES)
+    semantic = np.ones(SIZE, np.uint8)
+    segments = [{"id": 1, "category_id": 1}]
+    store.write(store_record(), semantic, semantic.astype(np.int32), segments, {"boxes": 1})
+    store.finish()
+    return store.path
+
+
+def store_record() -> dict:
+    return {"image_id": 1, "file_name": "a.png", "height": 12, "width": 16, "image_tags": [1],
+            "annotations": []}  # fmt: skip
+
+
+def store_files(data: bytes) -> None:
+    from wsis_d2.weak_labels.store import LabelStore
+
+    choices = Choices(data)
+    sound = label_store()
+    path = base() / "store_copy"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(sound, path)
+    file = choices.of((path / "manifest.json", path / "status" / "000000000001.json"))
+    file.write_text(json.dumps(damaged_json(json.loads(file.read_text()), choices)))
+    store = LabelStore.open(path, writable=True)
+    store.check(store_record())
+    store.semantic(1)
+    store.instance(1)
+    store.counters(1)
+    assert store.failed == {}
+    store.finish()
+
+
+def round_state(data: bytes) -> None:
+    from wsis_d2.relabeling.run_state import history_of, read_state
+
+    state = {
+        "schema": 2, "round": 1, "stage": "train", "labels_of_round_0": {"a": "b"},
+        "config": {"SEED": 1, "MODEL": {"A": 1}}, "history": {"0": {"labels": {}}},
+    }  # fmt: skip
+    put_json("run/state.json", state, Choices(data))
+    history_of(read_state(base() / "run"))
+
+
+def results(data: bytes) -> None:
+    from wsis_d2.evaluation.results import full_supervision_ratios, read_results_json
+    from wsis_d2.evaluation.table import format_results
+
+    run = {"panoptic_seg": {"PQ": 50.0, "PQ-cow": None}, "apr": {"APr_vol": 40.0},
+           "sem_seg": {"mIoU": 60.0}, "meta": {"supervision": "weak", "dataset": "a",
+           "variant": "main", "seed": 1}}  # fmt: skip
+    content = {"schema": 1, "runs": {"weak": run, "full": run}, "ratios": {}}
+    found = read_results_json(put_json("results.json", content, Choices(data)))["runs"]
+    full_supervision_ratios(found)
+    for run in found.values():
+        format_results(run)
+
+
+def metadata(data: bytes) -> None:
+    from wsis_d2.model_zoo.publish import read_metadata
+    from wsis_d2.structures.classes import ClassTable
+
+    content = {"stuff_classes": ["cow", "sky"], "stuff_colors": [[1, 2, 3], [4, 5, 6]],
+               "thing_ids": [0], "categories": CATEGORIES}  # fmt: skip
+    choices = Choices(data)
+    if choices.below(2):
+        del content["categories"]
+    path = put_json("metadata.json", content, choices)
+    ClassTable.of_metadata(read_metadata(path), str(path))
+
+
+def config(data: bytes) -> None:
+    from wsis_d2.config import read_config
+
+    choices = Choices(data)
+    value = {
+        "MODEL": {"WSIS": {"STAGE": "semantic", "THING_IDS": [0]}, "RESNETS": {"DEPTH": 18}},
+        "DATASETS": {"OWN": [{"name": "a", "json": "b"}], "TRAIN": ["a"], "LABEL_STORES": []},
+        "INPUT": {"SCALE_RANGE": [0.5, 2.0], "MIN_SIZE_TRAIN": [0]},
+        "SOLVER": {"STEPS": [1, 2], "BASE_LR": 0.1, "MAX_ITER": 3}, "VERSION": 2, "_BASE_": [],
+    }  # fmt: skip
+    if choices.below(3):
+        text = yaml.safe_dump(damaged_json(value, choices)).encode("utf-8", "replace")
+    else:
+        text = damaged_text(yaml.safe_dump(value).encode(), choices)
+    read_config(str(put("config.yaml", text)))
+
+
+READERS = (
+    model_zoo,
+    store_files,
+    round_state,
+    results,
+    metadata,
+    config,
+)

@@ -1,0 +1,93 @@
+# Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""The status file of each image in a label store: written last, it says that labels are there."""
+
+import os
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from wsis_d2.structures.pictures import picture_stem
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.json_io import read_json
+from wsis_d2.weak_labels.recipe import annotation_digest
+from wsis_d2.weak_labels.store_manifest import COMMAND
+
+_FAILED = {"image_id": int | str, "status": str, "file_name": str, "message": str}
+
+_DONE = {"image_id": int | str, "status": str, "file_name": str, "height": int, "width": int,
+         "annotation": str, "segments": list, "counters": dict}  # fmt: skip
+
+
+def image_key(image_id: int | str) -> str:
+    """Return an image id as a file name without suffix: 12 digits for integers, as in COCO."""
+    if isinstance(image_id, (int, np.integer)):
+        return f"{int(image_id):012d}"
+    return urllib.parse.quote(str(image_id), safe=" ")
+
+
+def done_status(
+    record: Mapping, segments: list[dict], counters: Mapping[str, float] | None
+) -> dict:
+    """Return the status of an image whose labels are there."""
+    return {
+        "image_id": record["image_id"],
+        "status": "done",
+        "file_name": os.path.basename(str(record["file_name"])),
+        "height": int(record["height"]),
+        "width": int(record["width"]),
+        "annotation": annotation_digest(record),
+        "segments": segments,
+        "counters": dict(counters or {}),
+    }
+
+
+def failed_status(record: Mapping, message: str) -> dict:
+    """Return the status of an image whose labels could not be made."""
+    return {
+        "image_id": record["image_id"],
+        "status": "failed",
+        "file_name": os.path.basename(str(record.get("file_name", ""))),
+        "message": message,
+    }
+
+
+def read_status(path: Path, num_classes: int) -> dict:
+    """Return an image's status file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    entry = read_json(path)
+    done = isinstance(entry, dict) and entry.get("status") == "done"
+    fields = _DONE if done else _FAILED
+    sound = isinstance(entry, dict) and all(
+        isinstance(entry.get(field), kind) for field, kind in fields.items()
+    )
+    if sound and done:
+        numbers = entry["counters"].values()
+        sound = all(_is_segment(segment, num_classes) for segment in entry["segments"]) and all(
+            isinstance(number, int | float) for number in numbers
+        )
+    if not sound:
+        raise InputError(
+            f"{path}: is damaged; delete it and run the command that made the store again: "
+            f"{COMMAND}"
+        )
+    return entry
+
+
+def _is_segment(segment: object, num_classes: int) -> bool:
+    numbers = ("id", "category_id", "area")
+    return (
+        isinstance(segment, dict)
+        and all(type(segment.get(key)) is int for key in numbers)
+        and 0 <= segment["category_id"] < num_classes
+        and isinstance(segment.get("bbox"), list)
+    )
+
+
+def same_picture(entry: Mapping, record: Mapping) -> bool:
+    """Whether labels are of a record's picture: moved and converted ones keep their name."""
+    return picture_stem(entry["file_name"]) == picture_stem(str(record["file_name"]))
