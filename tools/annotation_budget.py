@@ -98,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--run-full-share", nargs="+", default=[], metavar="RUN=F", help="full share of a mixed run"
     )
     runs.add_argument("--run-hours", nargs="+", default=[], metavar="RUN=H", help="hours, measured")
-    runs.add_argument("--all-variants", action="store_true", help="isolating runs too")
+    runs.add_argument("--all-variants", action="store_true", help="ablations too")
     runs.add_argument("--budget-hours", type=float, metavar="H", help="hours that can be spent")
     which = parser.add_argument_group("which images to annotate fully next")
     which.add_argument("--suggest", type=int, metavar="N", help="list N of the weak images")
