@@ -35,7 +35,7 @@ def _torch_rows() -> list[tuple[str, str]]:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        return [("torch", f"cannot be imported: {error}; see README.md, Installation")]
+        return [("torch", f"cannot be imported: {error}; see docs/install.md")]
     rows = [("torch", torch.__version__), ("torch's CUDA", str(torch.version.cuda))]
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
