@@ -182,7 +182,7 @@ setup(
         "wsis_d2.report": ["template/*"],
         "wsis_d2.weak_labels.proposals": ["*.npz", "*.json"],
     },
-    # torch, torchvision and Detectron2 are the user's own: see README.md.
+    # torch, torchvision and Detectron2 are the user's own: see docs/install.md.
     install_requires=[
         "h5py",
         "higra>=0.6.10",

@@ -4,7 +4,7 @@
 
 Expected under $DETECTRON2_DATASETS (default: datasets): VOCdevkit/VOC2012/ (JPEGImages,
 SegmentationClass, SegmentationObject, ImageSets) and benchmark_RELEASE/dataset/ (cls, inst,
-train.txt, val.txt); VOC's test archive too where submissions are wanted. Written: wsis_voc_2012/.
+train.txt, val.txt); VOC's test archive too for submissions. Written: wsis_voc_2012/.
 Run again after an interruption: it continues.
 """
 

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config-file", required=True, action="append", metavar="F",
-        help="a recipe; given again, the recipes stand in one table",
+        help="a recipe; repeat to compare recipes in one table",
     )  # fmt: skip
     parser.add_argument(
         "--tasks", nargs="+", choices=("parameters", "compute"), default=["parameters", "compute"]

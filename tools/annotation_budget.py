@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Plan annotation: hours and cost of weak, full and mixed supervision, and what they buy.
+"""Plan annotation: hours and cost of weak, full and mixed supervision, and the quality they give.
 
-Times a piece are the paper's (7 s a box, 1 s a tag, 79 s a mask) unless changed. Given the
-results.json of runs, the tool draws quality against hours and recommends. With --suggest N it
-names the N weak images that are worth full masks most.
+Times are the paper's (7 s per box, 1 s per tag, 79 s per mask) unless changed. Given the
+results.json of runs, the tool plots quality against hours and makes a recommendation. With
+--suggest N it lists the N weak images for which full masks should help most.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
 
 EPILOG = """examples:
-  # what own data would cost, from 20 images that are annotated already, for 3000 images
+  # cost of 3000 images, estimated from 20 that are annotated already
   tools/annotation_budget.py --annotations cows.json --images photos --num-images 3000
 
-  # from counts alone, at own times and wages
+  # from counts alone, with other times and wages
   tools/annotation_budget.py --num-images 2975 --num-boxes 52000 --num-tags 60000 \\
       --num-masks 81000 --full-image-seconds 5400 --box-seconds 10 --hourly-rate 12
 
-  # what the hours bought, from measured runs, within a budget
+  # quality per hour of measured runs, within a budget
   tools/annotation_budget.py --dataset sample_train_weak --results output/demo/results.json \\
       --plot budget.png --output budget.json --budget-hours 2
 
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a whole image by hand, instead of its masks (Cityscapes: 5400)",
     )  # fmt: skip
     times.add_argument(
-        "--hourly-rate", type=float, default=default.hourly_rate, help="cost an hour (%(default)s)"
+        "--hourly-rate", type=float, default=default.hourly_rate, help="cost per hour (%(default)s)"
     )
     parser.add_argument(
         "--full-share", type=float, nargs="+", default=[0.1, 0.25, 0.5], metavar="F",
@@ -98,26 +98,26 @@ def make_parser() -> argparse.ArgumentParser:
         "--run-full-share", nargs="+", default=[], metavar="RUN=F", help="full share of a mixed run"
     )
     runs.add_argument("--run-hours", nargs="+", default=[], metavar="RUN=H", help="hours, measured")
-    runs.add_argument("--all-variants", action="store_true", help="isolating runs too")
+    runs.add_argument("--all-variants", action="store_true", help="ablations too")
     runs.add_argument("--budget-hours", type=float, metavar="H", help="hours that can be spent")
     which = parser.add_argument_group("which images to annotate fully next")
-    which.add_argument("--suggest", type=int, metavar="N", help="name N weak images")
+    which.add_argument("--suggest", type=int, metavar="N", help="list N of the weak images")
     which.add_argument("--store", metavar="STORE", help="their labels")
     which.add_argument("--pred-json", metavar="P.json", help="predictions on them, COCO panoptic")
     which.add_argument("--pred-dir", metavar="DIR", help="the PNGs of the predictions")
     which.add_argument(
         "--review", metavar="R.json",
-        help="what a label report exported: images to annotate fully come first, accepted ones not",
+        help="review exported by a label report: images marked f come first, accepted ones never",
     )  # fmt: skip
     which.add_argument(
         "--suggest-by", choices=("gain", "random"), default="gain",
-        help="what full masks would tell, or chance, to compare (%(default)s)",
+        help="rank by expected gain, or at random for comparison (%(default)s)",
     )  # fmt: skip
     which.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
-    which.add_argument("--suggest-report", type=Path, metavar="R.html", help="a page to look at")
+    which.add_argument("--suggest-report", type=Path, metavar="R.html", help="HTML page of them")
     which.add_argument(
         "--suggest-list", type=Path, metavar="L.txt",
-        help="their names, for full_images of a set of supervision: mixed",
+        help="list of their names, for full_images of a mixed set",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="P.png", help="curve: png, svg or pdf")
     parser.add_argument("--output", type=Path, metavar="B.json", help="everything as JSON")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Time the parts: data loading, training step, inference, CRF, label making.
+"""Measure the time of data loading, a training step, inference, the CRF and label making.
 
-Each figure is the median of repeated runs after a warm-up, with the fastest and the slowest beside
-it, and the least processor time of a run (all threads of this process): on a machine that others
-use too, trust the fastest, and on a busy one the processor time.
+Each result is the median of repeated runs after a warm-up, with the fastest and the slowest, and
+the least processor time of a run (all threads of this process). On a shared machine the fastest
+run is more reliable, on a busy one the processor time.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from wsis_d2.utils.errors import InputError
 
 TASKS = ("data", "train", "inference", "crf", "labels")
 EPILOG = """examples:
-  # the CRF alone, as on a VOC picture, no data needed
+  # the CRF alone, at the size of a VOC image, no data needed
   tools/benchmark.py --tasks crf --height 375 --width 500 --labels 10
 
   # everything of a recipe; weak sets need their labels
   tools/benchmark.py --config-file configs/Sample-Panoptic/semantic_weak.yaml --output b.json \\
       DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
 
-  # a training step of a recipe that names no data, on one's own
+  # a training step of a recipe that names no data, on your own data
   tools/benchmark.py --tasks train --config-file configs/Lite/semantic_Lite0.yaml \\
       DATASETS.OWN "[{'name': 'a', 'json': 'a.json', 'images': 'photos', 'labels': 'labels'}]" \\
       DATASETS.TRAIN "('a',)"

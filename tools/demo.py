@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Predict pictures and videos: overlays, panoptic PNGs and one panoptic.json.
+"""Segment images and videos: overlays, panoptic PNGs and one panoptic.json.
 
 The model is the output folder of a run or an id of the model zoo. Two ship with the package: for
---input one that knows cat, dog, horse, cow, sheep and person on photographs, learned from boxes;
-for --sample a small one that knows the embedded sample's drawn scenes.
+--input one of cat, dog, horse, cow, sheep and person in photographs, trained on boxes; for
+--sample a small one of the embedded sample's drawn scenes.
 """
 
 import argparse
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 PHOTO_MODEL = "VOCAnimals/panoptic_Lite0_weak"
 SAMPLE_MODEL = "Sample-Panoptic/tiny_instance"
 EPILOG = """examples:
-  # first pictures, without training or download: photographs of animals or people; drawn scenes
+  # without training or download: photographs of animals or people; drawn scenes
   tools/demo.py --input photo.jpg --output pictures
   tools/demo.py --sample 6 --output pictures
 
-  # own pictures with an own model: a file, a folder, a glob, a video
+  # your own images and model: a file, a folder, a glob, a video
   tools/demo.py --model output/run --input photo.jpg --output pictures
   tools/demo.py --model output/run --input photos 'more/*.png' film.mp4 --output pictures
 
-  # on the CPU, in colour-blind-safe colours, with a page to look through
+  # on the CPU, in colour-blind-safe colours, with an HTML page
   tools/demo.py --sample 12 --device cpu \\
       --palette safe --report pictures/index.html --output pictures
 
-OUTPUT/overlays/NAME.png      the picture with segments and class names
+OUTPUT/overlays/NAME.png      the image with segments and class names
 OUTPUT/panoptic/NAME.png      segment ids, R + 256 G + 65536 B
 OUTPUT/panoptic.json          COCO panoptic JSON with scores of segments
 Exit status: 0 all predicted, 1 some could not be read (named), 2 bad input.
@@ -65,19 +65,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-side", type=int, default=1333, metavar="N",
-        help="larger pictures are scaled down for network and CRF, and the labels brought up with "
-        "the picture as guide; 0: never (default %(default)s)",
+        help="scale down larger images for network and CRF, and upsample the labels with the image "
+        "as guide; 0: never (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--full-size", action="store_true",
-        help="run the CRF on all pixels of larger pictures: time and memory grow with them",
+        help="run the CRF on all pixels of larger images: time and memory grow with them",
     )  # fmt: skip
     parser.add_argument(
         "--batch", type=int, metavar="N",
-        help="pictures that the network sees together (default: the model's TEST.IMS_PER_BATCH)",
+        help="images that the network processes together (default: the model's TEST.IMS_PER_BATCH)",
     )  # fmt: skip
-    parser.add_argument("--report", type=Path, metavar="R.html", help="a page with all pictures")
-    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    parser.add_argument(
+        "--report", type=Path, metavar="R.html", help="HTML page of all predictions"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="read a checkpoint that may contain code"
+    )
     return parser
 
 
@@ -224,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("expected --input PATH ..., or --sample N to draw N scenes")
     if args.input and args.sample and args.model is None:
         raise InputError(
-            "--input with --sample: no model knows both photographs and drawn scenes; name one "
-            "with --model, or run the tool twice"
+            "--input with --sample: no released model is for both photographs and drawn scenes; "
+            "name one with --model, or run the tool twice"
         )
     model = args.model or (SAMPLE_MODEL if args.sample else PHOTO_MODEL)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:

@@ -2,7 +2,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Compare label stores with true masks: precision, recall, IoU, coverage, ignored and empty share.
 
-For a report only: nothing that training reads is written.
+It only reports: training reads nothing that it writes.
 """
 
 import argparse

@@ -54,14 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--semantic-dir", type=Path,
         help="8-bit PNGs of the semantic output (class numbers 0.. in order of category id; of the"
-        " categories in DIR.json, where that lies beside);"
+        " categories in DIR.json, if it exists);"
         " without it IoU is that of the segments' union",
     )  # fmt: skip
     what = parser.add_argument_group("metrics")
     what.add_argument("--pq", choices=PQ_VARIANTS, default="coco", help="definition of PQ")
     what.add_argument(
         "--matching", choices=MATCHINGS, default="unique",
-        help="AP^r: a true segment serves one prediction, or the authors' way (default unique)",
+        help="AP^r: match a true segment once, or as the authors' code does (default unique)",
     )  # fmt: skip
     what.add_argument(
         "--apr-thresholds", default=DEFAULT_THRESHOLDS, metavar="A:B:STEP",
@@ -78,16 +78,18 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--allow-missing", action="store_true",
-        help="count images without prediction as wholly missed",
+        help="count images without a prediction as missed",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="processes (0: cores, up to 8)")
     out = parser.add_argument_group("results.json")
     out.add_argument("--output", type=Path, help="write or update this results file")
     out.add_argument("--name", default="run", help="name of the run in it (default run)")
-    out.add_argument("--supervision", choices=SUPERVISIONS, default="full", help="for its meta")
-    out.add_argument("--dataset", help="for its meta (default: the truth's file name)")
-    out.add_argument("--variant", default="main", help="for its meta (default main)")
-    out.add_argument("--seed", type=int, help="for its meta")
+    out.add_argument(
+        "--supervision", choices=SUPERVISIONS, default="full", help="noted in the results"
+    )
+    out.add_argument("--dataset", help="noted there (default: the truth's file name)")
+    out.add_argument("--variant", default="main", help="noted there (default main)")
+    out.add_argument("--seed", type=int, help="noted there")
     return parser
 
 

@@ -2,8 +2,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Export a trained panoptic network with torch.export, for images of any size.
 
-Detector, semantic subnetwork and CRF are inside: the program takes an image and gives one label a
-pixel. Before it is written, its output is compared with the model's on three other image sizes.
+Detector, semantic subnetwork and CRF are inside: the program takes an image and returns one label
+per pixel. Before it is written, its output is compared with the model's on three other sizes.
 The program of a model that does not resize its input refuses images of at most 64 x 64 pixels.
 """
 
@@ -24,8 +24,8 @@ EPILOG = """examples:
   # boxes come from another detector: they are inputs of the program
   tools/export_model.py --model output/run --detections given --output joins.pt2
 
-Load it elsewhere: tools/load_exported.py is a whole example that needs torch, torchvision and the
-compiled operators, neither wsis_d2 nor Detectron2; copy it and that library.
+Load it elsewhere: tools/load_exported.py is a complete example that needs torch, torchvision and
+the compiled operators, but not wsis_d2 or Detectron2; copy it and the operators' library.
 """
 
 
@@ -41,7 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="the detector is part of the program, or its boxes are inputs (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    parser.add_argument(
+        "--trust", action="store_true", help="read a checkpoint that may contain code"
+    )
     return parser
 
 

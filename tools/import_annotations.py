@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Import boxes, tags, points and scribbles into the own-data format; masks are left behind."""
+"""Import boxes, tags, points and scribbles into the own-data format; masks are dropped."""
 
 import argparse
 import os
@@ -65,15 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument(
-        "--annotations", required=True, help="the file, or the folder of one file an image"
+        "--annotations", required=True, help="the file, or the folder with one file per image"
     )
     parser.add_argument("--images", required=True, help="the folder of the images")
     parser.add_argument("--output", required=True, help="the own-data file to write")
     parser.add_argument("--tags", help="CSV of image tags or crop tags")
     parser.add_argument(
         "--scribbles", metavar="DIR",
-        help="PNG files of scribbles, one an image, whose values are category ids (of --classes: "
-        "line numbers from 0) and 255 where nothing is drawn",
+        help="PNG files of scribbles, one per image: values are category ids (with --classes: line "
+        "numbers from 0), and 255 where nothing is drawn",
     )  # fmt: skip
     parser.add_argument(
         "--strokes-as-objects", action="store_true",
@@ -94,23 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", help="YOLO, scribbles: classes.txt, obj.names or data.yaml")
     parser.add_argument(
         "--lines", choices=["auto", "polygon", "pose"], default="auto",
-        help="YOLO: what lines longer than a box are; data.yaml's kpt_shape tells (%(default)s)",
+        help="YOLO: what lines longer than a box are; auto: by data.yaml's kpt_shape (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--bbox", choices=["auto", "xywh", "xyxy"], default="auto",
-        help="COCO, YOLO: what the four numbers are; auto is xywh, and stops where they look like "
+        help="COCO, YOLO: what the four numbers are; auto: xywh, and an error where they look like "
         "corners (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--crowds-as-objects", action="store_true",
-        help="COCO: take groups (iscrowd) as objects, which CVAT's brush masks are",
+        help="COCO: import groups (iscrowd), such as CVAT's brush masks, as objects",
     )  # fmt: skip
     parser.add_argument(
         "--difficult", choices=["keep", "crowd", "drop"], default="keep", help="VOC (%(default)s)"
     )
     parser.add_argument(
         "--corners", choices=["auto", "inclusive", "edges"], default="auto",
-        help="VOC: numbered from 1 with both ends inside, or edges from 0 (%(default)s)",
+        help="VOC: pixels counted from 1, both ends inside, or edges from 0 (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--keep-going", action="store_true", help="drop bad records and files")
     parser.add_argument("--report", help="JSON list of all that was dropped or changed")
@@ -180,10 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = sum(a.get("iscrowd", 0) for a in content["annotations"])
     if groups:
         objects = len(content["annotations"]) - groups
-        advice = "; objects they become with --crowds-as-objects" * (args.format == "coco")
+        advice = "; --crowds-as-objects imports groups as objects" * (args.format == "coco")
         print(
-            f"{groups} of the boxes are groups (iscrowd), which teach nothing and get no label; "
-            f"{objects} are objects{advice}"
+            f"{groups} of the boxes are groups (iscrowd), which are not trained on and get no "
+            f"label; {objects} are objects{advice}"
         )
     print(f"things: {', '.join(names[1]) or 'none'}; stuff: {', '.join(names[0]) or 'none'}")
     print(

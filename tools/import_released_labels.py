@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="STORE", help="folder of the store")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--force", action="store_true", help="throw away labels that are there")
+    parser.add_argument("--force", action="store_true", help="discard existing labels")
     args = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S",

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Turn written predictions into what the VOC 2012 and Cityscapes evaluation servers take."""
+"""Convert saved predictions into files for the VOC 2012 and Cityscapes evaluation servers."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   tools/make_submission.py cityscapes-semantic --predictions DIR --output out/semantic
   tools/make_submission.py cityscapes-instance --predictions DIR --output out/instance
 
-The archive beside the folder (.tgz for VOC, .zip for Cityscapes) is what is uploaded.
+Upload the archive next to the folder (.tgz for VOC, .zip for Cityscapes).
 """
 
 

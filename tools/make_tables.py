@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Write the paper's tables 1 to 6 and figure 6 with our runs beside its numbers."""
+"""Write the paper's tables 1 to 6 and figure 6 with our results next to the paper's."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   tools/make_tables.py --output output/tables
 
 A row is filled by the run whose folder has the recipe's name, as OUTPUT_DIR in configs/ sets it.
-What was not run stays blank. Other runs stand in a table of their own.
+What was not run stays blank. Other runs are in a table of their own.
 """
 
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page.append("## All runs\n\n" + markdown_table(header, lines))
     page.append(
         "Things are ranked by the score of their detection (paper 4.3; table 5's things are those"
-        " of table 6's first row), stuff by mean confidence. Tables 2 and 5 stand a second time"
+        " of table 6's first row), stuff by mean confidence. Tables 2 and 5 are repeated"
         " with things ranked by mean confidence, as in the authors' code for VOC. Numbers are"
         " percent; blank is not run or not reported; ± is the sample standard"
         " deviation over the number of runs in brackets.\n"

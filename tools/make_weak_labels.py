@@ -4,9 +4,9 @@
 
 boxes   boxes of things -> masks, where GrabCut and region proposals agree
 tags    image tags of stuff -> cues, from a tag classifier's class activation maps
-merge   both stores -> one semantic and one instance map an image
-all     the three in one go; the parts are kept in STORE/parts/
-review  refused images of a store become ignore, as its report's review says
+merge   both stores -> one semantic and one instance map per image
+all     all three; the parts are kept in STORE/parts/
+review  labels that a review in the report refused become ignore
 """
 
 import argparse
@@ -138,15 +138,13 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--output", required=True, metavar="STORE", help="folder of the labels")
     common.add_argument("--config-file", metavar="F", help="recipe: a config with WEAK_LABELS")
     common.add_argument("--workers", type=_positive, metavar="N", help="processes (default: cores)")
-    common.add_argument(
-        "--ray", metavar="ADDRESS", help="map over a ray cluster: 'auto' or an address"
-    )
+    common.add_argument("--ray", metavar="ADDRESS", help="use a ray cluster: 'auto' or an address")
     common.add_argument(
         "--image-seconds", type=_positive, metavar="N", default=1800,
-        help="name and leave out an image that takes a process longer (default: 1800)",
+        help="skip an image that takes longer, and name it (default: 1800)",
     )  # fmt: skip
     common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
-    common.add_argument("--force", action="store_true", help="throw away labels that are there")
+    common.add_argument("--force", action="store_true", help="discard existing labels")
     common.add_argument(
         "--dry-run", action="store_true", help="say what would be done and write nothing"
     )
@@ -170,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--masks",
                 choices=("agreement", "grabcut", "mcg", "box"),
-                help="what a box's mask is; mcg: its proposal, whatever made it (default: the "
+                help="how a box's mask is made; mcg: the proposal of any source (default: the "
                 "config's WEAK_LABELS.MASKS, agreement)",
             )
         if name != "tags":
@@ -270,7 +268,7 @@ def _outside_boxes(args: SimpleNamespace, categories: list[dict]) -> int | str:
         if name not in stuff:
             raise InputError(
                 f"--outside-boxes {name}: no stuff class of {args.annotations}; expected one of "
-                f"{', '.join(stuff) or 'none, as it has things alone'}"
+                f"{', '.join(stuff) or 'none, as it has only things'}"
             )
         number = [c["name"] for c in categories].index(name)
         logger.info(

@@ -2,8 +2,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Release a trained model: strip and hash its weights, write config, card and index entry.
 
-The output folder is a model zoo: name it, or the URL it is served at, in WSIS_D2_MODEL_ZOO, and
-wsis_d2.model_zoo.get_checkpoint_url finds the model there.
+The output folder is a model zoo. WSIS_D2_MODEL_ZOO names it, or the URL that serves it, for
+wsis_d2.model_zoo and tools/demo.py.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", metavar="R.json", help="default: results.json of the run")
     parser.add_argument("--run-name", metavar="NAME", help="the run in a results.json of several")
     parser.add_argument(
-        "--store", action="append", default=[], help="label store it was trained from; again"
+        "--store", action="append", default=[], help="label store it was trained from; repeatable"
     )
     parser.add_argument("--half", action="store_true", help="weights in 16 bits: half the size")
     parser.add_argument(
@@ -46,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--license", default="Apache-2.0", help="of the weights (%(default)s)")
     parser.add_argument("--notes", default="", help="a paragraph for the card")
-    parser.add_argument("--trust", action="store_true", help="read a checkpoint that holds code")
+    parser.add_argument(
+        "--trust", action="store_true", help="read a checkpoint that may contain code"
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Write a static HTML report: one page and a folder of pictures, no server, works off line.
+"""Write a static HTML report: one page and a folder of images, without a server or a network.
 
-labels   pseudo labels of one or more label stores, beside annotation and truth
+labels   pseudo labels of one or more label stores, with annotation and truth
 run      results, training curves, rounds and predictions of one or more runs
 """
 
@@ -31,7 +31,7 @@ EPILOG = """examples:
   tools/report.py run --run output/demo/weak --dataset sample_val_full --limit 30 \\
       --store output/demo/labels --label-dataset sample_train_weak --output report.html
 
-  # curves alone, of a run that is still going on
+  # only curves, of a run that is still in progress
   tools/report.py run --run output/demo/weak --output curves.html
 
 Keys in the page: 1 to 9 layers, m side by side or stacked, p safe colours, Enter enlarge, ? help.
@@ -65,12 +65,12 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--store", action="append", default=[], metavar="[NAME=]STORE",
-            required=name == "labels", help="a label store; again to compare several",
+            required=name == "labels", help="a label store; repeat to compare several",
         )  # fmt: skip
         if name == "run":
             sub.add_argument(
                 "--run", action="append", required=True, metavar="[NAME=]DIR",
-                help="OUTPUT_DIR of a run; again to compare several",
+                help="OUTPUT_DIR of a run; repeat to compare several",
             )  # fmt: skip
             sub.add_argument("--results", metavar="R.json", help="results.json to show instead")
             sub.add_argument(
@@ -93,7 +93,7 @@ def named(values: Sequence[str], option: str) -> dict[str, str]:
         if not mark or "/" in name:
             name, path = Path(value).resolve().name, value
         if not path or name in result:
-            problem = "twice the same name" if path else "no path"
+            problem = "the same name twice" if path else "no path"
             raise InputError(
                 f"{option} {value}: {problem}, expected NAME=PATH, names all different"
             )

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Runs an experiment of configs/experiments: labels, trainings and evaluations, seed by seed."""
+"""Run an experiment of configs/experiments: labels, trainings and evaluations, seed by seed."""
 
 import argparse
 import re
@@ -19,13 +19,13 @@ CONFIGS = ROOT / "configs" / "experiments"
 EXAMPLES = """examples:
   # three seeds of weak and full supervision; stopped, the same command goes on
   tools/run_experiment.py CamVid --seeds 1 2 3 --runs weak full
-  # the same from photographs that lie elsewhere
+  # with the photographs in another folder
   tools/run_experiment.py CamVid --data ~/camvid --runs weak full
-  # one seed of the isolating runs; a few steps of everything
+  # one seed of the ablations; a few steps of everything
   tools/run_experiment.py CamVid --runs isolate
   tools/run_experiment.py CamVid --quick
 
-configs/experiments/NAME/experiment.yaml says which data and which runs there are
+configs/experiments/NAME/experiment.yaml lists the data and the runs
 (configs/experiments/README.md). Each run leaves OUTPUT/NAME/RUN_seedS/results.json;
 tools/make_tables.py averages over seeds.
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The whole chain on the embedded sample: annotation, labels, training, evaluation, report."""
+"""All steps on the embedded sample: annotation, labels, training, evaluation, report."""
 
 import argparse
 import os
@@ -19,8 +19,8 @@ CONFIGS = ROOT / "configs" / "Sample-Panoptic"
 CLASSIFIER = ROOT / "configs" / "Sample-TagClassifier" / "tag_classifier_R_18.yaml"
 EXAMPLES = """examples:
   python tools/run_sample.py --output output/demo
-  python tools/run_sample.py --output output/demo --seed 2        # another seed, beside the first
-  python tools/run_sample.py --output output/box --masks box      # labels from plain boxes
+  python tools/run_sample.py --output output/demo_2 --seed 2      # another seed
+  python tools/run_sample.py --output output/box --masks box      # filled boxes as labels
   python tools/run_sample.py --output output/smoke --quick        # a few steps of everything
 """
 # Rows of the closing table: title, group of results.json, key.
@@ -142,12 +142,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--masks", default="agreement", help="agreement, grabcut, mcg or box")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=0, help="processes at once; 0: the cores")
-    parser.add_argument("--quick", action="store_true", help="a few images and steps, no result")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="parallel processes; 0: one per core"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images and steps, results without meaning"
+    )
     args = parser.parse_args(argv)
     output = args.output.resolve()
     workers = args.workers or min(usable_cores(), 4)
-    print(f"the chain on the embedded sample, {workers} processes at once, into {args.output}")
+    print(f"all steps on the embedded sample, {workers} processes at once, into {args.output}")
     jobs = sample_jobs(output, args.masks, args.seed, args.quick)
     # One thread a process: side by side they are faster and steadier than two in one.
     environment = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(output / "datasets")}

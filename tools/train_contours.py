@@ -2,9 +2,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Train the contour network of the region proposals.
 
-The weights in the package come from this script's first example: generated scenes whose textures
-are procedural or cut from the freely licensed photographs named there. Nothing non-commercial is
-in them. Who has BSDS500 may train on it instead, for work its terms allow.
+The weights in the package come from the first example below: generated scenes with textures that
+are procedural or cut from the freely licensed photographs named there, without non-commercial
+data. BSDS500 can be used instead where its terms allow.
 """
 
 import argparse

@@ -23,21 +23,21 @@ EPILOG = """examples:
   tools/train_iterative.py --config-file configs/Sample-Iterative/semantic.yaml --rounds 3 \\
       DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
 
-  # a network of tools/train_net.py, trained on round 0's labels, is the first round's
+  # take a network that tools/train_net.py trained on round 0's labels instead of training it
   tools/train_iterative.py --config-file F --rounds 2 \\
       ITERATIVE.FIRST_WEIGHTS output/semantic/model_final.pth
 
   # on two machines of 8 GPUs that see the same folders; the same on the second, --machine-rank 1
-  tools/train_iterative.py --config-file F --rounds 6 --num-gpus 8 --num-machines 2 \
+  tools/train_iterative.py --config-file F --rounds 6 --num-gpus 8 --num-machines 2 \\
       --machine-rank 0 --dist-url tcp://first:29500
 
-  # stopped or killed: go on where it was; or two rounds more
+  # continue a run that was stopped, or with more rounds
   tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
 
 Each round's training, the labels that its network makes and results.json are in OUTPUT_DIR/round_K,
 K from 0 as in the paper; its config.yaml trains or evaluates it alone with tools/train_net.py. IoU
-and PQ by round are in OUTPUT_DIR/rounds.json and rounds.png. Name a detector with
-MODEL.WSIS.DETECTOR_WEIGHTS, and a semantic config is measured in PQ too.
+and PQ by round are in OUTPUT_DIR/rounds.json and rounds.png. With a semantic config, PQ needs a
+detector: MODEL.WSIS.DETECTOR_WEIGHTS.
 """
 
 

@@ -39,7 +39,7 @@ The detector, the semantic subnetwork and the instance stage of the embedded sam
 Continue a run that was stopped:
     tools/train_net.py --config-file F --resume OUTPUT_DIR output/run
 
-Evaluate a trained model, or without the CRF:
+Evaluate a trained model, with and without the CRF:
     tools/train_net.py --config-file output/run/config.yaml --eval-only \\
         MODEL.WEIGHTS output/run/model_final.pth
     tools/train_net.py --config-file output/run/config.yaml --eval-only \\
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="read checkpoints that may carry code, of trusted makers",
+        help="read checkpoints that may contain code, from trusted sources",
     )
     args = parser.parse_args(argv)
     if args.trust:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Train Detectron2's own Panoptic FPN or Mask R-CNN from a label store.
+"""Train Detectron2's Panoptic FPN, Mask R-CNN or Faster R-CNN from a label store.
 
-Boxes are the annotated ones; unknown pixels are left out of the losses of masks and semantics.
+Boxes are the annotated ones; unknown pixels are ignored by the losses of masks and semantics.
 """
 
 import argparse

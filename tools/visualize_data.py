@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Draw any stage of the data in the dataset's colours, one picture an image.
+"""Draw any stage of the data in the dataset's colours, one file per image.
 
 annotation   boxes, tags and crop tags
 proposal     of each box: contours, superpixels, the best proposal, GrabCut, where both agree
-pseudo       pseudo labels of a label store, ignored pixels hatched, beside the truth
+pseudo       pseudo labels of a label store and the truth, ignored pixels hatched
 dataloader   what training gets: image, boxes and maps after augmentation
-prediction   predictions of a run or a prediction file, beside the truth
+prediction   predictions of a run or a prediction file, and the truth
 """
 
 import argparse

@@ -136,7 +136,7 @@ def test_full_images_by_name_and_by_share(sample, tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"full_images": 0.5}, "full_images is of a mixed set"),
+        ({"full_images": 0.5}, "full_images is for mixed sets"),
         ({"supervision": "strong"}, "weak, full, mixed"),
         ({"supervision": "full"}, "panoptic_json"),
         ({"panoptic_json": "x.json"}, "both"),

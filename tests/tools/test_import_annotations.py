@@ -153,8 +153,8 @@ def test_closing_lines_count_what_is_taken_otherwise(tool, place, capsys):
     assert tool.main(arguments(place)) == 0
     said = capsys.readouterr().out
     for line in (
-        "1 of the boxes are groups (iscrowd), which teach nothing and get no label; 1 are objects; "
-        "objects they become with --crowds-as-objects",
+        "1 of the boxes are groups (iscrowd), which are not trained on and get no label; "
+        "1 are objects; --crowds-as-objects imports groups as objects",
         "2 classes have neither box nor tag: sky, yak",
         'dropped 1 x box: a copy of another box of "cow" (a.png)',
         'changed 1 x class: "Cow" is taken as the class "cow" (id 3)',
@@ -163,7 +163,7 @@ def test_closing_lines_count_what_is_taken_otherwise(tool, place, capsys):
         assert line in said
     assert tool.main([*arguments(place, output="objects.json"), "--crowds-as-objects"]) == 0
     said = capsys.readouterr().out
-    assert "teach nothing" not in said and "2 changed" in said
+    assert "are not trained on" not in said and "2 changed" in said
     (record,) = load_weak_json(place / "objects.json", place / "photos")
     assert [a["iscrowd"] for a in record["annotations"]] == [0, 0]
 

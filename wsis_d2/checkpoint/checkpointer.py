@@ -97,7 +97,7 @@ class RunCheckpointer(DetectionCheckpointer):
                 return path, content
         if name:
             raise InputError(
-                f"{tag}: names {name}, which is not there, nor is another checkpoint; put it "
-                f"back, or delete {tag.name} to start over"
+                f"{tag}: names {name}, which does not exist, and there is no other checkpoint; "
+                f"restore it, or delete {tag.name} to start over"
             )
         return None

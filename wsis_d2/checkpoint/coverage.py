@@ -91,7 +91,9 @@ def load_into(
         if shapes:
             problems.append(_shapes(shapes, arrays, wanted, what))
         if foreign:
-            problems.append(f"has {len(foreign)} arrays that {what} has not: {first_of(foreign)}")
+            problems.append(
+                f"has {len(foreign)} arrays that {what} does not have: {first_of(foreign)}"
+            )
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}; {hint}")
     if load:

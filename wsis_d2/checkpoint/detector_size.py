@@ -33,8 +33,8 @@ def warn_of_detector_size(cfg: CfgNode) -> None:
     own = {key: cfg.INPUT[key] for key in _KEYS}
     if own != trained:
         logger.warning(
-            "MODEL.WSIS.DETECTOR_WEIGHTS %s learned for %s, this run has %s; set them alike, "
-            "else it finds fewer objects", path,
+            "MODEL.WSIS.DETECTOR_WEIGHTS %s was trained with %s, this run has %s; set the same, "
+            "or the detector finds fewer objects", path,
             ", ".join(f"INPUT.{k} {v}" for k, v in trained.items()),
             ", ".join(f"INPUT.{k} {v}" for k, v in own.items()),
         )  # fmt: skip

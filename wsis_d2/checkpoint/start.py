@@ -152,7 +152,7 @@ class _Start:
         if not names:
             raise InputError(
                 f"{weights.source}: holds a backbone, and every backbone of {title_of(self.model)} "
-                "has its weights from other keys or is none; set MODEL.WEIGHTS ''"
+                "already has its weights, or there is none; set MODEL.WEIGHTS ''"
             )
         for name in names:
             try:

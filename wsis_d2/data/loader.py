@@ -58,7 +58,7 @@ def build_train_loader(
         if not MetadataCatalog.get(name).get("has_boxes", True):
             raise InputError(
                 f"DATASETS.TRAIN: {name!r} cannot train a detector, as its boxes are not "
-                "complete: what has none would count as background; leave it out"
+                "complete: objects without one would count as background; leave it out"
             )
     if detector_stage and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]

@@ -190,7 +190,7 @@ def _failure(job: Job, folder: Path, status: int) -> str:
     log = folder / f"{job.name}.log"
     last = (_tail(log).strip().splitlines() or ["nothing"])[-1]
     return (
-        f"{job.name} ended with status {status}: {last.strip()[-300:]} ({log} tells more); correct "
+        f"{job.name} ended with status {status}: {last.strip()[-300:]} (details: {log}); correct "
         "the cause, then run the same command again to continue"
     )
 

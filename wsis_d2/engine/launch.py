@@ -72,15 +72,15 @@ def launch(
                     raise InputError(file.read()) from None
             if lost_a_process(error):
                 raise InputError(
-                    "a process of this run has ended, and the others with it; what it wrote last "
-                    "tells why"
+                    "a process of this run has ended, and the others with it; its last "
+                    "output says why"
                 ) from None
             if isinstance(error, ProcessRaisedException):
                 raise
             if error.signal_name:
                 raise InputError(
-                    f"a process was ended by {error.signal_name}, which is how a machine out of "
-                    "memory does it; lower SOLVER.IMS_PER_BATCH or the number of processes"
+                    f"a process was ended by {error.signal_name}, usually for lack of "
+                    "memory; lower SOLVER.IMS_PER_BATCH or the number of processes"
                 ) from None
             sys.exit(error.exit_code)
 

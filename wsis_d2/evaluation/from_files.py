@@ -210,8 +210,7 @@ def evaluate_files(
             total.merge(sums)
     except BrokenProcessPool:
         raise InputError(
-            "a process that evaluated has died, as on a machine out of memory; take fewer with "
-            "--workers"
+            "a process that evaluated has died, usually for lack of memory; use fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -232,7 +231,7 @@ def _check_images(truth: PanopticFile, prediction: PanopticFile, allow_missing: 
     if missing and not allow_missing:
         raise InputError(
             f"{prediction.json_file}: no prediction for image_id {missing[0]} ({len(missing)} of"
-            f" {len(truth)} missing); --allow-missing counts such images as wholly missed"
+            f" {len(truth)} missing); --allow-missing counts such images as missed"
         )
     if missing:
         logger.warning("%d images have no prediction and count as missed", len(missing))

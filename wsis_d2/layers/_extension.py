@@ -66,7 +66,7 @@ def _load() -> ExtensionError | None:
     if built_for != torch.__version__:
         warnings.warn(
             f"wsis_d2's operators were built for torch {built_for}, this is {torch.__version__}; "
-            f"if anything is odd, run {_REBUILD}",
+            f"if it fails, run {_REBUILD}",
             stacklevel=3,
         )
     return None

@@ -83,8 +83,8 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str, size: int | Non
         problems.append(f"{target}: damaged, downloaded again")
     if urls and is_offline():
         raise InputError(
-            f"{name}: not in the cache {target.parent}, and {OFFLINE_VARIABLE}=1 forbids to "
-            f"download {urls[0]}"
+            f"{name}: not in the cache {target.parent}, and {OFFLINE_VARIABLE}=1 forbids "
+            f"downloading {urls[0]}"
         )
     for url in urls:
         try:

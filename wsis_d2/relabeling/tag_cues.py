@@ -254,8 +254,8 @@ def make_tag_labels(
     thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
     if not any(record.get("image_tags") or record.get("crop_tags") for record in records):
         raise InputError(
-            f"{len(records)} images and none has image_tags or crop_tags; the boxes command needs "
-            "none, this one has nothing to work with"
+            f"{len(records)} images and none has image_tags or crop_tags, which this command "
+            "needs; labels of boxes alone: tools/make_weak_labels.py boxes"
         )
     own = classifier_config(cfg, classifier, len(ordered))
     recipe = tags_recipe(own, classifier)

@@ -312,7 +312,7 @@ def run_report(
         curves=round_curves(rounds) + training_curves(opened + rounds),
         sort="IoU" if has_iou else "disagreement" if has_two else "",
         ascending=has_iou or not has_two,
-        footer="Grey hatching marks ignored pixels. Scores of an image are its own, 0 to 1.",
+        footer="Grey hatching marks ignored pixels. Scores are per image, 0 to 1.",
     )
 
 

@@ -28,7 +28,7 @@ def error_line(error: BaseException) -> str | None:
         return printable(f"{error.filename}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in _FULL:
         return (
-            f"{error.strerror}; what is written whole stays: free some space, then run the same "
+            f"{error.strerror}; complete files are kept: free some space, then run the same "
             "command again"
         )
     return None

@@ -45,8 +45,8 @@ _LEAST_OF_16_BITS = 4096
 _BAND = 1 << 22  # pixels
 _SAVE_8_BITS = "save it with 8 bits a channel"
 _DARK = (
-    "uses less than a sixteenth of the levels of its 16 bits, which is black; stretch its levels "
-    f"and {_SAVE_8_BITS}"
+    "uses less than a sixteenth of the levels of its 16 bits and would be black; stretch its "
+    f"levels and {_SAVE_8_BITS}"
 )
 # What lies under a picture's name instead of one, by how it begins.
 _NO_PICTURES = (
@@ -306,5 +306,5 @@ def _what_it_is(path: str | Path) -> str:
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(beginning):
             return words
     if start[:4] in (b"II*\0", b"MM\0*"):
-        return f"is a TIFF that is cut or of a kind Pillow does not read; {_SAVE_8_BITS}"
-    return f"of no format that is read ({', '.join(_FORMATS)}), or cut"
+        return f"is a TIFF that is truncated or that Pillow does not read; {_SAVE_8_BITS}"
+    return f"of no format that can be read ({', '.join(_FORMATS)}), or truncated"

@@ -36,7 +36,7 @@ def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoa
     except InputError:
         raise
     except RecursionError:
-        raise InputError(f"{source}: is nested too deeply, or holds itself") from None
+        raise InputError(f"{source}: is nested too deeply, or contains itself") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{source}: no valid YAML ({reason})") from None
@@ -76,7 +76,7 @@ def check_config_file(path: str, *, bases: bool = True, above: Collection[str] =
     names = content.get("_BASE_", [])
     names = names if isinstance(names, list) else [names]
     if names and not bases:
-        raise InputError(f"{path}: has a _BASE_, expected a config that is whole")
+        raise InputError(f"{path}: has a _BASE_, expected a complete config")
     for name in names:
         if not isinstance(name, str):
             raise InputError(f"{path}: _BASE_ is {name!r:.60}, expected a file's name")

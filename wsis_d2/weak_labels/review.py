@@ -113,7 +113,7 @@ def apply_review(
         store.forget(image_id)
     if again:
         logger.info(
-            "%d images are refused no more and have no labels now; run the command that made %s",
+            "%d images are no longer refused but have no labels; run the command that made %s",
             len(again), store_path,
         )  # fmt: skip
     store.finish()

@@ -167,7 +167,7 @@ def map_pool(
                     patience = max(ends - time.monotonic(), 0.0)
                     ended, _ = wait(running, patience, return_when=FIRST_COMPLETED)
                     if not ended:
-                        reason = f"it was not done after {image_seconds:g} seconds"
+                        reason = f"it took longer than {image_seconds:g} seconds"
                         for process in list(pool._processes.values()):
                             process.kill()
                         ended, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -40,7 +40,7 @@ def test_a_stale_name_inside_sends_boxes_nowhere(tool, photos, tmp_path):
     log = ImportLog()
     (picture,) = read(folder, photos, log)
     assert picture.file_name == "b.png"
-    assert "what it names is no image here; taken by the file's own name" in whys(log.changed)
+    assert "the image it names does not exist; matched by its own file name" in whys(log.changed)
 
 
 def test_names_are_relative_to_the_files_folder_first(tmp_path):

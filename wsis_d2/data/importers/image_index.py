@@ -152,7 +152,7 @@ class ImageIndex:
         candidates, how = self._with_stem(relative)
         if by_name is None:
             if len(candidates) == 1 and named:
-                how = "what it names is no image here; taken by the file's own name"
+                how = "the image it names does not exist; matched by its own file name"
                 log.change("image name", f"{where}: {shorten(named)}", how)
                 return candidates[0]
             return self.by_stem(relative, where, log)

@@ -67,7 +67,9 @@ def read_scribbles(
         marked = ~np.isin(values, list(unmarked))
         if marked.mean() > MAX_SHARE:
             share = f"{100 * marked.mean():.0f} %"
-            log.bad("file", where, f"marks {share} of its image: a mask, where strokes are due")
+            log.bad(
+                "file", where, f"marks {share} of its image, which makes a mask; expected strokes"
+            )
             continue
         for value in present:
             strokes = cv2.connectedComponents((values == value).astype(np.uint8))[1]

@@ -51,7 +51,7 @@ def map_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
             f"detector's {len(theirs)} classes"
         )
     if missing:
-        logger.warning("the detector knows no %s: they get no instances", ", ".join(missing))
+        logger.warning("the detector has no class %s: no instances of it", ", ".join(missing))
     return result
 
 

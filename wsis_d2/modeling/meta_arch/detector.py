@@ -46,7 +46,7 @@ def instance_label_config(cfg: CfgNode) -> CfgNode:
             node, default = node[parent], default[parent]
         if node[last] not in (default[last], cfg.MODEL.WSIS[own]):
             raise InputError(
-                f"{key} is {node[last]}, and counts in the stage 'detector' alone; in the stage "
+                f"{key} is {node[last]}, and is used only in the stage 'detector'; in the stage "
                 f"{cfg.MODEL.WSIS.STAGE!r} set MODEL.WSIS.{own}, which is {cfg.MODEL.WSIS[own]}"
             )
         node[last] = cfg.MODEL.WSIS[own]

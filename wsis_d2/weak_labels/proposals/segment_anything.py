@@ -155,7 +155,7 @@ def _identity(path: str) -> list[str]:
     if type(config) not in known:
         raise InputError(
             f"{_KEY} {path}: a model of kind {config.model_type!r}, which takes no boxes as "
-            f"prompts; expected Segment Anything or its kin, e.g. {_EXAMPLE}"
+            f"prompts; expected a Segment Anything model, e.g. {_EXAMPLE}"
         )
     revision = getattr(config, "_commit_hash", None) or str(sum(f.stat().st_size for f in files))
     return [os.path.basename(os.path.normpath(path)), config.model_type, revision]

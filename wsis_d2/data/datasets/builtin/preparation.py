@@ -274,8 +274,8 @@ def _as_they_end(
                 yield future.result()
     except BrokenProcessPool:
         raise InputError(
-            "a process that converted images has died, as on a machine out of memory; run the "
-            "command again with fewer --workers, what is done stays done"
+            "a process that converted images has died, usually for lack of memory; run the "
+            "command again with fewer --workers to continue"
         ) from None
 
 

@@ -92,7 +92,7 @@ def register_weak_panoptic(
         )
     if full_images is not None and supervision != "mixed":
         raise InputError(
-            f'dataset "{name}": full_images is of a mixed set, but supervision is "{supervision}"'
+            f'dataset "{name}": full_images is for mixed sets, but supervision is "{supervision}"'
         )
     outside_boxes = _outside_class(name, outside_boxes, classes)
     if name in DatasetCatalog.list():
