@@ -125,7 +125,7 @@ def test_a_checkpoint_that_is_missing_or_torn_is_named(begun, capfd):
     for path in out.glob("model_*.pth"):
         path.unlink()
     assert call("--resume", "SOLVER.MAX_ITER", 3) == 2
-    assert "last_checkpoint: names model_final.pth, which is not there" in error_of(capfd)
+    assert "last_checkpoint: names model_final.pth, which does not exist" in error_of(capfd)
 
 
 def test_a_checkpoint_of_another_program_is_named(begun, capfd):

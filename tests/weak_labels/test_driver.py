@@ -137,7 +137,7 @@ def test_a_record_that_never_ends_is_named_and_its_process_replaced(tmp_path):
     records = [make_record(i) for i in range(5)]
     endless = functools.partial(make_worker, endless=(1,))
     result = run(endless, records, create(tmp_path), workers=2, image_seconds=5)
-    assert list(result.failed) == [1] and "not done after 5 seconds" in result.failed[1]
+    assert list(result.failed) == [1] and "longer than 5 seconds" in result.failed[1]
     assert "somewhere/1.jpg" in result.failed[1] and result.made == 4
 
 
