@@ -98,7 +98,10 @@ def test_a_package_fills_every_part_of_a_recipe(recipe, lite):
     ("change", "message"),
     [
         ("missing", "lacks 1 of 240 arrays of backbone: body.blocks.2.0.conv_pwl.weight"),
-        ("foreign", "has 1 arrays that backbone does not have: body._blocks.99._project_conv.weight"),
+        (
+            "foreign",
+            "has 1 arrays that backbone does not have: body._blocks.99._project_conv.weight",
+        ),
         ("shape", "body.blocks.2.0.conv_pwl.weight is (39, 144, 1, 1), not (40, 144, 1, 1)"),
     ],
 )
