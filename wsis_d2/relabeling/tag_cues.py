@@ -31,7 +31,7 @@ from wsis_d2.structures.classes import (
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import sha256_file
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import cue_labels, stitch_maps
 from wsis_d2.weak_labels.driver import LabelRun
@@ -96,7 +96,7 @@ class CueLabeller:
         crops, views, classes, sizes = [], [], [], []
         for record in records:
             image = read_record(record, self.image_format)
-            tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+            tensor = self.classifier.normalize(image_tensor(image))
             sizes.append(image.shape[:2])
             crops.append(record_crops(record))
             for x0, y0, x1, y1, tags in crops[-1]:
