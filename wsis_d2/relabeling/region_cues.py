@@ -85,8 +85,7 @@ class RegionCueLabeller:
             sample["crop_targets"].append(target)
         groups = whole_image_groups(record, self.segmenter.thing_ids)
         sample["boxes"] = [
-            (box.corners, box.class_id, box.is_group)
-            for box in (*touched_boxes(record), *groups)
+            (box.corners, box.class_id, box.is_group) for box in (*touched_boxes(record), *groups)
         ]
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
         found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()

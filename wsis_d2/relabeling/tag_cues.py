@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.modeling.semantic.inference import in_groups
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
-from wsis_d2.structures.annotation import record_crops
+from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.classes import (
     in_order,
     match_classes,
@@ -39,8 +38,6 @@ from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels
-
-logger = logging.getLogger(__name__)
 
 #: Raised whenever the same classifier and keys would give other cues.
 _ALGORITHM = 2
@@ -251,7 +248,7 @@ def make_tag_labels(
         InputError: the classifier cannot be used or is of other classes, or no record has tags.
     """
     ordered = sorted(categories, key=lambda c: c["id"])
-    thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
+    thing_ids = AnnotatedClasses.of(categories).thing_ids
     if not any(record.get("image_tags") or record.get("crop_tags") for record in records):
         raise InputError(
             f"{len(records)} images and none has image_tags or crop_tags, which this command "
@@ -260,7 +257,7 @@ def make_tag_labels(
     own = classifier_config(cfg, classifier, len(ordered))
     recipe = tags_recipe(own, classifier)
     if run.dry_run:
-        logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
+        driver.report_plan(records, categories, recipe, output, run)
         return 0
     places = None
     trained = trained_classes(os.fspath(classifier))
