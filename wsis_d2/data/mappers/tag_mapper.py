@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from wsis_d2.data.augmentations import RandomScale
+from wsis_d2.data.augmentations import color_jitter as jitter_augmentations
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
 from wsis_d2.structures.annotation import record_crops, whole_image_groups
@@ -61,13 +62,7 @@ class TagMapper:
                 augmentations.append(RandomScale(*scale_range))
             if flip:
                 augmentations.append(T.RandomFlip())
-            if color_jitter > 0:
-                low, high = 1 - color_jitter, 1 + color_jitter
-                augmentations += [
-                    T.RandomBrightness(low, high),
-                    T.RandomContrast(low, high),
-                    T.RandomSaturation(low, high),
-                ]
+            augmentations += jitter_augmentations(color_jitter)
         self.augmentations = T.AugmentationList(augmentations)
 
     @classmethod
