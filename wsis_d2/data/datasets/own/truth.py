@@ -2,6 +2,7 @@
 """COCO panoptic truth for records of full supervision; weak records never come through here."""
 
 from pathlib import Path
+from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.panoptic_format import PanopticFile
@@ -54,13 +55,7 @@ def _truth(record: dict, file: PanopticFile, there: dict[Path, set[str]]) -> dic
     segments = []
     for segment in file.segments(key):
         class_id = classes.contiguous[segment["category_id"]]
-        segments.append(
-            {
-                "id": segment["id"],
-                "category_id": class_id,
-                "isthing": classes.isthing[class_id],
-                "iscrowd": int(segment.get("iscrowd", 0)),
-                **{k: segment[k] for k in ("area", "bbox") if k in segment},
-            }
-        )
+        entry: dict[str, Any] = {k: segment[k] for k in ("area", "bbox") if k in segment}
+        entry.update(id=segment["id"], category_id=class_id, isthing=classes.isthing[class_id])
+        segments.append(entry | {"iscrowd": int(segment.get("iscrowd", 0))})
     return {"pan_seg_file_name": str(png), "segments_info": segments}
