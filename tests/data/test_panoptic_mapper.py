@@ -147,6 +147,16 @@ def test_what_lies_outside_boxes_needs_no_tag(data, monkeypatch):
     assert sample["crop_targets"].tolist() == [[0, 1, 0, -1]]
 
 
+def test_a_thing_that_only_a_point_tells_of_may_be_anywhere(data):
+    record = load_records(["tiny_weak"])[0]
+    thing = THING_IDS[0]
+    record["annotations"] = [a for a in record["annotations"] if a["category_id"] != thing]
+    boxes = mapper(data, with_regions=True)(record)["boxes"]
+    record["points"] = [{"category_id": thing, "xy": [3.5, 4.5]}]
+    marked = mapper(data, with_regions=True)(record)["boxes"]
+    assert marked == [*boxes, ((0, 0, WIDTH, HEIGHT), thing, True)]
+
+
 def test_missing_label_names_image_and_command(data):
     records = load_records(["tiny_weak"])
     for status in (data.store / "status").glob("*4.json"):

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
@@ -112,3 +113,14 @@ def test_the_region_mapper_moves_windows_and_boxes_with_the_image(record):
     del record["crop_tags"]
     whole = own(record)
     assert whole["crops"] == [(0, 0, 30, 20)] and whole["crop_targets"].shape == (1, 5)
+
+
+def test_a_thing_that_only_a_point_tells_of_may_be_in_any_window(record):
+    MetadataCatalog.get("marked_things").set(thing_ids=[0, 1, 2])
+    record |= {"dataset_name": "marked_things", "points": [{"category_id": 2, "xy": [3.0, 4.0]}]}
+    try:
+        assert mapper().target(record, (15, 0, 30, 20), [3]).tolist() == [0, 1, -1, 1, 0]
+        sample = TagRegionMapper(is_train=True, num_classes=5, flip=False)(record)
+        assert sample["boxes"][2:] == [((0, 0, 30, 20), 2, True)]
+    finally:
+        MetadataCatalog.remove("marked_things")

@@ -6,11 +6,7 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    MapDataset,
-    MetadataCatalog,
-)
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
@@ -87,17 +83,14 @@ def build_train_loader(
     if hasattr(mapper, "check"):
         mapper.check(records)
     seed = max(cfg.SEED, 0) if seed is None else seed
-    try:
-        stream = TrainingStream(
-            [supervision_of(record) == "full" for record in records],
-            seed=seed,
-            full_fraction=cfg.DATALOADER.FULL_FRACTION,
-            start=start_iter * batch,
-            rank=comm.get_rank(),
-            world_size=world_size,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    stream = TrainingStream(
+        [supervision_of(record) == "full" for record in records],
+        seed=seed,
+        full_fraction=cfg.DATALOADER.FULL_FRACTION,
+        start=start_iter * batch,
+        rank=comm.get_rank(),
+        world_size=world_size,
+    )
     if cfg.DATALOADER.FULL_FRACTION >= 0:
         logger.info("Share of full images in training: %.3f", cfg.DATALOADER.FULL_FRACTION)
     return DataLoader(

@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Windows with tags and boxes of a weak record, moved with its image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,17 +18,19 @@ def annotation_regions(
     record: Mapping,
     windows: Sequence[tuple[Sequence[int], torch.Tensor]],
     transforms: T.TransformList,
+    thing_ids: Collection[int],
     has_boxes: bool = True,
 ) -> dict:
     """Return what :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses` reads.
 
     Args:
-        record: its boxes are taken from ``annotations``; the class of an object without a box is
-            a group over the image.
+        record: its boxes are taken from ``annotations``; a thing that marks alone tell of is a
+            group over the image.
         windows: corners ``(x0, y0, x1, y1)``, ends exclusive, and target of each, (classes,)
             float32: 1 present, 0 absent, -1 unknown.
         transforms: what the image went through. After a crop, windows and boxes may reach past
             the image, or lie outside it.
+        thing_ids: contiguous ids of the things.
         has_boxes: whether the dataset's boxes are complete.
 
     Returns:
@@ -39,7 +41,7 @@ def annotation_regions(
         *record.get("annotations", ()),
         *(
             {"bbox": box.corners, "bbox_mode": 0, "category_id": box.class_id, "iscrowd": 1}
-            for box in whole_image_groups(record)
+            for box in whole_image_groups(record, thing_ids)
         ),
     ]
     corners = [
