@@ -321,12 +321,9 @@ def add_additions_config(cfg: CN) -> None:
     # transformers' SAM family, its folder or its name on the hub ("segment_anything").
     cfg.WEAK_LABELS.PROPOSALS.PATH = ""
 
-    # The tag segmenter: META_ARCHITECTURE "TagSegmenter", DATASET_MAPPER_NAME "TagRegionMapper".
-    cfg.MODEL.TAG_SEGMENTER = CN()
-    # Above 0, also learn where each class is possible, which tells rare classes from those that
-    # always come with them; exponent of that evidence beside the distribution's, 0 to 1.
-    cfg.MODEL.TAG_SEGMENTER.EVIDENCE = 0.0
-    # Weigh its distributions by how each class looks in the image itself, to this power; 0: off.
+    # Weigh the distributions of a tag segmenter (META_ARCHITECTURE "TagSegmenter",
+    # DATASET_MAPPER_NAME "TagRegionMapper") by how each class looks in the image itself, to this
+    # power; 0: off.
     cfg.CAM.APPEARANCE_WEIGHT = 0.0
 
     # Leave out the classes that tags and boxes rule out before the CRF, not only when cleaning.

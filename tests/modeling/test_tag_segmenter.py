@@ -106,61 +106,6 @@ def test_learns_from_tags_of_halves_which_colour_is_which():
     assert tags["crop_tags"].shape == (2, 3) and tags["tags"][:2].min() > 0.5 > tags["tags"][BOAT]
 
 
-def test_evidence_is_the_odds_against_those_of_all_cells_and_multiplies_the_distribution():
-    model = segmenter(evidence=0.75).eval()
-    for layers, bias in ((model.layers, [0.0, 1.0, 2.0]), (model.evidence_layers, [1.0, 0.0, -1])):
-        torch.nn.init.zeros_(layers[-1].weight)
-        layers[-1].bias.data = torch.tensor(bias)
-    model.cells_seen.fill_(1000)
-    model.cells_possible.copy_(torch.tensor([900.0, 500.0, 100.0]))
-    with torch.no_grad():
-        found = model.probabilities([noise(48, 48)])[0]
-    # Odds e, 1, 1/e against 9, 1, 1/9 of all cells, to the power 0.75: 0.4074, 1, 2.4545; times
-    # the distribution's 1, e, e^2 to the power 0.25: 0.4074, 1.2840, 4.0468; in shares:
-    expected = torch.tensor([0.0710007, 0.2237676, 0.7052317])
-    torch.testing.assert_close(found, expected.view(3, 1, 1).expand(3, 12, 12))
-
-
-def test_counts_over_which_cells_a_class_was_possible():
-    model = segmenter(evidence=0.5).train()
-    model([{**sample(), "has_boxes": False}, sample()])
-    assert float(model.cells_seen) == 2 * 144
-    boat = 144 + 16 + 4  # everywhere in one image, in the box and the group in the other
-    assert model.cells_possible.tolist() == [2 * 144, 144, boat]
-
-
-def test_evidence_finds_a_class_that_never_comes_without_a_commoner_one():
-    """A third of the images is sky alone, a third sky and dark sea below it, a third sand."""
-    generator = torch.Generator().manual_seed(2)
-    sand = 2
-    batch = []
-    for index in range(6):
-        kind = index % 3
-        image = torch.full((3, 160, 160), 130.0 if kind == 2 else 220.0)
-        if kind == 1:
-            image[:, 100:] = 40.0
-        image += 10 * torch.randn(3, 160, 160, generator=generator)
-        target = torch.tensor([[[1.0, 0, 0], [1.0, 1.0, 0], [0, 0, 1.0]][kind]])
-        batch.append(
-            {"image": image, "crops": [(0, 0, 160, 160)], "crop_targets": target, "boxes": []}
-        )
-    torch.manual_seed(0)
-    model = TagSegmenter(num_classes=3, thing_ids=[], size=160, evidence=1.0).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model(batch)["loss_evidence"].backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        plain, both, other = (
-            p.argmax(0) for p in model.probabilities([s["image"] for s in batch[:3]])
-        )
-    assert (plain == SKY).float().mean() > 0.9 and (other == sand).float().mean() > 0.9
-    assert (both[34:] == SEA).float().mean() > 0.9  # wide averages reach across the edge, row 25
-    assert (both[:10] == SKY).float().mean() > 0.9
-
-
 def test_is_built_from_a_config_and_names_wrong_keys():
     base = ["MODEL.META_ARCHITECTURE", "TagSegmenter", "MODEL.DEVICE", "cpu"]
     model = build_model(read_config(None, [*base, "MODEL.WSIS.THING_IDS", [2]]))
@@ -169,5 +114,3 @@ def test_is_built_from_a_config_and_names_wrong_keys():
         name, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"{name} is {value}"):
             TagSegmenter(num_classes=3, thing_ids=[2], **wrong)
-    with pytest.raises(ValueError, match="TAG_SEGMENTER.EVIDENCE is 1.5"):
-        build_model(read_config(None, [*base, "MODEL.TAG_SEGMENTER.EVIDENCE", 1.5]))

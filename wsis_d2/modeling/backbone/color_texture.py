@@ -12,9 +12,7 @@ import torch.nn.functional as F
 CELL = 4
 """Pixels of the resized image to a cell's side."""
 _SIGMAS = (1.5, 5.0, 15.0)
-NUM_PLACES = 4
-"""How many of the features tell a cell's place; they are the last."""
-NUM_FEATURES = 8 * len(_SIGMAS) + NUM_PLACES
+NUM_FEATURES = 8 * len(_SIGMAS) + 4  # the last four tell a cell's place
 
 
 def color_texture(image: torch.Tensor, size: int = 240) -> torch.Tensor:
