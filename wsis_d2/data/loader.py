@@ -2,6 +2,7 @@
 """Data loaders for training and testing."""
 
 import logging
+import os
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import count_supervision, load_records, supervision_of
 from wsis_d2.data.sampling import SeededDataset, TrainingStream
+from wsis_d2.structures.annotation import whole_image_groups
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
@@ -67,8 +69,9 @@ def build_train_loader(
         logger.info("%d images without a box left out", len(records) - len(kept))
         records = kept
     if detector_stage:
-        # What has no box would count as background.
-        kept = [r for r in records if not r.get("unboxed")]
+        # What has no box would count as background: objects of marks alone, and tagged things.
+        things = cfg.MODEL.WSIS.THING_IDS
+        kept = [r for r in records if not whole_image_groups(r, things)]
         if len(kept) < len(records):
             logger.info("%d images with objects without a box left out", len(records) - len(kept))
         if not kept:
@@ -125,6 +128,28 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
     )
+
+
+def compare_with_tests(cfg: CfgNode, records: list[dict]) -> None:
+    """Load the test sets, which must not fail after the training, and tell what is trained on.
+
+    Args:
+        cfg: names DATASETS.TEST.
+        records: those that are trained on.
+
+    Raises:
+        InputError: a test set cannot be loaded.
+    """
+    trained = {os.path.abspath(record["file_name"]) for record in records}
+    for name in cfg.DATASETS.TEST:
+        tested = [os.path.abspath(record["file_name"]) for record in load_records([name])]
+        shared = [path for path in tested if path in trained]
+        if shared:
+            logging.getLogger(__name__).warning(
+                "DATASETS.TEST: %d of %d images of %s are trained on too, so its results tell "
+                "nothing of other images; the first is %s",
+                len(shared), len(tested), name, shared[0],
+            )  # fmt: skip
 
 
 def _as_list(batch: list[dict]) -> list[dict]:

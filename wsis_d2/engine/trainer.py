@@ -25,7 +25,7 @@ from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.config import read_config
 from wsis_d2.config_checks.runs import check_trainable
 from wsis_d2.config_checks.unused import check_used
-from wsis_d2.data.loader import build_test_loader, build_train_loader
+from wsis_d2.data.loader import build_test_loader, build_train_loader, compare_with_tests
 from wsis_d2.engine.launch import lost_a_process
 from wsis_d2.engine.picture_hook import build_picture_hook
 from wsis_d2.engine.resume import refuse_other_training, training_identity
@@ -218,6 +218,7 @@ class WSISTrainer(TrainerBase):
             SystemExit: the results are not TEST.EXPECTED_RESULTS.
         """
         self.data_loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        compare_with_tests(self.cfg, self.data_loader.dataset.records)
         self._batches = iter(self.data_loader)
         self.model.train()
         super().train(self.start_iter, self.max_iter)

@@ -85,7 +85,10 @@ class RegionCueLabeller:
             sample["crop_targets"].append(target)
         sample["boxes"] = [
             ((box.x0, box.y0, box.x1 + 1, box.y1 + 1), box.class_id, box.is_group)
-            for box in (*touched_boxes(record), *whole_image_groups(record))
+            for box in (
+                *touched_boxes(record),
+                *whole_image_groups(record, self.segmenter.thing_ids),
+            )
         ]
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
         found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()

@@ -1,7 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Windows with tags and boxes of a weak record, moved with its image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ def annotation_regions(
     windows: Sequence[tuple[Sequence[int], torch.Tensor]],
     transforms: T.TransformList,
     has_boxes: bool = True,
+    thing_ids: Collection[int] = (),
 ) -> dict:
     """Return what :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses` reads.
 
@@ -30,6 +31,7 @@ def annotation_regions(
         transforms: what the image went through. After a crop, windows and boxes may reach past
             the image, or lie outside it.
         has_boxes: whether the dataset's boxes are complete.
+        thing_ids: the things of the dataset; one that is tagged without a box is a group too.
 
     Returns:
         ``crops``, a list of ``(x0, y0, x1, y1)``; ``crop_targets`` (crops, classes); ``boxes``, a
@@ -39,7 +41,7 @@ def annotation_regions(
         *record.get("annotations", ()),
         *(
             {"bbox": box.corners, "bbox_mode": 0, "category_id": box.class_id, "iscrowd": 1}
-            for box in whole_image_groups(record)
+            for box in whole_image_groups(record, thing_ids)
         ),
     ]
     corners = [

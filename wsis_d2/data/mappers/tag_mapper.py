@@ -120,7 +120,8 @@ class TagMapper:
     ) -> torch.Tensor:
         """Return the (classes,) float32 target of one window of a record.
 
-        Where a dataset's boxes are not complete, a thing without a box or a tag is unknown.
+        Where a dataset's boxes are not complete, a thing without a box or a tag is unknown; so is
+        all stuff of an image that has no tag of any.
 
         Args:
             record: boxes are taken from its annotations.
@@ -128,7 +129,7 @@ class TagMapper:
             tags: the classes known to be there.
         """
         target = torch.zeros(self.num_classes)
-        target[_without_complete_boxes(record)] = UNKNOWN
+        target[_not_annotated(record)] = UNKNOWN
         if self.box_share <= 1:
             for annotation in record.get("annotations", ()):
                 share = _share_inside(annotation, window)
@@ -143,12 +144,18 @@ class TagMapper:
         return target
 
 
-def _without_complete_boxes(record: Mapping) -> list[int]:
-    """Return the things of a record's dataset if a box may be missing there, else nothing."""
+def _not_annotated(record: Mapping) -> list[int]:
+    """Return the classes of a record's dataset whose absence from its annotation tells nothing.
+
+    These are things if a box may be missing there, and stuff if the image has no tag of any.
+    """
     if "dataset_name" not in record:
         return []
     metadata = MetadataCatalog.get(record["dataset_name"])
-    return [] if metadata.get("has_boxes", True) else list(metadata.thing_ids)
+    unknown = [] if metadata.get("has_boxes", True) else list(metadata.thing_ids)
+    if set(image_tags(record)) <= set(metadata.thing_ids):
+        unknown += metadata.stuff_ids
+    return unknown
 
 
 def image_tags(record: Mapping) -> list[int]:

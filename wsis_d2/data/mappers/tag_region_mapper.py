@@ -43,5 +43,6 @@ class TagRegionMapper(TagMapper):
                 [(window, self.target(record, window, tags)) for window, tags in windows],
                 transforms,
                 metadata.get("has_boxes", True) if metadata else True,
+                metadata.thing_ids if metadata else (),
             ),
         }
