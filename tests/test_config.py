@@ -38,3 +38,18 @@ def test_a_hostile_file_runs_nothing(tmp_path):
 def test_bad_overrides_are_named():
     with pytest.raises(InputError, match="NO.KEY"):
         read_config(None, ["NO.KEY", "1"])
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("CLEAN.SCORE_THRESHOLD", 1.5),
+        ("CAM.THRESHOLD", 0.0),
+        ("ITERATIVE.WORKERS", 0),
+        ("ITERATIVE.BOX_STORES", [["weak"]]),
+        ("MODEL.WSIS.DETECTOR_BOXES", [["weak", 7]]),
+    ],
+)
+def test_values_that_would_fail_hours_later_are_named_at_once(key, value):
+    with pytest.raises(InputError, match=f"^{key} is .*expected"):
+        read_config(None, [key, value])

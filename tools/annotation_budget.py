@@ -8,7 +8,6 @@ results.json of runs, the tool plots quality against hours and makes a recommend
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from wsis_d2.planning.annotation_cost import (
 )
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write
 
 EPILOG = """examples:
   # cost of 3000 images, estimated from 20 that are annotated already
@@ -229,7 +229,6 @@ def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
     from wsis_d2.planning.suggest import suggest
     from wsis_d2.report.sources import open_data
     from wsis_d2.report.suggestions import Predictions, measure, suggestion_report
-    from wsis_d2.utils.files import atomic_write
     from wsis_d2.weak_labels.review import read_review
     from wsis_d2.weak_labels.store import LabelStore
 
@@ -302,11 +301,9 @@ def draw(path: Path, points: Sequence[RunPoint], metric: str) -> None:
     axes.set(xlabel="hours of annotation", ylabel=f"{metric} (percent)")
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower() or "png", dpi=150)
     pyplot.close(figure)
-    temporary.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -378,8 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "recommendation": advice,
             "suggestions": chosen,
         }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, json.loads(json.dumps(content)), indent=1)
+        write_json(args.output, content, indent=1)
         print(f"wrote {args.output}")
     return 0
 

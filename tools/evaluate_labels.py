@@ -6,14 +6,12 @@ It only reports: training reads nothing that it writes.
 """
 
 import argparse
-import json
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.errors import InputError
 
 EPILOG = """examples:
@@ -49,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--proposals", action="store_true", help="oracle J_i of the proposals (needs --dataset)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="proposals of the first N images")
+    parser.add_argument("--limit", type=positive, metavar="N", help="proposals of the first images")
     parser.add_argument("--config-file", metavar="F", help="config with DATASETS.OWN, WEAK_LABELS")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
@@ -74,11 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.proposals:
         results["proposals"] = _proposals(args, cfg, truth)
     if args.output:
-        from wsis_d2.utils.files import atomic_write
+        from wsis_d2.utils.json_io import write_json
 
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(args.output) as file:
-            file.write(json.dumps(_finite(results), indent=1).encode())
+        write_json(args.output, results, indent=1)
     return 0
 
 
@@ -148,15 +144,6 @@ def _table(stores: dict) -> str:
                     f"R {row['recall']:.1f}, empty {row['empty']:.1f}, {row['count']} objects"
                 )
     return "\n".join(lines)
-
-
-def _finite(value):
-    """Return numbers that JSON has: NaN becomes null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 if __name__ == "__main__":

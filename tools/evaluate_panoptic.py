@@ -13,11 +13,10 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ.setdefault("WSIS_D2_NO_REGISTER", "1")
 
-from wsis_d2.evaluation.average_precision import MATCHINGS
+from wsis_d2.evaluation.average_precision import DEFAULT_THRESHOLDS, MATCHINGS, APrOptions
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
 from wsis_d2.evaluation.image_match import RANKING_SCORES
 from wsis_d2.evaluation.instance_ap import PROTOCOLS
-from wsis_d2.evaluation.metrics import DEFAULT_THRESHOLDS, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS
 from wsis_d2.evaluation.results import (
     copy_paste_rows,

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.errors import InputError
 
 EPILOG = """examples:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", required=True, metavar="DIR", help="folder of the PNGs")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the weak dataset")
     parser.add_argument("--output", required=True, metavar="STORE", help="folder of the store")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: cores)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
     parser.add_argument("--force", action="store_true", help="discard existing labels")
     args = parser.parse_args(argv)
     logging.basicConfig(

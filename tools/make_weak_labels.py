@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
-from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -137,13 +137,13 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--images", metavar="DIR", help="folder of the own data's images")
     common.add_argument("--output", required=True, metavar="STORE", help="folder of the labels")
     common.add_argument("--config-file", metavar="F", help="recipe: a config with WEAK_LABELS")
-    common.add_argument("--workers", type=_positive, metavar="N", help="processes (default: cores)")
+    common.add_argument("--workers", type=positive, metavar="N", help="processes (default: cores)")
     common.add_argument("--ray", metavar="ADDRESS", help="use a ray cluster: 'auto' or an address")
     common.add_argument(
-        "--image-seconds", type=_positive, metavar="N", default=1800,
+        "--image-seconds", type=positive, metavar="N", default=1800,
         help="skip an image that takes longer, and name it (default: 1800)",
     )  # fmt: skip
-    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
+    common.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
     common.add_argument("--force", action="store_true", help="discard existing labels")
     common.add_argument(
         "--dry-run", action="store_true", help="say what would be done and write nothing"
@@ -192,13 +192,6 @@ def make_parser() -> argparse.ArgumentParser:
     review.add_argument("--output", required=True, metavar="STORE", help="the labels, changed")
     review.add_argument("--dry-run", action="store_true", help="say what would be done")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: at least 1 was expected")
-    return value
 
 
 def config_of(args: SimpleNamespace):

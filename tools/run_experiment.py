@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis_d2.engine.jobs import Job, run_jobs
-from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.yaml_io import parse_yaml
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", nargs="+", help="runs or groups of experiment.yaml; default: all")
-    parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--workers", type=positive, default=2, help="processes at once")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     args = parser.parse_args(argv)
     jobs: dict[str, Job] = {}

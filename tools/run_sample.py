@@ -3,7 +3,6 @@
 """All steps on the embedded sample: annotation, labels, training, evaluation, report."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tabulate import tabulate
 from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.evaluation.results import fs_percent, merge_results_json
 from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "Sample-Panoptic"
@@ -178,11 +178,6 @@ def format_table(runs: dict) -> str:
         )
         lines.append([title, weak, full, fs_percent(weak, full), *others])
     return tabulate(lines, header, tablefmt="github", floatfmt=".1f", missingval="-")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: a container's share, not the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 if __name__ == "__main__":

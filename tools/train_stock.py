@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     test.add_argument("--gt-dir", metavar="DIR", help="the PNGs of the truth")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
+        "--trust", action="store_true", help="read checkpoints that may contain code"
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
     )
     return parser
@@ -87,8 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.engine import default_setup
     from detectron2.utils import comm
 
+    from wsis_d2.checkpoint.reader import trust_checkpoints
     from wsis_d2.engine.stock import StockTrainer, stock_config
 
+    if args.trust:
+        trust_checkpoints()
     cfg = stock_config(args.config_file, *register(args), args.opts)
     cfg.freeze()
     default_setup(cfg, argparse.Namespace(config_file="", opts=args.opts, eval_only=False))

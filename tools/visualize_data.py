@@ -170,8 +170,6 @@ class _Proposal:
         self.data, self.palette = data, args.palette
 
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
-        import cv2
-
         from wsis_d2.structures.annotation import centre_boxes, record_marks
         from wsis_d2.visualization.visualizer import blend, draw_regions
         from wsis_d2.weak_labels.box_masks import box_parts
@@ -186,10 +184,8 @@ class _Proposal:
             contours = make_contours(self.source.contours, self.source.weights)(bgr)
             grey = (255 * contours).astype(np.uint8)
             panels["contours"] = np.repeat(grey[..., None], 3, axis=2)
-        regions = getattr(proposals, "superpixels", None)
+        regions = proposals.regions() if proposals is not None else None
         if regions is not None:
-            size = (image.shape[1], image.shape[0])
-            regions = cv2.resize(regions, size, interpolation=cv2.INTER_NEAREST)
             name = f"{int(regions.max()) + 1} superpixels, {len(proposals)} proposals"
             panels[name] = blend(image, draw_regions(regions))
         masks = {"best proposals": [], "GrabCut": [], "agreement": []}

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
+from wsis_d2.data.datasets.builtin.segments import crop_starts
 from wsis_d2.structures.boxes import Box
-from wsis_d2.weak_labels.cam_labels import fixed_crops
 from wsis_d2.weak_labels.clean import CleanOptions, clean_labels
 
 HEIGHT, WIDTH = 1024, 2048
@@ -33,8 +33,9 @@ def make_case(count: int, seed: int = 0) -> dict:
         box_mask_map[y : y + height, x : x + width] = 255
         box_mask_map[y + height // 4 : y + height // 2, x + width // 4 : x + width // 2] = class_id
     crops = [
-        (*crop, frozenset(rng.choice(11, 6, replace=False).tolist()))
-        for crop in fixed_crops(HEIGHT, WIDTH, 400, 500)
+        (x, y, x + 500, y + 400, frozenset(rng.choice(11, 6, replace=False).tolist()))
+        for x in crop_starts(WIDTH, 500)
+        for y in crop_starts(HEIGHT, 400)
     ]
     return {
         "labels": labels,

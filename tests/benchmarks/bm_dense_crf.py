@@ -261,13 +261,7 @@ def measure(mode: str, case: str, paths: list, repeat: int, checkout: str | None
         torch.cuda.synchronize()
 
     a, b, ratio = interleaved(ours, on_gpu, repeat, time.perf_counter)
-    lattice = build_lattice(there[1], kernels["bilateral_xy"], kernels["bilateral_rgb"])
-    vertices, pixels = int(lattice[0][5]), height * width
-    traffic = 24 * pixels * labels + 96 * pixels + 48 * vertices * labels
-    return (
-        f"| {case} | {ratio:.1f} | {a * 1e3:.0f} | {b * 1e3:.1f} | {b / ITERATIONS * 1e3:.2f} | "
-        f"{traffic / 1e6:.0f} MB |"
-    )
+    return f"| {case} | {ratio:.1f} | {a * 1e3:.0f} | {b * 1e3:.1f} | {b / ITERATIONS * 1e3:.2f} |"
 
 
 HEADS = {
@@ -276,7 +270,7 @@ HEADS = {
     "rebuild": "case | ratio | rebuilt ms | ours ms",
     "backward": "case | backward / forward",
     "labels": "case | ms | times one label",
-    "gpu": "case | CPU / GPU | CPU ms | GPU ms | GPU ms an iteration with build | traffic of one",
+    "gpu": "case | CPU / GPU | CPU ms | GPU ms | GPU ms an iteration with build",
 }
 
 

@@ -153,7 +153,7 @@ def test_truth_of_other_classes_is_refused(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"isthing": 0}, r"segments_info\[0\]: isthing is 0, and category_id 3 is a thing"),
+        ({"isthing": 0}, r"segment \d+: isthing is 0, and category_id 3 is a thing"),
         ({"isthing": "yes"}, "isthing is 'yes'; expected 0 or 1"),
         ({"iscrowd": "0"}, "iscrowd is '0'; expected 0 or 1"),
     ],

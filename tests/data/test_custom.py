@@ -189,22 +189,25 @@ def damage(sample, tmp_path, change):
 
 TRUTH_DAMAGE = {
     "image without truth": (lambda c: c["annotations"].pop(0), r"image id 1 .*0001\.png"),
-    "twice": (lambda c: c["annotations"].append(c["annotations"][0]), "twice"),
+    "twice": (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations"),
     "instances file": (lambda c: c["annotations"][0].pop("segments_info"), "not instances"),
-    "no list": (lambda c: c.update(annotations=3), "no list"),
+    "no list": (lambda c: c.update(annotations=3), "no 'annotations' list"),
     "no png": (lambda c: c["annotations"][0].update(file_name="none.png"), r"no file .*none\.png"),
     "leaves": (lambda c: c["annotations"][0].update(file_name="../x.png"), "leaves"),
     "class": (
         lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99),
-        "unknown class: category_id 99",
+        "category_id 99, expected one of the 7 category ids",
     ),
     "id twice": (
         lambda c: c["annotations"][0]["segments_info"].append(
             dict(c["annotations"][0]["segments_info"][0])
         ),
-        "used twice",
+        "given twice",
     ),
-    "id zero": (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "1..2"),
+    "id zero": (
+        lambda c: c["annotations"][0]["segments_info"][0].update(id=0),
+        "expected 1 to 16777215",
+    ),
 }
 
 

@@ -1,6 +1,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """COCO panoptic files of a label store, loaded the way that Mask2Former does."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +81,18 @@ def test_truth_is_written_the_same_way_and_again(tiny):
             ids = utils.read_image(own["pan_seg_file_name"], "RGB")[..., 0]
             areas = [int((ids == s["id"]).sum()) for s in own["segments_info"]]
             assert masks.tensor.sum(dim=(1, 2)).tolist() == areas
+
+
+def test_segments_without_a_pixel_are_left_out(tiny):
+    path = Path(MetadataCatalog.get("tiny_full").panoptic_json)
+    content = json.loads(path.read_text())
+    given = content["annotations"][0]["segments_info"]
+    given.append({**given[0], "id": 99999})
+    path.write_text(json.dumps(content))
+    register_panoptic_files("tiny_full", tiny / "files")
+    written = json.loads((tiny / "files/panoptic.json").read_text())["annotations"][0]
+    assert [s["id"] for s in written["segments_info"]] == [s["id"] for s in given[:-1]]
+    assert all(s["area"] > 0 for s in written["segments_info"])
 
 
 def test_an_unknown_dataset_is_named(tiny):

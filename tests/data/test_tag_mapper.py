@@ -135,3 +135,14 @@ def test_stuff_that_nobody_tagged_is_unknown(record):
         assert possible[2:].all() and possible[0].sum() == 100 and not possible[1].any()
     finally:
         MetadataCatalog.remove(name)
+
+
+def test_a_thing_that_only_a_point_tells_of_may_be_in_any_window(record):
+    MetadataCatalog.get("marked_things").set(thing_ids=[0, 1, 2])
+    record |= {"dataset_name": "marked_things", "points": [{"category_id": 2, "xy": [3.0, 4.0]}]}
+    try:
+        assert mapper().target(record, (15, 0, 30, 20), [3]).tolist() == [0, 1, -1, 1, 0]
+        sample = TagRegionMapper(is_train=True, num_classes=5, flip=False)(record)
+        assert sample["boxes"][2:] == [((0, 0, 30, 20), 2, True)]
+    finally:
+        MetadataCatalog.remove("marked_things")

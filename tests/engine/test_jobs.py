@@ -103,3 +103,8 @@ def test_terminating_the_runner_stops_its_jobs(tmp_path):
     assert runner.wait(timeout=30) == 128 + 15
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+
+
+def test_no_process_at_all_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--workers 0: at least 1"):
+        run_jobs([job("a", "pass")], tmp_path / "jobs", workers=0)

@@ -147,6 +147,16 @@ def test_parts_that_are_joined_must_agree(data):
         cfg_of(data, *parts, other)
 
 
+def test_a_detector_of_other_classes_is_mapped_by_name(data):
+    weights = write_run(data.folder / "detector", [("dog", 1), ("zebra", 1), ("cat", 1)])
+    opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", weights)
+    with pytest.raises(InputError, match="zebra"):
+        cfg_of(data, *opts)
+    cfg = cfg_of(data, *opts, "MODEL.WSIS.DETECTOR_CLASSES", "['dog', 'zebra', 'cat']")
+    assert cfg.MODEL.WSIS.DETECTOR_CLASS_MAP == [0, -1, 1]
+    assert names("other_full") == ["sea", "dog", "sky", "cat"]
+
+
 def test_a_resumed_run_keeps_its_classes(data):
     out = data.folder / "out"
     write_run(out, tiny_rows())

@@ -2,6 +2,8 @@
 """Detectron2's own Panoptic FPN and Mask R-CNN train from a label store."""
 
 import json
+import os
+import pickle
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,7 +16,7 @@ from wsis_d2.utils.errors import InputError
 
 #: The zoo's recipes, made so small that they train in seconds.
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+    "MODEL.WEIGHTS", "",
     "MODEL.BACKBONE.NAME", "build_resnet_any_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0,
     "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 8,
@@ -63,3 +65,35 @@ def test_what_is_no_recipe_is_named(twin):
         stock_config("COCO-Nothing/x.yaml", twin)
     with pytest.raises(InputError, match="RetinaNet"):
         stock_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", twin)
+
+
+class Hostile:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_hostile_files_run_nothing(twin, tmp_path):
+    file, trace = tmp_path / "hostile.yaml", tmp_path / "trace"
+    file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {trace}']\n")
+    with pytest.raises(InputError, match="hostile.yaml"):
+        stock_config(str(file), twin)
+    assert not trace.exists()
+    weights = tmp_path / "weights.pkl"
+    weights.write_bytes(pickle.dumps({"model": Hostile(trace), "__author__": "x"}))
+    opts = [*TINY, "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path)]
+    trainer = StockTrainer(stock_config(next(iter(RECIPES)), twin, opts=opts))
+    with pytest.raises(InputError, match="could run code"):
+        trainer.resume_or_load(resume=False)
+    assert not trace.exists()
+
+
+def test_a_stock_recipe_runs_without_a_gpu(twin, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    recipe = next(iter(RECIPES))
+    assert stock_config(recipe, twin).MODEL.DEVICE == "cpu"
+    with pytest.raises(InputError, match="MODEL.DEVICE is 'cuda:1'"):
+        stock_config(recipe, twin, opts=["MODEL.DEVICE", "cuda:1"])

@@ -14,6 +14,7 @@ from torch import nn
 
 from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.engine import WSISTrainer, build_lr_scheduler, build_optimizer, launch
+from wsis_d2.engine.picture_hook import build_picture_hook
 from wsis_d2.engine.solver import parameter_groups
 from wsis_d2.utils.errors import InputError
 
@@ -218,6 +219,11 @@ def test_pictures_reach_tensorboard_and_change_nothing(data, tmp_path):
     assert picture.height == 256 + 28 and picture.width > 2 * 256
 
 
+def test_a_detectors_pictures_are_detectron2s_own(data, tmp_path):
+    cfg = tiny_cfg(tmp_path, "MODEL.WSIS.STAGE", "detector", "VIS_PERIOD", 2)
+    assert build_picture_hook(cfg, build_model(cfg)) is None
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(data, tmp_path):
     trainer = WSISTrainer(tiny_cfg(tmp_path, *SEMANTIC))
     trainer.resume_or_load(resume=False)
@@ -282,3 +288,31 @@ def test_wrong_class_counts_are_named(data, tmp_path):
         tiny_cfg(tmp_path, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)
     with pytest.raises(InputError, match="NO.SUCH.KEY"):
         tiny_cfg(tmp_path, "NO.SUCH.KEY", 7)
+
+
+@pytest.mark.parametrize(
+    "opts,message",
+    [
+        (("DATASETS.TEST", ("nowhere",)), "no dataset 'nowhere'"),
+        (("TEST.APR_THRESHOLDS", "0.5:0.1:0.1"), "APr thresholds"),
+        (("TEST.TRUE_PARTS", ["crf"], "RUN_VARIANT", "x"), "'crf'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_training(data, tmp_path, opts, message):
+    test = ("DATASETS.TEST", ("tiny_full",))
+    cfg = tiny_cfg(tmp_path, "MODEL.WSIS.STAGE", "end_to_end", *test, *opts)
+    with pytest.raises(InputError, match=message):
+        WSISTrainer(cfg)
+
+
+def test_boxes_of_files_are_missed_before_training(data, tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("[]")
+    opts = ["MODEL.WSIS.STAGE", "end_to_end", "MODEL.WSIS.DETECTOR_BOXES"]
+    for files, message in (
+        ([["tiny_weak", str(boxes)]], "no file for data set 'tiny_full'"),
+        ([["tiny_weak", str(boxes)], ["tiny_full", "no.json"]], "no.json: no such file"),
+    ):
+        cfg = tiny_cfg(tmp_path, *opts, files, "DATASETS.TEST", ("tiny_full",))
+        with pytest.raises(InputError, match=f"DETECTOR_BOXES: {message}"):
+            WSISTrainer(cfg)

@@ -25,8 +25,8 @@ from wsis_d2.evaluation import (
     SemSegIoUEvaluator,
     build_evaluator,
 )
+from wsis_d2.evaluation.average_precision import APrOptions
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
-from wsis_d2.evaluation.metrics import APrOptions
 from wsis_d2.utils.errors import InputError
 
 UNIFIED = {category: index for index, category in enumerate(CLASSES.ids)}
@@ -294,5 +294,5 @@ def test_faults_are_named(scenes, tmp_path) -> None:
     with pytest.raises(InputError, match="eval_test_bare.*no panoptic_json"):
         run(InstanceAPEvaluator("eval_test_bare"), inputs[:1], outputs[:1])
     MetadataCatalog.get("eval_test_other").set(evaluator_type="coco")
-    with pytest.raises(NotImplementedError, match="eval_test_other.*'coco'"):
+    with pytest.raises(InputError, match="eval_test_other.*'coco'"):
         build_evaluator(config(tmp_path), "eval_test_other")

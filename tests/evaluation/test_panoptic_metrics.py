@@ -17,9 +17,8 @@ from helpers.metrics_by_hand import (
 from helpers.panoptic_scenes import CATEGORIES, CLASSES, random_image, write_files
 
 from wsis_d2.evaluation import AveragePrecision, Matcher, PanopticQuality, SemanticIoU
-from wsis_d2.evaluation.average_precision import parse_thresholds
+from wsis_d2.evaluation.average_precision import APrOptions, parse_thresholds
 from wsis_d2.evaluation.from_files import FileOptions, evaluate_files
-from wsis_d2.evaluation.metrics import APrOptions
 from wsis_d2.utils.errors import InputError
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)

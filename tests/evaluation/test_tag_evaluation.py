@@ -40,7 +40,7 @@ def test_against_a_literal_reference():
 
 
 def test_evaluator_uses_crops_and_leaves_unknown_and_absent_classes_out():
-    evaluator = TagEvaluator(["sky", "cow", "mud"], distributed=False)
+    evaluator = TagEvaluator(["sky", "cow", "mud"])
     crops = {
         "crop_targets": torch.tensor([[1.0, 0, 0], [0, -1, 0], [1, 1, 0]]),
         "tags": torch.tensor([1.0, 1, 0]),

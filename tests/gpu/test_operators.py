@@ -252,6 +252,54 @@ def test_what_is_not_finite_is_refused(expected, bad):
         mean_field(scores, image, gaussian_weight=torch.tensor(bad, device=DEVICE))
 
 
+def test_filters_refuse_what_is_not_finite(expected):
+    values, image = unary(3, 8, 9).to(DEVICE), picture(8, 9).to(DEVICE)
+    values[1, 2, 3] = float("inf")
+    with pytest.raises(ValueError, match="values: .*NaN"):
+        spatial_filter(values, sigma=3.0)
+    with pytest.raises(ValueError, match="values: .*NaN"):
+        permutohedral_filter(values, image, sigma_xy=6.0, sigma_rgb=20.0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_pixel_whose_scores_are_all_very_low_has_marginals(expected, recompute):
+    """Adding a number to all of a pixel's scores changes nothing elsewhere: (-2, -1) x 1e31 are
+    (-1, 0) x 1e31, where one label has it all."""
+    image, results = picture(9, 11).to(DEVICE), []
+    for low, high in ((-2e31, -1e31), (-1e31, 0.0)):
+        scores = unary(5, 9, 11).to(DEVICE)
+        scores[:, 4, 5] = low
+        scores[2, 4, 5] = high
+        scores.requires_grad_()
+        rest = dict(bilateral_xy=9.0, bilateral_rgb=40.0, iterations=3, recompute=recompute)
+        out = mean_field(scores, image, **rest)
+        elsewhere = torch.ones(9, 11, dtype=torch.bool, device=DEVICE)
+        elsewhere[4, 5] = False
+        (out[:, elsewhere].cos().sum()).backward()
+        results.append((out.detach()[:, elsewhere], scores.grad[:, elsewhere]))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_views_that_packs_cannot_be_loaded_from_are_refused(expected):
+    ops = torch.ops.wsis_d2
+    scores = unary(5, 8, 9).to(DEVICE)
+    header, records, index = native_crf.build_lattice(picture(8, 9).to(DEVICE), 6.0, 20.0)
+    weights = [torch.tensor(w) for w in (4.0, 3.0)]
+    rest = (*weights, 3.0, False, 2, 1)
+
+    def moved(t):
+        return torch.cat([t.flatten()[:1], t.flatten()])[1:].view_as(t)
+
+    with pytest.raises(ValueError, match="records: .* offset"):
+        ops.mean_field(scores, header, moved(records), index, *rest)
+    with pytest.raises(ValueError, match="index: .* offset"):
+        ops.lattice_filter(scores, header, records, moved(index), False)
+    out, saved = ops.mean_field(scores, header, records, index, *rest)
+    with pytest.raises(ValueError, match="saved: .* offset"):
+        ops.mean_field_backward(out, moved(saved), scores, header, records, index, *rest)
+
+
 def test_keys_that_do_not_fit_are_refused(expected):
     scores, image = unary(3, 8, 9).to(DEVICE), picture(8, 9).to(DEVICE)
     with pytest.raises(ValueError, match="64-bit keys"):

@@ -11,7 +11,7 @@ from helpers.crf_inputs import picture, unary
 
 from wsis_d2.layers import mean_field, native_crf, permutohedral_filter, spatial_filter
 from wsis_d2.layers._extension import extension_error
-from wsis_d2.layers.exact_crf import bilateral_features, exact_filter
+from wsis_d2.layers.exact_crf import bilateral_features, exact_filter, gaussian_features
 
 pytestmark = pytest.mark.skipif(extension_error() is not None, reason="operators are not built")
 NORMALIZATIONS = ["none", "after", "symmetric"]
@@ -104,6 +104,20 @@ def test_operators_pass_opcheck():
     )
 
 
+def test_results_are_contiguous_where_arguments_are_not_also_for_the_compiler():
+    ops, check = torch.ops.wsis_d2, torch.library.opcheck
+    _, scores, lattice, weights = operator_inputs()
+    turned = scores.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    check(ops.mean_field.default, (turned, *lattice, *weights, 3.0, False, 2, 1))
+    check(ops.lattice_filter.default, (turned, *lattice, False))
+    check(ops.spatial_filter.default, (turned, 3.0, False, 1, False))
+    plain = [t.detach() for t in (*lattice, *weights)]
+    for iterations in (0, 2):
+        rest = (*plain, 3.0, False, iterations, 1)
+        _, saved = ops.mean_field(turned, *rest)
+        check(ops.mean_field_backward.default, (turned, saved, turned, *rest))
+
+
 def test_autocast_computes_in_float32():
     _, scores, lattice, weights = operator_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -142,6 +156,15 @@ def test_exports():
     scores, image = unary(5, 16, 20), picture(16, 20)
     program = torch.export.export(Refine(), (scores, image))
     torch.testing.assert_close(program.module()(scores, image), Refine()(scores, image))
+
+
+@pytest.mark.parametrize("sigma", [12.0, 30.0, 1e10])
+def test_a_spatial_kernel_wider_than_the_image_has_its_height(sigma):
+    values = unary(2, 4, 5, dtype=torch.float64)
+    features = gaussian_features(4, 5, sigma)
+    exact = exact_filter(values.reshape(2, -1), features).reshape(values.shape)
+    found = spatial_filter(values, sigma=sigma)
+    assert (found - exact).norm() < 0.05 * exact.norm()
 
 
 def test_inconsistent_tensors_are_refused():

@@ -14,7 +14,9 @@ from helpers.tiny_panoptic import TinyData, tiny_cfg
 from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.data.mappers.build import build_mapper
 from wsis_d2.data.records import load_records
-from wsis_d2.engine import WSISTrainer
+from wsis_d2.engine import WSISTrainer, write_metadata
+from wsis_d2.export.detector import DetectorGraph
+from wsis_d2.inference.predictor import PanopticPredictor
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch.class_map import class_names, map_classes
 from wsis_d2.utils.errors import InputError
@@ -94,6 +96,12 @@ def test_a_detector_of_80_classes_maps_and_runs(data, tmp_path):
     assert found.scores.tolist() == plain.scores[picked].tolist()
     index = {7: 0, 61: 1}
     assert found.pred_classes.tolist() == [index[int(plain.pred_classes[k])] for k in picked]
+    # As a graph it maps them too.
+    thing_ids = MetadataCatalog.get("tiny_full").thing_ids
+    with torch.no_grad():
+        _, scores, classes = DetectorGraph(model.detector, thing_ids)(image.float())
+    assert torch.allclose(scores, found.scores, atol=1e-5)
+    assert classes.tolist() == [thing_ids[k] for k in found.pred_classes.tolist()]
     losses = model.train()(samples(cfg, 2, train=True))
     assert torch.isfinite(sum(losses.values()))
 
@@ -123,6 +131,10 @@ def test_retinanet_trains_and_gives_boxes(data, tmp_path):
     trainer = WSISTrainer(cfg)
     trainer.resume_or_load()
     trainer.train()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    write_metadata(cfg)
+    predictor = PanopticPredictor(str(tmp_path), "cpu", score_threshold=0.25)
+    assert predictor.model.detector.rcnn.test_score_thresh == 0.25
     weights = str(tmp_path / "model_final.pth")
     cfg = tiny_cfg(
         tmp_path, STAGE, "end_to_end", *RETINANET, "MODEL.WSIS.DETECTOR_WEIGHTS", weights,
@@ -144,8 +156,10 @@ def test_boxes_of_a_file(data, tmp_path):
     category = next(c for c, k in ids.items() if k == MetadataCatalog.get("tiny_full").thing_ids[1])
     rows = [
         {"image_id": first["image_id"], "category_id": category, "bbox": box, "score": score}
-        for box, score in (([2, 3, 20, 30], 0.9), ([3, 3, 20, 30], 0.8), ([40, 5, 9, 9], 0.3))
-    ]
+        for box, score in (
+            ([2, 3, 20, 30], 0.9), ([3, 3, 20, 30], 0.8), ([40, 5, 9, 9], 0.3), ([-9, 5, 9, 9], 0.9)
+        )
+    ]  # fmt: skip
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(rows))
     files = [BOXES, [["tiny_full", str(path)]]]
@@ -153,7 +167,7 @@ def test_boxes_of_a_file(data, tmp_path):
     model = build_model(cfg)
     load_for_training(cfg, model)
     assert model.detector.state_dict() == {}
-    # The second box is the first one's double, the third is not sure enough.
+    # The second box is the first one's double, the third is not sure enough, the last outside.
     found, none = model.detector.detect([s["image"] for s in (first, second)], [first, second])
     assert found.pred_boxes.tensor.tolist() == [[2, 3, 22, 33]] and len(none) == 0
     assert found.pred_classes.tolist() == [1] and found.scores.tolist() == pytest.approx([0.9])

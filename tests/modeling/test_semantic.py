@@ -18,6 +18,8 @@ from wsis_d2.modeling.semantic import (
     SemanticSubnetwork,
 )
 from wsis_d2.modeling.semantic.inference import tile_starts
+from wsis_d2.modeling.semantic.psp_head import _learns
+from wsis_d2.utils.errors import InputError
 
 
 def default_cfg(*opts):
@@ -49,6 +51,15 @@ def test_pyramid_pooling_averages_the_cells_of_its_grids():
     assert torch.allclose(out[0, 1], torch.full((4, 4), 7.5))
     corners = out[0, 2][[0, 0, -1, -1], [0, -1, 0, -1]]
     assert corners.tolist() == pytest.approx([2.5, 4.5, 10.5, 12.5])
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "naiveSyncBN"])
+def test_batch_norm_needs_more_than_one_image_in_all_processes(norm, monkeypatch):
+    pool = PyramidPooling(2, [1, 2], 2, norm).train()
+    with pytest.raises(InputError, match="SEM_SEG_HEAD.NORM: batch norm over a single value"):
+        pool(torch.rand(1, 2, 4, 4))
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    assert _learns(pool.convs[0].norm) == (norm == "BN")
 
 
 def test_shapes_of_the_paper_network():

@@ -55,6 +55,15 @@ def test_a_segmenters_cues_are_its_surest_classes_among_those_that_annotation_al
         np.testing.assert_array_equal(best[labelled], distribution.max(0)[labelled])
 
 
+def test_a_thing_that_only_a_point_tells_of_may_be_anywhere(scenes, segmenter):
+    _, records = scenes
+    labeller = build_labeller(classifier_config(plain_config(), segmenter, 7), segmenter, THINGS)
+    plain = {**records[0], "annotations": []}
+    assert not labeller.distribution(plain)[sorted(THINGS)].any()
+    marked = labeller.distribution({**plain, "points": [{"category_id": 1, "xy": [3.5, 4.5]}]})
+    assert marked[1].all() and not marked[[0, 2]].any()
+
+
 def test_appearance_weighs_a_segmenters_distributions_and_no_activation_maps(
     scenes, classifier, segmenter
 ):

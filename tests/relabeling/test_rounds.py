@@ -231,6 +231,14 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
     with pytest.raises(InputError, match="DETECTOR_WEIGHTS: no.pth: no such file; train the"):
         opts = ("MODEL.WSIS.DETECTOR_WEIGHTS", "no.pth", "DATASETS.TEST", f"('{NAME}',)")
         train_iterative(config(prepared, "other", *opts), 1)
+    for stores, message in (
+        ("[['elsewhere', 'boxes']]", "BOX_STORES: 'elsewhere' is no weak set"),
+        (f"[['{NAME}', 'gone']]", "gone: no label store"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_iterative(config(prepared, "other", "ITERATIVE.BOX_STORES", stores), 1)
+    with pytest.raises(InputError, match="no dataset 'nowhere'"):
+        train_iterative(config(prepared, "other", "DATASETS.TEST", "('nowhere',)"), 1)
 
 
 def test_the_figures_by_round_as_table_and_plot(tmp_path):

@@ -163,6 +163,11 @@ def test_what_is_missing_or_unfit_is_told(scenes, classifier, tmp_path):
         InputError, match="in another shape: classifier.weight .*the dataset's classes"
     ):
         make_tag_labels(plain_config(), records, more, tmp_path / "a", classifier=classifier)
+    with pytest.raises(InputError, match="CAM.LAYER 'backbone.res9' is not in the network"):
+        make_tag_labels(
+            plain_config("CAM.LAYER", "backbone.res9"), records, CATEGORIES, tmp_path / "a",
+            classifier=classifier,
+        )  # fmt: skip
     alone = tmp_path / "model_final.pth"
     alone.write_bytes(classifier.read_bytes())
     with pytest.raises(InputError, match="no config.yaml beside it"):

@@ -72,7 +72,7 @@ def page(folder, text):
             "unit": text, "note": text}  # fmt: skip
     written = write_report(
         folder / "page.html", text, items, classes=classes, subtitle=text, tables=[table],
-        curves=[curve], bars=[bars], sort=text, hidden_layers=[text], footer=text,
+        curves=[curve], bars=[bars], sort=text, footer=text,
     )  # fmt: skip
     return written.read_text(encoding="utf-8")
 

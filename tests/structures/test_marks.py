@@ -54,7 +54,7 @@ def test_records_without_marks_have_none():
 
 def test_objects_without_a_box_may_be_anywhere():
     assert unboxed_classes(RECORD) == [2]
-    assert whole_image_groups(RECORD) == [Box(2, 0, 0, 11, 7, True)]
+    assert whole_image_groups(RECORD, []) == [Box(2, 0, 0, 11, 7, True)]
     # Class 0 is marked and has no box; 1 is marked and has two.
     groups = [Box(0, 0, 0, 11, 7, True), Box(2, 0, 0, 11, 7, True)]
     assert whole_image_groups(RECORD, [0, 1]) == groups

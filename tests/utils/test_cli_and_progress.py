@@ -1,11 +1,12 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Exit statuses of tools, progress lines, and the environment table."""
 
+import argparse
 import logging
 
 import pytest
 
-from wsis_d2.utils.cli import main_with_errors
+from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.collect_env import collect_env
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import format_seconds, progress
@@ -43,6 +44,16 @@ def test_exit_statuses(capsys):
 
     with pytest.raises(RuntimeError):
         main_with_errors(bug, [])
+
+
+def test_numbers_of_at_least_one(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--limit", type=positive)
+    assert parser.parse_args(["--limit", "3"]).limit == 3
+    for text in ("0", "-1", "x"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--limit={text}"])
+        assert "--limit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from wsis_d2.data.datasets.builtin.preparation_command import command_parser
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.processes import only_writer
+from wsis_d2.utils.processes import only_writer, usable_cores
 
 HOLD = """
 import sys, time
@@ -77,3 +78,11 @@ def test_a_worker_ends_when_its_parent_is_killed():
             break
         time.sleep(0.1)
     assert not alive(child)
+
+
+def test_cores_are_told_on_systems_without_affinity(monkeypatch):
+    assert 1 <= usable_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert usable_cores() == os.cpu_count()
+    # A command that prepares a data set has them as its default.
+    assert command_parser("", "").parse_args([]).workers == os.cpu_count()

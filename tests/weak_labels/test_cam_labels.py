@@ -5,22 +5,7 @@ import numpy as np
 import pytest
 
 from wsis_d2.structures.annotation import record_crops
-from wsis_d2.weak_labels.cam_labels import cue_labels, fixed_crops, stitch_maps
-
-
-def test_the_fixed_crops_of_street_scenes():
-    crops = fixed_crops(1024, 2048, 400, 500)
-    assert len(crops) == 15
-    assert sorted({c[0] for c in crops}) == [0, 387, 774, 1161, 1548]
-    assert sorted({c[1] for c in crops}) == [0, 312, 624]
-    assert all(c[2] - c[0] == 500 and c[3] - c[1] == 400 for c in crops)
-    # Columns outer, rows inner.
-    assert [c[:2] for c in crops[:4]] == [(0, 0), (0, 312), (0, 624), (387, 0)]
-
-
-def test_crops_that_fit_or_exceed_the_image():
-    assert fixed_crops(10, 20, 10, 10) == [(0, 0, 10, 10), (10, 0, 20, 10)]
-    assert fixed_crops(5, 6, 10, 10) == [(0, 0, 6, 5)]
+from wsis_d2.weak_labels.cam_labels import cue_labels, stitch_maps
 
 
 def test_crops_of_a_record():

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 from test_store import CATEGORIES, RECIPE, make_record
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels import workers as processes
 from wsis_d2.weak_labels.driver import plain_record, run, run_share
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels, describe_error
@@ -139,6 +142,37 @@ def test_a_record_that_never_ends_is_named_and_its_process_replaced(tmp_path):
     result = run(endless, records, create(tmp_path), workers=2, image_seconds=5)
     assert list(result.failed) == [1] and "longer than 5 seconds" in result.failed[1]
     assert "somewhere/1.jpg" in result.failed[1] and result.made == 4
+
+
+def test_a_process_that_dies_between_two_records_costs_none(tmp_path, monkeypatch):
+    made = []
+
+    class Pool:
+        """Its first one loses a process at work, its second one before it is given work."""
+
+        def __init__(self, *_, **__):
+            made.append(self)
+
+        def submit(self, function, *args):
+            future = Future()
+            if function is processes._is_ready:
+                future.set_result(True)
+            elif len(made) == 1:
+                future.set_exception(BrokenProcessPool())
+            elif len(made) == 2:
+                raise BrokenProcessPool
+            else:
+                future.set_result([None] * len(args[0]))
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
+    store = LabelStore.create(tmp_path / "store", RECIPE, CATEGORIES)
+    groups = [[make_record(1)], [make_record(2)]]
+    found = [(r["image_id"], told) for r, told in processes.map_pool(None, groups, store, 2, 60)]
+    assert sorted(found) == [(1, None), (2, None)] and len(made) == 3
 
 
 def test_a_line_of_hostile_names_is_one_line_without_control_characters():

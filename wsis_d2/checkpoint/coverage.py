@@ -67,7 +67,8 @@ def load_into(
     names = [n for n in wanted if not _NOT_LEARNED.search(n) and not n.endswith(statistics)]
     missing = [n for n in names if n not in arrays]
     shapes = [n for n in names if n in arrays and arrays[n].shape != wanted[n].shape]
-    left = [n for n in wanted if n in {*missing, *shapes}]
+    unfit = {*missing, *shapes}
+    left = [n for n in wanted if n in unfit]
     problems = []
     if names and len(left) == len(names):
         first = ", ".join(list(arrays)[:_SHOWN])
@@ -97,7 +98,7 @@ def load_into(
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}; {hint}")
     if load:
-        fitting = {n: arrays[n] for n in wanted if n in arrays and n not in set(left)}
+        fitting = {n: arrays[n] for n in wanted if n in arrays and n not in unfit}
         module.load_state_dict(fitting, strict=False)
         logger.info("%s: filled %d of %d arrays of %s", source, len(fitting), len(wanted), what)
     return left

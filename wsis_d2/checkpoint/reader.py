@@ -32,12 +32,9 @@ def trusts_checkpoints() -> bool:
     return os.environ.get(TRUST_VARIABLE, "") == "1"
 
 
-def trust_checkpoints(trust: bool = True) -> None:
-    """Trust, or stop trusting, every checkpoint this process and its children read."""
-    if trust:
-        os.environ[TRUST_VARIABLE] = "1"
-    else:
-        os.environ.pop(TRUST_VARIABLE, None)
+def trust_checkpoints() -> None:
+    """Trust every checkpoint that this process and its children read."""
+    os.environ[TRUST_VARIABLE] = "1"
 
 
 # What torch's weights_only reader knows and files of arrays do not need: called, these take as much

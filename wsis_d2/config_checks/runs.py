@@ -1,10 +1,14 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Runs that cannot be: trainings, evaluations and devices, refused before anything is written."""
 
+import logging
+import os
+
 import torch
 from detectron2.config import CfgNode
 
 from wsis_d2.config_checks.values import TRAINING_VALUES, VALUES, check_values
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
 _MAPPERS = {"TagClassifier": "TagMapper", "TagSegmenter": "TagRegionMapper"}
@@ -30,6 +34,23 @@ def check_trainable(cfg: CfgNode) -> None:
             "set that the results are of"
         )
     check_true_parts(cfg)
+    _check_boxes(cfg)
+
+
+def _check_boxes(cfg: CfgNode) -> None:
+    """Refuse a training, or the evaluation after it, that files have no boxes for."""
+    options = cfg.MODEL.WSIS
+    files = dict(options.DETECTOR_BOXES)
+    if not files or not stage_of(cfg).joint:
+        return
+    trained = cfg.DATASETS.TRAIN if options.TRAIN_BOXES == "detector" else ()
+    for name in (*trained, *cfg.DATASETS.TEST):
+        if not os.path.isfile(files.get(name, "")):
+            told = f"{files[name]}: no such file" if name in files else "no file"
+            raise InputError(
+                f"MODEL.WSIS.DETECTOR_BOXES: {told} for data set {name!r}; expected a COCO result "
+                "file for each set of DATASETS.TRAIN and DATASETS.TEST"
+            )
 
 
 def check_true_parts(cfg: CfgNode) -> None:
@@ -43,6 +64,18 @@ def check_true_parts(cfg: CfgNode) -> None:
             f"TEST.TRUE_PARTS is {list(cfg.TEST.TRUE_PARTS)}: such a run is not the model's own "
             "result; give it a name, e.g. RUN_VARIANT true_boxes"
         )
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Let MODEL.DEVICE "cuda" be "cpu" where no GPU is visible, in place.
+
+    Raises:
+        InputError: as :func:`check_device`.
+    """
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg)
 
 
 def check_device(cfg: CfgNode) -> None:

@@ -170,6 +170,12 @@ UNUSED = (
     Unused("INPUT.MAX_SIZE_TEST", _TAG_SIZE, TAGS),
     Unused("INPUT.RANDOM_FLIP", "crops are mirrored left to right", TAGS, harmless=("none",)),
     Unused("VIS_PERIOD", "a model of tags has no label map to draw", TAGS),
+    Unused(
+        "VIS_PERIOD",
+        "MODEL.WSIS.DETECTOR_BOXES has the boxes of whole images, and it draws training crops",
+        ("instance_piecewise", "end_to_end"),
+        lambda cfg: bool(cfg.MODEL.WSIS.DETECTOR_BOXES),
+    ),
 )
 
 

@@ -38,6 +38,16 @@ def _positive(key: str) -> Value:
     return Value(key, lambda value: 0 < value < inf, "a number above 0")
 
 
+def _pairs(key: str, *words: str) -> Value:
+    def fits(value: Any) -> bool:
+        return all(
+            isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(x, str) for x in row)
+            for row in value
+        )
+
+    return Value(key, fits, f"a list of [{', '.join(words)}]")
+
+
 def _sizes(value: Any) -> bool:
     sizes = (value,) if isinstance(value, int) else tuple(value)
     return len(sizes) > 0 and all(size >= 0 for size in sizes)
@@ -72,6 +82,11 @@ VALUES = (
     _at_least("INPUT.MAX_SIZE_TEST", 1),
     _at_least("DATALOADER.NUM_WORKERS", 0),
     _one_of("MODEL.WSIS.STAGE", *PANOPTIC),
+    _pairs("MODEL.WSIS.DETECTOR_BOXES", "data set", "file"),
+    Value("CAM.THRESHOLD", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    Value("CLEAN.SCORE_THRESHOLD", lambda value: 0 <= value <= 1, "0 (off) to 1"),
+    _at_least("ITERATIVE.WORKERS", 1),
+    _pairs("ITERATIVE.BOX_STORES", "data set", "store folder"),
     _one_of("SOLVER.AMP.DTYPE", "bfloat16", "float16"),
     _at_least("TEST.IMS_PER_BATCH", 1),
     _one_of("TEST.PQ_VARIANT", "coco", "paper"),

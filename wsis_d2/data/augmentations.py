@@ -47,10 +47,10 @@ def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
                 vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
             )
         )
-    jitter = cfg.INPUT.COLOR_JITTER
-    if jitter > 0:
-        augmentations += [
-            kind(1 - jitter, 1 + jitter)
-            for kind in (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
-        ]
-    return augmentations
+    return augmentations + color_jitter(cfg.INPUT.COLOR_JITTER)
+
+
+def color_jitter(strength: float) -> list[T.Augmentation]:
+    """Random brightness, contrast and saturation, factors in 1 - strength to 1 + strength."""
+    kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation) if strength > 0 else ()
+    return [kind(1 - strength, 1 + strength) for kind in kinds]

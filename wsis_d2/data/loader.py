@@ -3,15 +3,11 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    MapDataset,
-    MetadataCatalog,
-)
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
@@ -90,17 +86,14 @@ def build_train_loader(
     if hasattr(mapper, "check"):
         mapper.check(records)
     seed = max(cfg.SEED, 0) if seed is None else seed
-    try:
-        stream = TrainingStream(
-            [supervision_of(record) == "full" for record in records],
-            seed=seed,
-            full_fraction=cfg.DATALOADER.FULL_FRACTION,
-            start=start_iter * batch,
-            rank=comm.get_rank(),
-            world_size=world_size,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    stream = TrainingStream(
+        [supervision_of(record) == "full" for record in records],
+        seed=seed,
+        full_fraction=cfg.DATALOADER.FULL_FRACTION,
+        start=start_iter * batch,
+        rank=comm.get_rank(),
+        world_size=world_size,
+    )
     if cfg.DATALOADER.FULL_FRACTION >= 0:
         logger.info("Share of full images in training: %.3f", cfg.DATALOADER.FULL_FRACTION)
     return DataLoader(
@@ -130,25 +123,21 @@ def build_test_loader(
     )
 
 
-def compare_with_tests(cfg: CfgNode, records: list[dict]) -> None:
-    """Load the test sets, which must not fail after the training, and tell what is trained on.
+def compare_with_tests(records: Iterable[Mapping], tested: Mapping[str, Sequence[str]]) -> None:
+    """Warn of images that are trained on and tested on.
 
     Args:
-        cfg: names DATASETS.TEST.
         records: those that are trained on.
-
-    Raises:
-        InputError: a test set cannot be loaded.
+        tested: the images' files, by test set.
     """
     trained = {os.path.abspath(record["file_name"]) for record in records}
-    for name in cfg.DATASETS.TEST:
-        tested = [os.path.abspath(record["file_name"]) for record in load_records([name])]
-        shared = [path for path in tested if path in trained]
+    for name, files in tested.items():
+        shared = [file for file in files if os.path.abspath(file) in trained]
         if shared:
             logging.getLogger(__name__).warning(
                 "DATASETS.TEST: %d of %d images of %s are trained on too, so its results tell "
                 "nothing of other images; the first is %s",
-                len(shared), len(tested), name, shared[0],
+                len(shared), len(files), name, shared[0],
             )  # fmt: skip
 
 

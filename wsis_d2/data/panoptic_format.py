@@ -19,6 +19,7 @@ from wsis_d2.structures.classes import (
     parse_categories,
     place_table,
 )
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
@@ -126,7 +127,9 @@ class PanopticFile:
             raise InputError(f"{where}: file_name {name!r} leaves the folder of PNGs")
         segments = annotation.get("segments_info")
         if segments is None or not isinstance(pickle.loads(segments), list):
-            raise InputError(f"{where}: no 'segments_info' list")
+            raise InputError(
+                f"{where}: no 'segments_info' list, expected COCO panoptic JSON, not instances"
+            )
         seen = set()
         for segment in pickle.loads(segments):
             if not isinstance(segment, dict) or not _is_int(segment.get("id")):
@@ -221,10 +224,10 @@ def read_panoptic_png(path: Path) -> np.ndarray:
 
 
 def semantic_map(
-    ids: np.ndarray, segments: list[dict[str, Any]], classes: ClassTable, ignore: int = 255
+    ids: np.ndarray, segments: list[dict[str, Any]], classes: ClassTable
 ) -> np.ndarray:
-    """Return unified class ids of a panoptic picture, uint8 (H, W), ``ignore`` where void."""
-    table = np.full(int(ids.max(initial=0)) + 1, ignore, np.uint8)
+    """Return unified class ids of a panoptic picture, uint8 (H, W), 255 where void."""
+    table = np.full(int(ids.max(initial=0)) + 1, IGNORE, np.uint8)
     for segment in segments:
         if segment["id"] < len(table):
             table[segment["id"]] = classes.contiguous[segment["category_id"]]

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from wsis_d2.utils.errors import InputError
+
 
 class TrainingStream(Sampler):
     """Endless (position, record index) pairs; every epoch is a new permutation.
@@ -42,7 +44,7 @@ class TrainingStream(Sampler):
             rank, world_size: this process takes every world_size-th position.
 
         Raises:
-            ValueError: a share outside [0, 1], or one that asks for a kind that is not there.
+            InputError: a share outside [0, 1], or one that asks for a kind that is not there.
         """
         self.seed, self.start, self.rank, self.world_size = seed, start, rank, world_size
         full = [i for i, flag in enumerate(is_full) if flag]
@@ -50,13 +52,13 @@ class TrainingStream(Sampler):
         if full_fraction < 0:
             full_fraction, weak, full = 0.0, list(range(len(is_full))), []
         elif full_fraction > 1:
-            raise ValueError(
+            raise InputError(
                 f"DATALOADER.FULL_FRACTION is {full_fraction}, expected -1 or a share in [0, 1]"
             )
         shares = (("weak", weak, 1 - full_fraction), ("full", full, full_fraction))
         for kind, members, share in shares:
             if share > 0 and not members:
-                raise ValueError(
+                raise InputError(
                     f"DATALOADER.FULL_FRACTION is {full_fraction}, but DATASETS.TRAIN holds no "
                     f"{kind} image"
                 )

@@ -17,6 +17,9 @@ from wsis_d2.utils.files import write_bytes
 from wsis_d2.utils.processes import only_writer
 from wsis_d2.utils.progress import format_seconds
 
+_LOG_SECONDS = 15.0  # between two progress lines
+_TAIL = 4000  # bytes of a log that are looked at
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,7 +44,6 @@ def run_jobs(
     *,
     workers: int,
     environment: dict[str, str] | None = None,
-    log_seconds: float = 15.0,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> float:
     """Run ``jobs``, at most ``workers`` at once, each as early as its needs allow.
@@ -54,19 +56,20 @@ def run_jobs(
         folder: where logs and stamps lie.
         workers: processes at once.
         environment: variables set for every job, beside the present ones.
-        log_seconds: seconds between two progress lines.
         say: takes the progress lines.
 
     Returns:
         seconds that the jobs took together, of this and of earlier runs.
 
     Raises:
-        InputError: a job failed; names it, its log and the log's last lines. Jobs that still run
-            are stopped first.
+        InputError: fewer than one process; or a job failed: names it, its log and the log's last
+            lines. Jobs that still run are stopped first.
     """
     _check(jobs)
+    if workers < 1:
+        raise InputError(f"--workers {workers}: at least 1 was expected")
     with only_writer(folder):
-        return _run_jobs(jobs, Path(folder), workers, environment, log_seconds, say)
+        return _run_jobs(jobs, Path(folder), workers, environment, say)
 
 
 def _run_jobs(
@@ -74,7 +77,6 @@ def _run_jobs(
     folder: Path,
     workers: int,
     environment: dict[str, str] | None,
-    log_seconds: float,
     say: Callable[[str], None],
 ) -> float:
     waiting = {job.name: job for job in jobs}
@@ -112,7 +114,7 @@ def _run_jobs(
                 _stamp(job, folder, done[name])
                 say(f"done {name} in {format_seconds(done[name])} ({len(done)}/{len(jobs)})")
             now = time.monotonic()
-            if running and now - last >= log_seconds:
+            if running and now - last >= _LOG_SECONDS:
                 last = now
                 say(_progress(jobs, done, running, folder, workers, now, now - start))
     finally:
@@ -177,10 +179,10 @@ def _stop(running: dict[str, tuple[subprocess.Popen, float]]) -> None:
             process.wait()
 
 
-def _tail(file: Path, size: int = 4000) -> str:
+def _tail(file: Path) -> str:
     try:
         with open(file, "rb") as stream:
-            stream.seek(max(0, file.stat().st_size - size))
+            stream.seek(max(0, file.stat().st_size - _TAIL))
             return stream.read().decode(errors="replace")
     except OSError:
         return ""

@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import HookBase
 from torch import nn
 
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.visualization.palette import metadata_classes
 from wsis_d2.visualization.sample_pictures import (
     draw_layer,
@@ -61,6 +62,6 @@ def build_picture_hook(cfg: CfgNode, model: nn.Module) -> PictureHook | None:
     None too for the detector's own stage, where Detectron2 draws proposals under the same key, and
     for models without label maps.
     """
-    if cfg.VIS_PERIOD < 1 or getattr(model, "stage", "detector") == "detector":
+    if cfg.VIS_PERIOD < 1 or "semantic" not in stage_of(cfg).parts:
         return None
     return PictureHook(cfg, model, cfg.VIS_PERIOD)

@@ -43,7 +43,9 @@ def trained_classes(weights: str) -> ClassTable | None:
     return None
 
 
-def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False) -> ClassTable:
+def run_classes(
+    cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False
+) -> ClassTable | None:
     """Return a run's classes, and have its datasets speak of them in that order.
 
     They are those of the trained model that the run begins with, where there is one, else those
@@ -72,9 +74,10 @@ def run_classes(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = False)
         node = cfg
         for key in keys:
             node = node[key]
-        trained.append(trained_classes(node) if node else None)
-        mapped = keys[-1] == "DETECTOR_WEIGHTS" and cfg.MODEL.WSIS.DETECTOR_CLASSES
-        if trained[-1] is None and node and Path(node).is_file() and not mapped:
+        # Where DETECTOR_CLASSES names a detector's own classes, they are mapped by name.
+        mapped = "DETECTOR_WEIGHTS" in keys and cfg.MODEL.WSIS.DETECTOR_CLASSES
+        trained.append(trained_classes(node) if node and not mapped else None)
+        if trained[-1] is None and node and not mapped and Path(node).is_file():
             _tell_unknown(".".join(keys), node, first)
     begun = Path(cfg.OUTPUT_DIR) / METADATA
     if resumes and begun.is_file() and (begun.parent / "last_checkpoint").is_file():

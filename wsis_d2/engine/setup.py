@@ -3,11 +3,9 @@
 
 import argparse
 import json
-import logging
 import os
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
@@ -17,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 import wsis_d2.data.datasets
 import wsis_d2.modeling  # noqa: F401  (registers the models)
 from wsis_d2.config import read_config
-from wsis_d2.config_checks.runs import check_device
+from wsis_d2.config_checks.runs import choose_device
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.engine.run_classes import METADATA, fill_classes, run_classes
 from wsis_d2.utils.files import atomic_write, write_bytes
@@ -63,10 +61,7 @@ def complete_config(cfg: CfgNode, *, evaluates: bool = False, resumes: bool = Fa
         InputError: a device that is not here, datasets of different classes, or a config made for
             other classes.
     """
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("MODEL.DEVICE is cuda, no GPU is visible: using cpu")
-        cfg.MODEL.DEVICE = "cpu"
-    check_device(cfg)
+    choose_device(cfg)
     classes = run_classes(cfg, evaluates=evaluates, resumes=resumes)
     if classes is not None:
         fill_classes(cfg, classes)

@@ -9,6 +9,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
+from wsis_d2.utils.errors import InputError
+
 POLY_POWER = 0.9
 """Power of "WarmupPolyLR", PSPNet's."""
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -56,11 +58,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     CLIP_TYPE may be "full_model" (the norm of all gradients together) beside Detectron2's types.
 
     Raises:
-        ValueError: nothing in the model is trained, or an unknown optimiser.
+        InputError: nothing in the model is trained, or an unknown optimiser.
     """
     groups = parameter_groups(cfg, model)
     if not groups:
-        raise ValueError(
+        raise InputError(
             "nothing to train: no parameter of the model is free in this stage (an instance stage "
             "with a head without parameters?); use --eval-only"
         )
@@ -71,7 +73,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     elif solver.OPTIMIZER == "AdamW":
         kind, options = torch.optim.AdamW, {}
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
+        raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         limits = {"max_norm": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
         kind = type(f"Clipped{kind.__name__}", (_FullModelClipping, kind), limits)
@@ -98,13 +100,13 @@ def build_lr_scheduler(
     """The schedule named by SOLVER.LR_SCHEDULER_NAME: "WarmupPolyLR" or one of Detectron2's.
 
     Raises:
-        ValueError: there is none of that name.
+        InputError: there is none of that name.
     """
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
         try:
             return build_detectron2_scheduler(cfg, optimizer)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r} ({error}); expected "
                 "'WarmupPolyLR', 'WarmupMultiStepLR' or 'WarmupCosineLR'"
             ) from error

@@ -5,21 +5,37 @@ Addition, not in the paper.
 """
 
 import os
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator
 from detectron2.model_zoo import get_config_file
 
+from wsis_d2.checkpoint.reader import load_file
+from wsis_d2.config import merge_file
+from wsis_d2.config_checks.runs import choose_device
 from wsis_d2.data.mappers.separated_mapper import SeparatedMapper
 from wsis_d2.utils.errors import InputError
 
 
+class _Checkpointer(DetectionCheckpointer):
+    """Detectron2's, which runs no code that a file may carry."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return load_file(filename)
+
+
 class StockTrainer(DefaultTrainer):
     """``DefaultTrainer`` that leaves the unknown pixels of masks out of their loss."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        self.checkpointer = _Checkpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -47,12 +63,12 @@ def stock_config(
         opts: alternating keys and values, which have the last word.
 
     Raises:
-        InputError: no such recipe, or one of another meta architecture.
+        InputError: no such recipe, one of another meta architecture, or a device that is not here.
     """
     cfg = get_cfg()
     try:
         path = config_file if os.path.isfile(config_file) else get_config_file(config_file)
-        cfg.merge_from_file(path)
+        merge_file(cfg, path)
         metadata = MetadataCatalog.get(train)
         cfg.merge_from_list([
             "DATASETS.TRAIN", (train,), "DATASETS.TEST", (test,) if test else (),
@@ -71,4 +87,5 @@ def stock_config(
             f"--config-file {config_file}: META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; "
             "expected PanopticFPN or GeneralizedRCNN (Mask R-CNN, Faster R-CNN)"
         )
+    choose_device(cfg)
     return cfg

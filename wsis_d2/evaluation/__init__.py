@@ -5,7 +5,7 @@ from typing import Any
 
 _MODULES = {
     "APrEvaluator": "evaluators",
-    "APrOptions": "metrics",
+    "APrOptions": "average_precision",
     "AveragePrecision": "average_precision",
     "BoxAPEvaluator": "box_ap",
     "FileOptions": "from_files",

@@ -18,6 +18,7 @@ from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.prediction_writer import PredictionWriter
 from wsis_d2.evaluation.tag_evaluation import TagEvaluator
 from wsis_d2.structures.stages import stage_of
+from wsis_d2.utils.errors import InputError
 
 
 def build_evaluator(
@@ -35,12 +36,12 @@ def build_evaluator(
         output_folder: where prediction files go; None takes ``OUTPUT_DIR/inference/NAME``.
 
     Raises:
-        NotImplementedError: the dataset's ``evaluator_type`` is another one.
+        InputError: the dataset's ``evaluator_type`` is another one, or a key cannot be followed.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind != "wsis_panoptic":
-        raise NotImplementedError(
-            f"no evaluator for dataset {dataset_name} with evaluator_type {kind!r},"
+        raise InputError(
+            f"DATASETS.TEST: no evaluator for dataset {dataset_name} with evaluator_type {kind!r},"
             " expected 'wsis_panoptic'"
         )
     if output_folder is None:

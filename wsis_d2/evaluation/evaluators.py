@@ -23,9 +23,9 @@ from wsis_d2.data.panoptic_format import (
     write_png,
     write_semantic_classes,
 )
+from wsis_d2.evaluation.average_precision import APrByScore, APrOptions, parse_thresholds
 from wsis_d2.evaluation.image_match import ImageMatch
 from wsis_d2.evaluation.instance_ap import InstanceAP
-from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PanopticQuality
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.evaluation.semantic_iou import SemanticSources
@@ -213,6 +213,7 @@ class APrEvaluator(PanopticTruthEvaluator):
         super().__init__(dataset_name, truth)
         if not thresholds:
             thresholds = self.truth.metadata.get("apr_thresholds", APrOptions.thresholds)
+        parse_thresholds(thresholds)  # what cannot be read is told now, not after training
         self.options = APrOptions(thresholds, matching, score_mode)
 
     def _empty(self) -> APrByScore:

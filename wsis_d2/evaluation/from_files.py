@@ -4,7 +4,6 @@
 import concurrent.futures
 import logging
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,16 +16,15 @@ from wsis_d2.data.panoptic_format import (
     semantic_map,
     semantic_table,
 )
-from wsis_d2.evaluation.average_precision import MATCHINGS, parse_thresholds
+from wsis_d2.evaluation.average_precision import MATCHINGS, APrByScore, APrOptions, parse_thresholds
 from wsis_d2.evaluation.image_match import RANKING_SCORES, Matcher
 from wsis_d2.evaluation.instance_ap import PROTOCOLS, InstanceAP
-from wsis_d2.evaluation.metrics import APrByScore, APrOptions
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS, PanopticQuality
 from wsis_d2.evaluation.semantic_iou import SemanticSources
 from wsis_d2.structures.segments import picture_ids
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.image_io import read_label_png
-from wsis_d2.utils.processes import end_with_parent
+from wsis_d2.utils.processes import end_with_parent, usable_cores
 from wsis_d2.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -160,8 +158,7 @@ def usable_workers(asked: int, chunks: int) -> int:
     """Return how many processes to use: as asked, or the usable cores up to 8; one a chunk."""
     if asked < 0:
         raise InputError(f"workers {asked}, expected 0 (all cores) or more")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(asked or min(cores or 1, 8), chunks))
+    return max(1, min(asked or min(usable_cores(), 8), chunks))
 
 
 def evaluate_files(

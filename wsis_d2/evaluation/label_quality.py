@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsis_d2.evaluation.image_match import ImageMatch
+from wsis_d2.data.panoptic_format import PanopticFile, semantic_map
+from wsis_d2.evaluation.image_match import ImageMatch, Matcher
+from wsis_d2.evaluation.panoptic_quality import PanopticQuality
+from wsis_d2.evaluation.semantic_iou import SemanticIoU
 from wsis_d2.structures.classes import ClassTable
-from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -61,10 +64,6 @@ def evaluate_store(
     Raises:
         InputError: the classes differ, or no image is in both.
     """
-    from wsis_d2.data.panoptic_format import PanopticFile
-    from wsis_d2.evaluation.image_match import Matcher
-    from wsis_d2.evaluation.panoptic_quality import PanopticQuality
-
     if not isinstance(store, LabelStore):
         store = LabelStore.open(store)
     classes = store.classes
@@ -75,7 +74,7 @@ def evaluate_store(
     for image_id in image_ids:
         truth.pictures.check(image_id, store.file_name(image_id), str(store.path))
     matcher, quality = Matcher(classes), PanopticQuality(classes)
-    confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
+    semantic = SemanticIoU(classes)
     objects = ObjectTally(classes.names, classes.isthing)
     for image_id in progress(image_ids, desc="comparing"):
         key = str(image_id)
@@ -94,14 +93,10 @@ def evaluate_store(
         )
         quality.update(match)
         objects.add(match)
-        semantic = store.semantic(image_id)
-        if semantic.shape != ids.shape:
-            raise InputError(
-                f"{store.path}: image {image_id}: its semantic map is {semantic.shape} pixels, "
-                f"the truth {truth.png(key)} {ids.shape}"
-            )
-        confusion += _confusion(ids, segments, classes.contiguous, semantic)
-    return _results(confusion, quality.results(), objects, classes, len(image_ids))
+        name = f"{store.path}: image {image_id}"
+        true = semantic_map(ids, segments, classes)
+        semantic.update_maps(true, store.semantic(image_id), name)
+    return _results(semantic.confusion, quality.results(), objects, classes, len(image_ids))
 
 
 class ObjectTally:
@@ -195,9 +190,6 @@ def evaluate_proposals(
         budget and for ``all``, the mean over true objects of the best IoU; ``J_i not small``, the
         same over objects above the smallest size.
     """
-    from wsis_d2.data.panoptic_format import PanopticFile
-    from wsis_d2.utils.image_io import read_record
-
     truth = PanopticFile(panoptic_json, panoptic_root).in_classes(classes)
     things = {
         i for i, isthing in zip(truth.classes.ids, truth.classes.isthing, strict=True) if isthing
@@ -235,21 +227,6 @@ def evaluate_proposals(
         "J_i": curve(table),
         "J_i not small": curve(table[np.array(areas) > SIZES["small"]]),
     }
-
-
-def _confusion(
-    ids: np.ndarray, segments: list[dict], index: dict[int, int], labels: np.ndarray
-) -> np.ndarray:
-    """Return true class by labelled class (last column: ignored), over pixels with truth."""
-    count = len(index)
-    numbers = np.array([0, *(s["id"] for s in segments)])
-    kinds = np.array([count, *(index[s["category_id"]] for s in segments)])
-    order = np.argsort(numbers)
-    truth = kinds[order][np.searchsorted(numbers[order], ids)]
-    valid = truth < count
-    columns = np.where(labels == IGNORE, count, labels)[valid].astype(np.int64)
-    cells = np.bincount(truth[valid] * (count + 1) + columns, minlength=count * (count + 1))
-    return cells.reshape(count, count + 1)
 
 
 def _results(

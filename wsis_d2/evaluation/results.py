@@ -51,12 +51,11 @@ def make_meta(
     return dict(zip(META_FIELDS, values, strict=True))
 
 
-def git_commit(folder: str | Path | None = None) -> str | None:
-    """Return the commit of the checkout around ``folder`` (None: this package), or None."""
-    folder = Path(folder) if folder is not None else Path(__file__).parent
+def git_commit() -> str | None:
+    """Return the commit of the checkout around this package, None where there is none."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -143,16 +142,14 @@ def read_results_json(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def full_supervision_ratios(
-    runs: Mapping[str, Any], weak: str = "weak", full: str = "full"
-) -> dict[str, float]:
-    """Return FS%, 100 weak / full, of each compared metric that both runs have (full not 0)."""
-    if weak not in runs or full not in runs:
+def full_supervision_ratios(runs: Mapping[str, Any]) -> dict[str, float]:
+    """Return FS%, of each compared metric that the runs "weak" and "full" have (full not 0)."""
+    if "weak" not in runs or "full" not in runs:
         return {}
     ratios = {}
     for task, metrics in RATIO_METRICS:
         for metric in metrics:
-            ratio = fs_percent(runs[weak][task].get(metric), runs[full][task].get(metric))
+            ratio = fs_percent(runs["weak"][task].get(metric), runs["full"][task].get(metric))
             if ratio is not None:
                 ratios[metric] = ratio
     return ratios

@@ -47,14 +47,12 @@ class TagEvaluator(DatasetEvaluator):
     without positives is NaN and left out of the mean. Targets below 0 (unknown) do not count.
     """
 
-    def __init__(self, class_names: Sequence[str], distributed: bool = True) -> None:
+    def __init__(self, class_names: Sequence[str]) -> None:
         """
         Args:
             class_names: by contiguous id.
-            distributed: gather from all processes.
         """
         self._names = list(class_names)
-        self._distributed = distributed
         self.reset()
 
     def reset(self) -> None:
@@ -74,13 +72,11 @@ class TagEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """Return the results on the main process, None on the others."""
-        scores, targets = self._scores, self._targets
-        if self._distributed:
-            comm.synchronize()
-            scores = list(itertools.chain(*comm.gather(scores)))
-            targets = list(itertools.chain(*comm.gather(targets)))
-            if not comm.is_main_process():
-                return None
+        comm.synchronize()
+        scores = list(itertools.chain(*comm.gather(self._scores)))
+        targets = list(itertools.chain(*comm.gather(self._targets)))
+        if not comm.is_main_process():
+            return None
         count = len(self._names)
         score = np.concatenate(scores) if scores else np.zeros((0, count))
         target = np.concatenate(targets) if targets else np.zeros((0, count))

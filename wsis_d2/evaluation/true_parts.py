@@ -14,6 +14,7 @@ from wsis_d2.config_checks.runs import check_true_parts
 from wsis_d2.evaluation.panoptic_truth import PanopticTruth
 from wsis_d2.modeling.instance import make_labels
 from wsis_d2.modeling.meta_arch import WeakPanopticRCNN
+from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 
 TRUE_PARTS = ("boxes", "semantics")
@@ -72,7 +73,7 @@ class TruePartsModel(nn.Module):
                     f"{self.truth.file.png(key)}: its size is {tuple(semantic.shape)}, that of "
                     f"{record.get('file_name')} is {size}"
                 )
-            known = semantic != 255
+            known = semantic != IGNORE
             one_hot = F.one_hot(semantic.where(known, 0), model.num_classes).permute(2, 0, 1)
             probabilities = torch.where(known, one_hot.to(probabilities.dtype), probabilities)
         if "boxes" in self.parts:

@@ -39,7 +39,7 @@ class DetectorGraph(nn.Module):
 
     Args:
         detector: a :class:`wsis_d2.modeling.meta_arch.detector.Detector` in evaluation mode.
-        thing_ids: unified ids of the detector's classes.
+        thing_ids: unified ids of the run's things, whose indices the detector gives.
 
     Raises:
         InputError: a detector of other parts than a feature pyramid, an RPN with plain anchors and
@@ -64,7 +64,9 @@ class DetectorGraph(nn.Module):
         # In channels-last order a program would be bound to sizes above 64.
         self.rcnn = copy.deepcopy(rcnn).to(memory_format=torch.contiguous_format)
         self.min_size, self.max_size = detector.min_size, detector.max_size
-        self.register_buffer("_thing_ids", torch.tensor(thing_ids, dtype=torch.int64), False)
+        # Of each class of the network; -1: a class of another data set that is no thing here.
+        ids = [thing_ids[k] if k >= 0 else -1 for k in detector.class_map] or thing_ids
+        self.register_buffer("_class_ids", torch.tensor(ids, dtype=torch.int64), False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Detect things.
@@ -84,8 +86,9 @@ class DetectorGraph(nn.Module):
         boxes, scores, indices = self._detections(features, proposals, valid, size)
         scale = torch.stack([_number(width) / size[1], _number(height) / size[0]] * 2)
         boxes = _clip(boxes * scale.to(boxes), (height, width))
-        kept = _not_empty(boxes)
-        return boxes[kept], scores[kept], self._thing_ids[indices[kept]]
+        classes = self._class_ids[indices]
+        kept = _not_empty(boxes) & (classes >= 0)
+        return boxes[kept], scores[kept], classes[kept]
 
     def _resize(self, image: torch.Tensor) -> torch.Tensor:
         """The shorter side to ``min_size``, the longer to at most ``max_size``."""

@@ -133,6 +133,7 @@ class PanopticPredictor:
         if score_threshold is not None:
             if stage_of(cfg).parts == ("detector",):
                 cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_threshold
+                cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_threshold
             else:
                 cfg.MODEL.WSIS.DETECTION_SCORE_THRESH = score_threshold
         if batch is not None:

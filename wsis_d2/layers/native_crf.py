@@ -40,8 +40,8 @@ def _register() -> None:
     lib.register_fake("wsis_d2::build_lattice", _build_lattice_fake)
     lib.register_fake("wsis_d2::mean_field", _mean_field_fake)
     lib.register_fake("wsis_d2::mean_field_backward", _mean_field_backward_fake)
-    lib.register_fake("wsis_d2::lattice_filter", lambda values, *rest: torch.empty_like(values))
-    lib.register_fake("wsis_d2::spatial_filter", lambda values, *rest: torch.empty_like(values))
+    lib.register_fake("wsis_d2::lattice_filter", _filter_fake)
+    lib.register_fake("wsis_d2::spatial_filter", _filter_fake)
     lib.register_autograd(
         "wsis_d2::mean_field", _mean_field_backward, setup_context=_mean_field_context
     )
@@ -64,6 +64,10 @@ def _build_lattice_fake(image, sigma_xy, sigma_rgb, normalization, finite, names
     header = torch.empty(_HEADER_SIZE, dtype=torch.int64, device="cpu")
     records = image.new_empty((image.shape[1] * image.shape[2], 8))
     return header, records, torch.empty(size, dtype=torch.int32, device=image.device)
+
+
+def _filter_fake(values, *rest):
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
 def _mean_field_fake(

@@ -21,7 +21,7 @@ from wsis_d2.engine.run_classes import fill_classes
 from wsis_d2.model_zoo.index import INDEX_NAME, SCHEMA, is_url, model_name, read_index
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.utils.errors import InputError, printable
-from wsis_d2.utils.files import sha256_file, write_bytes
+from wsis_d2.utils.files import write_bytes
 from wsis_d2.utils.json_io import read_json
 
 WEIGHTS_FOLDER = "weights"
@@ -70,14 +70,11 @@ def self_contained_config(config_file: str | Path) -> CfgNode:
     Raises:
         InputError: the file is missing or no config of this version.
     """
-    from detectron2.config import get_cfg
-
-    from wsis_d2.config import add_wsis_config, merge_file
+    from wsis_d2.config import merge_file, read_config
 
     if not Path(config_file).is_file():
         raise InputError(f"{config_file}: no such file, expected the config.yaml of a run")
-    cfg = get_cfg()
-    add_wsis_config(cfg)
+    cfg = read_config()
     merge_file(cfg, str(config_file))
     cfg = only_weights(cfg)
     cfg.MODEL.DEVICE = "cuda"  # the CPU is taken where there is no GPU
@@ -140,7 +137,7 @@ def publish(
     cfg.MODEL.SEM_SEG_HEAD.AUX_DIM = 0
     state = strip_checkpoint(read_checkpoint(source), source, half)
     wanted = check_trained(cfg, str(source), key="--checkpoint" if checkpoint else "--run")
-    state = {name: value for name, value in state.items() if name in set(wanted)}
+    state = {name: state[name] for name in sorted(state.keys() & set(wanted))}
     metrics, meta = _read_metrics(results, run / "results.json", run_name)
     recipes = [_read_recipe(store) for store in stores]
     known = read_index(str(output)) if (output / INDEX_NAME).is_file() else {}
@@ -184,7 +181,6 @@ def publish(
     known[name] = entry
     content = {"schema": SCHEMA, "models": dict(sorted(known.items()))}
     write_bytes(output / INDEX_NAME, (json.dumps(content, indent=1) + "\n").encode())
-    assert sha256_file(folder / f"{stem}.pth") == digest
     return entry
 
 

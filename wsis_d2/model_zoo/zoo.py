@@ -105,16 +105,12 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
     Raises:
         InputError: no such recipe, or ``trained`` and no such release.
     """
+    from wsis_d2.config import merge_file, read_config
     from wsis_d2.engine import load_cfg
 
     if not trained:
         return load_cfg(get_config_file(config_path))
-    from detectron2.config import get_cfg
-
-    from wsis_d2.config import add_wsis_config, merge_file
-
-    cfg = get_cfg()
-    add_wsis_config(cfg)
+    cfg = read_config()
     merge_file(cfg, str(_fetch(config_path, "config")), bases=False)
     _fetch(config_path, "metadata")  # small, and then it is there off line too
     cfg.MODEL.WEIGHTS = SCHEME + model_name(config_path)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wsis_d2.utils.errors import InputError
+
 
 class GradCAM:
     """Class activation maps of one network at one of its layers.
@@ -24,7 +26,7 @@ class GradCAM:
         logits: turns images (N, 3, H, W) into logits (N, classes); None calls ``network``.
 
     Raises:
-        ValueError: no such layer.
+        InputError: no such layer.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class GradCAM:
         modules = dict(network.named_modules())
         if not layer or layer not in modules:
             names = [name for name in modules if name and name.count(".") < 2]
-            raise ValueError(f"CAM layer {layer!r} is not in the network; some are {names}")
+            raise InputError(f"CAM.LAYER {layer!r} is not in the network; some are {names}")
         self.network = network
         self.layer_name = layer
         self._layer = modules[layer]
@@ -79,7 +81,7 @@ class GradCAM:
 
         def capture(module, inputs, output):
             if not isinstance(output, torch.Tensor) or output.dim() != 4:
-                raise ValueError(f"CAM layer {self.layer_name!r} gives no (N, C, h, w) tensor")
+                raise InputError(f"CAM.LAYER {self.layer_name!r} gives no (N, C, h, w) tensor")
             # Cut the graph here: nothing before the layer is needed. The rest of the network gets
             # a copy, because it may work in place.
             captured.append(output.detach().requires_grad_(True))
@@ -92,7 +94,7 @@ class GradCAM:
         finally:
             handle.remove()
         if len(captured) != 1:
-            raise ValueError(f"CAM layer {self.layer_name!r} ran {len(captured)} times, not once")
+            raise InputError(f"CAM.LAYER {self.layer_name!r} ran {len(captured)} times, not once")
         activation = captured[0]
         maps: list[list[torch.Tensor]] = [[] for _ in classes]
         for rank in range(max((len(own) for own in classes), default=0)):

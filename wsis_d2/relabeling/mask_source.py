@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import keep_table
 from wsis_d2.utils.errors import InputError
@@ -56,7 +57,7 @@ def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path
     Raises:
         InputError: ``ITERATIVE.BOX_STORES`` names a store without box masks.
     """
-    named = {entry[0]: entry[1] for entry in cfg.ITERATIVE.BOX_STORES}
+    named = dict(cfg.ITERATIVE.BOX_STORES)
     if name in named:
         if not _holds_box_masks(named[name]):
             raise InputError(
@@ -69,6 +70,29 @@ def masks_store(cfg: CfgNode, name: str, first_store: str | os.PathLike) -> Path
     if (parts / "manifest.json").is_file():
         return parts
     return Path(first_store) if _holds_box_masks(first_store) else None
+
+
+def check_masks(cfg: CfgNode, first_stores: Mapping[str, Path]) -> None:
+    """Check where later rounds take box masks from, before any training.
+
+    Args:
+        cfg: the run's config.
+        first_stores: the weak sets and their labels of round 0.
+
+    Raises:
+        InputError: ``ITERATIVE.BOX_STORES`` names a set that is not relabelled, or a store that is
+            missing, holds no box masks or is of other classes.
+    """
+    for name, _ in cfg.ITERATIVE.BOX_STORES:
+        if name not in first_stores:
+            raise InputError(
+                f"ITERATIVE.BOX_STORES: {name!r} is no weak set of DATASETS.TRAIN, expected some "
+                f"of {', '.join(first_stores)}"
+            )
+    for name, first in first_stores.items():
+        store = masks_store(cfg, name, first) if cfg.CLEAN.MERGE else None
+        if store is not None:
+            MaskSource(store, dataset_classes(name))
 
 
 def _holds_box_masks(store: str | os.PathLike) -> bool:

@@ -14,7 +14,7 @@ from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
 from wsis_d2.structures.annotation import record_crops, touched_boxes, whole_image_groups
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.appearance import check_weight, weigh_by_appearance
 from wsis_d2.weak_labels.reliability import tag_reliability
@@ -83,12 +83,9 @@ class RegionCueLabeller:
             target[sorted(tags)] = 1.0
             sample["crops"].append((x0, y0, x1, y1))
             sample["crop_targets"].append(target)
+        groups = whole_image_groups(record, self.segmenter.thing_ids)
         sample["boxes"] = [
-            ((box.x0, box.y0, box.x1 + 1, box.y1 + 1), box.class_id, box.is_group)
-            for box in (
-                *touched_boxes(record),
-                *whole_image_groups(record, self.segmenter.thing_ids),
-            )
+            (box.corners, box.class_id, box.is_group) for box in (*touched_boxes(record), *groups)
         ]
         found = found * self.segmenter.annotation.possible(sample, size, found.device)
         found = (found / found.sum(0).clamp(min=1e-12)).cpu().numpy()
@@ -96,7 +93,7 @@ class RegionCueLabeller:
 
     def _read(self, record: Mapping) -> tuple[np.ndarray, torch.Tensor]:
         image = read_record(record, self.image_format)
-        return image, torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return image, image_tensor(image)
 
     @torch.no_grad()
     def reliability(self, records: Sequence[Mapping]) -> np.ndarray:

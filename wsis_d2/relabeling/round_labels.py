@@ -100,8 +100,8 @@ def relabel(
         "kind": "round",
         "round": round_number,
         "lineage": lineage,
-        "clean": clean.as_dict(),
-        "refine": {k: v for k, v in vars(refine).items()},
+        "clean": dataclasses.asdict(clean),
+        "refine": dataclasses.asdict(refine),
         "masks": MaskSource(source, classes).recipe_hash if source else None,
     }
     last_store = Path(last_store or first_store)

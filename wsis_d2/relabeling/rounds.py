@@ -32,9 +32,12 @@ from wsis_d2.checkpoint.parts import check_trained
 from wsis_d2.checkpoint.weight_keys import only_weights
 from wsis_d2.config_checks.runs import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets
+from wsis_d2.data.records import load_records
 from wsis_d2.engine.launch import launch
+from wsis_d2.evaluation import build_evaluator
 from wsis_d2.relabeling.earlier_labels import check_refinement
 from wsis_d2.relabeling.identity import config_fingerprint
+from wsis_d2.relabeling.mask_source import check_masks
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.prediction_model import prediction_config
 from wsis_d2.relabeling.round_labels import first_stores
@@ -142,6 +145,11 @@ class IterativeRun:
         self.first_stores = first_stores(cfg)
         self.names = list(self.first_stores)
         check_refinement(cfg, self.first_stores)
+        check_masks(cfg, self.first_stores)
+        tested = self._composed(detector=detector) if detector else cfg
+        for name in cfg.DATASETS.TEST:
+            load_records([name])
+            build_evaluator(tested, name)
         identity = {
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }

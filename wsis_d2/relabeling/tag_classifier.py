@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from wsis_d2.checkpoint.parts import load_trained
 from wsis_d2.checkpoint.weight_keys import only_weights
-from wsis_d2.config import add_wsis_config, merge_file
+from wsis_d2.config import merge_file, read_config
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 from wsis_d2.utils.errors import InputError
@@ -47,7 +47,7 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
             )
         wanted = cfg.CAM.clone()
         merge_file(cfg, str(beside))
-        if wanted != _default_cam():
+        if wanted != read_config().CAM:
             cfg.CAM = wanted
         if cfg.MODEL.META_ARCHITECTURE not in CLASSIFIERS:
             raise InputError(
@@ -60,12 +60,6 @@ def classifier_config(cfg: CfgNode, weights: str | os.PathLike | None, num_class
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
-
-
-def _default_cam() -> CfgNode:
-    cfg = get_cfg()
-    add_wsis_config(cfg)
-    return cfg.CAM
 
 
 def load_classifier(

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.modeling.semantic.inference import in_groups
 from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
-from wsis_d2.structures.annotation import record_crops
+from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.classes import (
     in_order,
     match_classes,
@@ -31,7 +30,7 @@ from wsis_d2.structures.classes import (
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import sha256_file
-from wsis_d2.utils.image_io import read_record
+from wsis_d2.utils.image_io import image_tensor, read_record
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.cam_labels import cue_labels, stitch_maps
 from wsis_d2.weak_labels.driver import LabelRun
@@ -39,8 +38,6 @@ from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels
-
-logger = logging.getLogger(__name__)
 
 #: Raised whenever the same classifier and keys would give other cues.
 _ALGORITHM = 2
@@ -96,7 +93,7 @@ class CueLabeller:
         crops, views, classes, sizes = [], [], [], []
         for record in records:
             image = read_record(record, self.image_format)
-            tensor = self.classifier.normalize(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+            tensor = self.classifier.normalize(image_tensor(image))
             sizes.append(image.shape[:2])
             crops.append(record_crops(record))
             for x0, y0, x1, y1, tags in crops[-1]:
@@ -251,7 +248,7 @@ def make_tag_labels(
         InputError: the classifier cannot be used or is of other classes, or no record has tags.
     """
     ordered = sorted(categories, key=lambda c: c["id"])
-    thing_ids = frozenset(i for i, c in enumerate(ordered) if c.get("isthing", 1))
+    thing_ids = AnnotatedClasses.of(categories).thing_ids
     if not any(record.get("image_tags") or record.get("crop_tags") for record in records):
         raise InputError(
             f"{len(records)} images and none has image_tags or crop_tags, which this command "
@@ -260,7 +257,7 @@ def make_tag_labels(
     own = classifier_config(cfg, classifier, len(ordered))
     recipe = tags_recipe(own, classifier)
     if run.dry_run:
-        logger.info("would write cues of %d images to %s: %s", len(records), output, recipe)
+        driver.report_plan(records, categories, recipe, output, run)
         return 0
     places = None
     trained = trained_classes(os.fspath(classifier))

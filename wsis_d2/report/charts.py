@@ -12,6 +12,7 @@ from typing import Any
 SERIES_COLORS = ("#0072b2", "#d55e00", "#009e73", "#a8568a", "#b27300", "#3a8fc2", "#555555")
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2", "1 4")
 MARKERS = ("circle", "square", "diamond", "triangle")
+_WIDTH, _HEIGHT = 560, 300  # CSS pixels; the height of bars follows from their number
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -71,8 +72,6 @@ def line_chart(
     x_label: str = "",
     y_label: str = "",
     log_x: bool = False,
-    width: int = 560,
-    height: int = 300,
 ) -> str:
     """Return a line chart as an SVG element.
 
@@ -82,8 +81,8 @@ def line_chart(
         title: what is shown; also the text alternative's start.
         x_label, y_label: names of the axes with units.
         log_x: whether x is logarithmic; points at 0 or below are then left out.
-        width, height: size in CSS pixels.
     """
+    width, height = _WIDTH, _HEIGHT
     points = [_finite(s["x"], s["y"]) for s in series]
     if log_x:
         points = [[p for p in line if p[0] > 0] for line in points]
@@ -161,9 +160,6 @@ def bar_chart(
     *,
     title: str,
     unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    width: int = 560,
 ) -> str:
     """Return a horizontal bar chart as an SVG element, one group a label, one bar a series.
 
@@ -172,14 +168,11 @@ def bar_chart(
         series: ``{"name", "values": [...]}`` each, one value a label; None or NaN draws "–".
         title: what is shown.
         unit: written after each value.
-        low, high: ends of the axis; None takes 0 and the largest value.
-        width: size in CSS pixels; the height follows from the number of bars.
     """
     values = [v for s in series for v in s["values"] if v is not None and math.isfinite(v)]
     if not values:
         return f'<p class="empty">{escape(title)}: no finite values to draw.</p>'
-    low = min(0.0, *values) if low is None else low
-    high = max(0.0, *values) if high is None else high
+    low, high, width = min(0.0, *values), max(0.0, *values), _WIDTH
     high = high if high > low else low + 1
     longest = max(len(str(label)) for label in labels)
     left, right, bar = int(min(190, 16 + 6.6 * longest)), 62, 15 if len(series) < 3 else 11
@@ -199,7 +192,7 @@ def bar_chart(
             value = entry["values"][row]
             known = value is not None and math.isfinite(value)
             color = SERIES_COLORS[index % len(SERIES_COLORS)]
-            end = left + ((min(max(value, low), high) if known else 0) - low) / (high - low) * span
+            end = left + ((value if known else 0) - low) / (high - low) * span
             top = y + index * bar
             shown = format_number(value) + unit if known else "–"
             name = escape(f"{label}, {entry['name']}: {shown}")

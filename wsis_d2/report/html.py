@@ -43,10 +43,8 @@ def write_report(
     bars: Sequence[dict[str, Any]] = (),
     sort: str = "",
     ascending: bool = True,
-    hidden_layers: Sequence[str] = (),
     footer: str = "",
     review: str = "",
-    max_side: int = 1600,
 ) -> Path:
     """Write a report; an existing report of the same name is replaced as a whole.
 
@@ -68,12 +66,10 @@ def write_report(
         bars: ``{"title", "labels", "series": [{"name", "values"}], "unit", "note"}`` each.
         sort: score by which the images are ordered at first; "" keeps the given order.
         ascending: whether the lowest comes first.
-        hidden_layers: layers that are off at first.
         footer: plain text at the end of the page.
         review: recipe hash of the labels that are shown; given, images can be accepted, refused or
             marked for full annotation, and the verdicts exported
             (:mod:`wsis_d2.weak_labels.review`). Items then have ``"id"``, their image id.
-        max_side: photographs with a longer side are scaled down to it.
 
     Returns:
         The path of the page.
@@ -99,12 +95,12 @@ def write_report(
         try:
             (work / MARKER).write_text("pictures of the report beside this folder\n")
             entries = [
-                write_item(index, item, work, folder.name, list(classes), max_side)
+                write_item(index, item, work, folder.name, list(classes))
                 for index, item in enumerate(items)
             ]
             page = _page(
                 title, subtitle, entries, list(classes), tables, curves, bars, sort, ascending,
-                hidden_layers, footer, review,
+                footer, review,
             )  # fmt: skip
             # Halves of characters, which JSON may hold, have no place in a file.
             with atomic_write(output_html) as file:
@@ -149,7 +145,6 @@ def _page(
     bars: Sequence[dict[str, Any]],
     sort: str | None,
     ascending: bool,
-    hidden: Sequence[str],
     footer: str,
     review: str,
 ) -> str:
@@ -167,7 +162,6 @@ def _page(
         "items": entries,
         "layers": layers,
         "base": layers[0] if layers else "",
-        "hidden": list(hidden),
         "review": review,
         "scores": scores,
         "sort": sort if sort in scores else "",

@@ -14,11 +14,13 @@ from wsis_d2.utils.image_io import read_picture
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer, Layer
 from wsis_d2.visualization.visualizer import draw_annotation, draw_labels
 
+#: Photographs with a longer side are scaled down to it.
+LARGEST = 1600
 THUMBNAIL = 480
 
 
 def write_item(
-    index: int, item: dict, work: Path, folder: str, classes: list[dict], max_side: int
+    index: int, item: dict, work: Path, folder: str, classes: list[dict]
 ) -> dict[str, Any]:
     """Write one image's layers and return its entry in the page's data."""
     name, place = str(item["name"]), quote(folder)  # a "#" or "%" means something in addresses
@@ -39,12 +41,12 @@ def write_item(
         kind = {LabelLayer: "labels", AnnotationLayer: "lines"}.get(type(layer))
         opaque = drawn.shape[2] == 3
         entry: dict[str, Any] = {"kind": kind or ("picture" if opaque else "overlay")}
-        entry["src"] = f"{place}/{_save(work, stem, drawn, max_side)}"
+        entry["src"] = f"{place}/{_save(work, stem, drawn, LARGEST)}"
         side = max(drawn.shape[:2])
         if opaque and side > 1.5 * THUMBNAIL:
             entry["thumb"] = f"{place}/{_save(work, stem + 't', drawn, THUMBNAIL)}"
         if safe is not None:
-            entry["safe"] = f"{place}/{_save(work, stem + 's', safe, max_side)}"
+            entry["safe"] = f"{place}/{_save(work, stem + 's', safe, LARGEST)}"
         layers[str(layer_name)] = entry
     if size is None:
         raise InputError(f"image {name!r}: has no layer; expected at least the photograph")

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from wsis_d2.data.panoptic_format import PanopticFile
+from wsis_d2.evaluation.results import fs_percent, read_results_json
 from wsis_d2.report.html import write_report
 from wsis_d2.report.labels import spread
 from wsis_d2.report.sources import (
@@ -68,9 +70,6 @@ def open_run(name: str, folder: str | Path) -> Run:
     Raises:
         InputError: no such folder, or nothing in it that a run writes.
     """
-    from wsis_d2.data.panoptic_format import PanopticFile
-    from wsis_d2.evaluation.results import read_results_json
-
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--run {folder}: no such folder, expected the OUTPUT_DIR of a run")
@@ -164,8 +163,7 @@ def result_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "weak" in results and "full" in results:
         ratio: list[Any] = ["FS % (weak of full)"]
         for task, key, _ in shown:
-            weak, full = (_value(results[n], task, key) for n in ("weak", "full"))
-            ratio.append(100 * weak / full if weak is not None and full else None)
+            ratio.append(fs_percent(*(_value(results[n], task, key) for n in ("weak", "full"))))
         rows.append(ratio)
     facts = [
         [
@@ -242,7 +240,6 @@ def run_report(
     label_limit: int = 24,
     limit: int = 0,
     title: str = "",
-    subtitle: str = "",
 ) -> Path:
     """Write a report on one or more runs.
 
@@ -258,13 +255,11 @@ def run_report(
         label_data: training images that are shown with their pseudo labels, after the others.
         label_limit: at most so many of them.
         limit: at most so many predicted images, spread evenly; 0 shows all.
-        title, subtitle: text at the top.
+        title: text at the top; "" makes one.
 
     Raises:
         InputError: a folder that is no run's, or predictions of none of the images.
     """
-    from wsis_d2.evaluation.results import read_results_json
-
     opened = [open_run(name, folder) for name, folder in runs.items()]
     rounds = [r for run in opened for r in find_rounds(run)]
     if results is not None:
@@ -306,7 +301,7 @@ def run_report(
         title or "Runs: " + ", ".join(runs),
         (make() for make in loaders),
         classes=(data or label_data).classes if (data or label_data) else (),
-        subtitle=subtitle or f"Output of {', '.join(str(Path(f).name) for f in runs.values())}.",
+        subtitle=f"Output of {', '.join(str(Path(f).name) for f in runs.values())}.",
         tables=result_tables(found),
         bars=class_bars(found, names),
         curves=round_curves(rounds) + training_curves(opened + rounds),

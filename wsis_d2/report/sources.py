@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wsis_d2.evaluation.image_match import joint_histogram
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
@@ -193,12 +194,8 @@ def confusion(labels: LabelLayer, truth: LabelLayer, count: int, name: str = "")
         raise InputError(
             f"image {name}: label map of size {b.shape}, truth of size {a.shape}; expected one size"
         )
-    known = a < count
-    column = np.where(b < count, b, count)[known].astype(np.int64)
-    flat = np.bincount(
-        a[known].astype(np.int64) * (count + 1) + column, minlength=count * (count + 1)
-    )
-    return flat.reshape(count, count + 1)
+    rows, columns = np.minimum(a, count), np.minimum(b, count)
+    return joint_histogram(rows, columns, count + 1, count + 1)[:count]
 
 
 def class_quality(table: np.ndarray) -> dict[str, np.ndarray]:
@@ -224,8 +221,10 @@ def class_quality(table: np.ndarray) -> dict[str, np.ndarray]:
 
 def disagreement(first: LabelLayer, second: LabelLayer) -> float:
     """Return the share of pixels, labelled in both, whose classes differ; NaN if there is none."""
+    if first.semantic.shape != second.semantic.shape:
+        return float("nan")
     both = (first.semantic != IGNORE) & (second.semantic != IGNORE)
-    if first.semantic.shape != second.semantic.shape or not both.any():
+    if not both.any():
         return float("nan")
     return float((first.semantic != second.semantic)[both].mean())
 

@@ -132,7 +132,7 @@ def unboxed_classes(record: Mapping) -> list[int]:
     return [int(entry["category_id"]) for entry in record.get("unboxed", ())]
 
 
-def whole_image_groups(record: Mapping, thing_ids: Collection[int] = ()) -> list[Box]:
+def whole_image_groups(record: Mapping, thing_ids: Collection[int]) -> list[Box]:
     """Return, as one group over the image, each class that has objects of unknown extent.
 
     These are the objects without a box, and what tags and marks of a class in ``thing_ids`` tell of
@@ -226,7 +226,7 @@ def record_crops(record: Mapping, extra: Collection[int] = ()) -> list[CropTags]
         extra: classes that every crop may hold beside its tags.
 
     Returns:
-        None where the record has no tags at all.
+        The crops; [] where the record has no tags at all.
     """
     extra = frozenset(extra)
     crops = record.get("crop_tags")

@@ -252,7 +252,7 @@ def parse_categories(categories: list, source: str) -> ClassTable:
             raise InputError(f"{where}: {what} is used twice; make it unique")
         ids.add(cid)
         names.add(name)
-        color = category.get("color", _default_color(position))
+        color = category.get("color", default_color(position))
         if (
             not isinstance(color, list | tuple)
             or len(color) != 3
@@ -264,7 +264,7 @@ def parse_categories(categories: list, source: str) -> ClassTable:
     return ClassTable(result, source)
 
 
-def _default_color(position: int) -> list[int]:
+def default_color(position: int) -> list[int]:
     """Distinct colours without end: hue by the golden ratio, three levels of value."""
     hue, value = position * 0.618034 % 1, (0.95, 0.7, 0.5)[position // 8 % 3]
     return [round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.75, value)]

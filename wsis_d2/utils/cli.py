@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """What every command-line tool shares: how it ends when its input is bad or it is interrupted."""
 
+import argparse
 import errno
 import os
 import sys
@@ -11,6 +12,14 @@ from wsis_d2.utils.errors import InputError, printable
 # A write that failed names no file.
 _LONGEST_LINE = 1200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def positive(text: str) -> int:
+    """Read an option's whole number of at least 1, for ``add_argument(type=...)``."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1 was expected")
+    return value
 
 
 def error_line(error: BaseException) -> str | None:

@@ -12,6 +12,8 @@ from importlib import metadata
 
 from tabulate import tabulate
 
+from wsis_d2.utils.processes import usable_cores
+
 _PACKAGES = (
     "numpy", "scipy", "opencv-python-headless", "pillow", "higra", "numba", "fvcore", "iopath",
     "pycocotools", "panopticapi-lite", "pydensecrf2", "cityscapesscripts", "h5py", "kornia-rs",
@@ -24,11 +26,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} of {os.cpu_count()}"
 
 
 def _torch_rows() -> list[tuple[str, str]]:
@@ -67,7 +64,7 @@ def collect_env() -> str:
     rows = [
         ("platform", platform.platform()),
         ("processor", platform.machine()),
-        ("cores usable", _cores()),
+        ("cores usable", f"{usable_cores()} of {os.cpu_count()}"),
         ("Python", sys.version.split()[0]),
         *_torch_rows(),
     ]

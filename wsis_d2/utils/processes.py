@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Processes that end with the one that started them, and folders that one at a time writes."""
+"""Cores, processes that end with the one that started them, folders that one at a time writes."""
 
 import contextlib
 import os
@@ -18,6 +18,11 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 _POLL = 1.0
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: a container's share, not the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

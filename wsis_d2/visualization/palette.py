@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from wsis_d2.structures.classes import default_color
+
 IGNORE_COLOR = (120, 120, 120)
 IGNORE_PATTERN = "cross"
 
@@ -66,19 +68,6 @@ def safe_style(class_id: int) -> tuple[tuple[int, int, int], str]:
     return SAFE_COLORS[color], PATTERNS[pattern]
 
 
-def spread_colors(count: int) -> list[tuple[int, int, int]]:
-    """Return ``count`` RGB colours spread over hue and lightness, for sets without colours."""
-    import colorsys
-
-    colors = []
-    for index in range(count):
-        hue = (index * 0.61803398875) % 1.0
-        light = (0.45, 0.62, 0.34)[index % 3]
-        r, g, b = colorsys.hls_to_rgb(hue, light, 0.72)
-        colors.append((int(255 * r), int(255 * g), int(255 * b)))
-    return colors
-
-
 def class_list(categories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return categories in the order of their unified ids with every field a drawing needs.
 
@@ -91,13 +80,12 @@ def class_list(categories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ``color`` (RGB list). The position in the list is the unified class id.
     """
     ordered = sorted(categories, key=lambda category: category["id"])
-    spare = spread_colors(len(ordered))
     return [
         {
             "id": category["id"],
             "name": str(category.get("name", category["id"])),
             "isthing": bool(category.get("isthing", 1)),
-            "color": [int(c) for c in (category.get("color") or spare[index])],
+            "color": [int(c) for c in (category.get("color") or default_color(index))],
         }
         for index, category in enumerate(ordered)
     ]
@@ -109,7 +97,9 @@ def metadata_classes(metadata: Any) -> list[dict[str, Any]]:
         return class_list(metadata.categories)
     names = metadata.get("stuff_classes") or metadata.get("thing_classes") or []
     colors = (
-        metadata.get("stuff_colors") or metadata.get("thing_colors") or spread_colors(len(names))
+        metadata.get("stuff_colors")
+        or metadata.get("thing_colors")
+        or [default_color(index) for index in range(len(names))]
     )
     things = set(metadata.get("thing_ids", []))
     return [

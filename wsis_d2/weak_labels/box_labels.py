@@ -105,7 +105,7 @@ def make_box_store(
     """
     recipe = boxes_recipe(cfg, outside_boxes)
     if run.dry_run:
-        driver.report_plan(records, categories, recipe, output, limit=run.limit, force=run.force)
+        driver.report_plan(records, categories, recipe, output, run)
         return 0
     options = BoxLabelOptions.from_config(cfg)
     source = build_proposal_source(cfg) if options.needs_proposals else None

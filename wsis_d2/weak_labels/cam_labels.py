@@ -8,34 +8,6 @@ import numpy as np
 from wsis_d2.structures.labels import IGNORE
 
 
-def fixed_crops(
-    height: int, width: int, crop_height: int, crop_width: int
-) -> list[tuple[int, int, int, int]]:
-    """Return the fixed grid of crops that covers an image, columns outer, rows inner.
-
-    Along a side of length L, crops of length c: n = ceil(L / c) of them, overlapping by
-    ceil((n c - L) / (n - 1)). A 1024 x 2048 image has 15 crops of 400 x 500.
-
-    Returns:
-        ``(x0, y0, x1, y1)`` each, ends exclusive. Crops are cut to the image where they are larger.
-    """
-    return [
-        (x, y, min(x + crop_width, width), min(y + crop_height, height))
-        for x in _starts(width, crop_width)
-        for y in _starts(height, crop_height)
-    ]
-
-
-def _starts(length: int, crop: int) -> list[int]:
-    if crop < 1:
-        raise ValueError(f"crop of {crop} pixels, expected at least 1")
-    count = -(-length // crop)
-    if count == 1:
-        return [0]
-    overlap = -(-(count * crop - length) // (count - 1))
-    return [k * (crop - overlap) for k in range(count)]
-
-
 def stitch_maps(
     size: tuple[int, int],
     crops: Sequence[Sequence],

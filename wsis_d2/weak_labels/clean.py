@@ -9,7 +9,7 @@ pure function of arrays: it needs maps and boxes alone.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -73,10 +73,6 @@ class CleanOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"CleanOptions.{name} is {value}, expected a share from 0 to 1")
-
-    def as_dict(self) -> dict:
-        """Return the options as plain values, for a recipe or a log."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.processes import usable_cores
 from wsis_d2.utils.progress import format_seconds, progress
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.store_manifest import check_recipe
@@ -86,11 +87,6 @@ class DriverResult:
         return 1 if self.failed else 0
 
 
-def default_workers() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def plan(records: Sequence[Mapping], store: LabelStore, limit: int | None = None) -> list[dict]:
     """Return the records among the first ``limit`` whose labels are missing or stale, plain."""
     chosen = records if limit is None else records[:limit]
@@ -131,7 +127,7 @@ def run(
     if ray_address is not None:
         outcomes: Outcomes = map_ray(make_worker, groups, store, workers, ray_address, gpus)
     else:
-        workers = default_workers() if workers is None else workers
+        workers = usable_cores() if workers is None else workers
         if workers < 1:
             raise InputError(f"--workers {workers}: at least 1 was expected")
         if workers == 1 or len(groups) < 2:
@@ -207,19 +203,17 @@ def report_plan(
     categories: list[dict],
     recipe: Mapping,
     output: str | os.PathLike,
-    *,
-    limit: int | None = None,
-    force: bool = False,
+    run: LabelRun,
 ) -> None:
     """Log what a run would do, for ``--dry-run``; writes nothing.
 
     Raises:
         InputError: the run would be refused, because ``output`` holds another recipe.
     """
-    considered = len(records) if limit is None else min(limit, len(records))
-    wanted = check_recipe(output, recipe, categories, force=force)
-    there = os.path.exists(os.path.join(output, "manifest.json")) and not force
-    todo = plan(records, LabelStore.open(output), limit) if there else records[:considered]
+    considered = len(records) if run.limit is None else min(run.limit, len(records))
+    wanted = check_recipe(output, recipe, categories, force=run.force)
+    there = os.path.exists(os.path.join(output, "manifest.json")) and not run.force
+    todo = plan(records, LabelStore.open(output), run.limit) if there else records[:considered]
     boxes = sum(len(r.get("annotations", [])) for r in todo)
     logger.info(
         "dry run: %d of %d images to label, with %d boxes; recipe %s; output %s",

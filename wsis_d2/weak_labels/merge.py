@@ -7,7 +7,6 @@ are what wins in it. See :mod:`wsis_d2.weak_labels.clean`.
 
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ from wsis_d2.weak_labels.possible_classes import possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.workers import Labels
-
-logger = logging.getLogger(__name__)
 
 INSTANCE_SOURCES = ("boxes", "masks")
 #: The last round whose labels have the box masks merged, as in the authors' code.
@@ -215,7 +212,7 @@ def merge_recipe(
         "kind": "merge",
         "boxes": dict(boxes_recipe),
         "tags": dict(tags_recipe) if tags_recipe is not None else None,
-        "clean": options.as_dict(),
+        "clean": dataclasses.asdict(options),
         "instances_from": instances_from,
     }
 
@@ -274,7 +271,7 @@ def make_merged_labels(
         cfg.CLEAN.INSTANCES_FROM,
     )
     if run.dry_run:
-        logger.info("would merge %s into %s, %d images", list(stores), output, len(records))
+        driver.report_plan(records, categories, recipe, output, run)
         return 0
     store = LabelStore.create(output, recipe, categories, run.force)
     make = functools.partial(

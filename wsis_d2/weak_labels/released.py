@@ -150,7 +150,7 @@ def import_released(
     files = find_label_files(folder)
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
     if run.dry_run:
-        driver.report_plan(records, categories, recipe, output, limit=run.limit, force=run.force)
+        driver.report_plan(records, categories, recipe, output, run)
         return 0
     store = LabelStore.create(output, recipe, categories, run.force)
     make = functools.partial(ReleasedLabels, kind, files, annotation, len(categories))

@@ -177,7 +177,8 @@ def map_pool(
             except BrokenProcessPool:
                 left = [record for group in running.values() for record in group]
                 if alone:
-                    yield left[0], describe_error(left[0], RuntimeError(reason))
+                    if left:  # none, if it died between two records: that is nobody's fault
+                        yield left[0], describe_error(left[0], RuntimeError(reason))
                 else:
                     suspects = [[r] for r in left if not store.done(r["image_id"], r)]
                     for record in left:

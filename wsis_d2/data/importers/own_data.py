@@ -143,16 +143,14 @@ def to_own_data(
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _note_gaps(
-    images: list[dict], annotations: list[dict], things: set[int], log: ImportLog
-) -> None:
+def _note_gaps(images: list[dict], annotations: list[dict], things: set, log: ImportLog) -> None:
     """Note which images look as if they were not annotated, or not completely."""
-    own: dict[int | str, set[int]] = {}
+    own: dict[int | str, set[int]] = {entry["id"]: set() for entry in images}
     for annotation in annotations:
-        own.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
+        own[annotation["image_id"]].add(annotation["category_id"])
     bare, unboxed, untagged, some = [], [], [], False
     for entry in images:
-        boxed, tags = own.get(entry["id"], set()), set(entry["image_tags"])
+        boxed, tags = own[entry["id"]], set(entry["image_tags"])
         marked = {m["category_id"] for key in ("points", "scribbles") for m in entry.get(key, ())}
         some |= bool((tags | marked) - things)
         if not boxed | tags | marked:

@@ -258,7 +258,7 @@ class PanopticMapper:
             target[list(annotation.outside_classes)] = UNKNOWN
             target[list(tags)] = 1.0
             windows.append(((x0, y0, x1, y1), target))
-        return annotation_regions(record, windows, transforms, annotation.has_boxes, things)
+        return annotation_regions(record, windows, transforms, things, annotation.has_boxes)
 
     def _thing(self, category: int, record: dict) -> int:
         if category not in self.thing_index:

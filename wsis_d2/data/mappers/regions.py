@@ -18,20 +18,20 @@ def annotation_regions(
     record: Mapping,
     windows: Sequence[tuple[Sequence[int], torch.Tensor]],
     transforms: T.TransformList,
+    thing_ids: Collection[int],
     has_boxes: bool = True,
-    thing_ids: Collection[int] = (),
 ) -> dict:
     """Return what :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses` reads.
 
     Args:
-        record: its boxes are taken from ``annotations``; the class of an object without a box is
-            a group over the image.
+        record: its boxes are taken from ``annotations``; a thing that tags or marks alone tell of
+            is a group over the image.
         windows: corners ``(x0, y0, x1, y1)``, ends exclusive, and target of each, (classes,)
             float32: 1 present, 0 absent, -1 unknown.
         transforms: what the image went through. After a crop, windows and boxes may reach past
             the image, or lie outside it.
+        thing_ids: contiguous ids of the things.
         has_boxes: whether the dataset's boxes are complete.
-        thing_ids: the things of the dataset; one that is tagged without a box is a group too.
 
     Returns:
         ``crops``, a list of ``(x0, y0, x1, y1)``; ``crop_targets`` (crops, classes); ``boxes``, a

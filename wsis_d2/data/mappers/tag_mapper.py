@@ -11,9 +11,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from wsis_d2.data.augmentations import RandomScale
+from wsis_d2.data.augmentations import color_jitter as jitter_augmentations
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN
-from wsis_d2.structures.annotation import unboxed_classes
+from wsis_d2.structures.annotation import record_crops, whole_image_groups
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record
 
@@ -61,13 +62,7 @@ class TagMapper:
                 augmentations.append(RandomScale(*scale_range))
             if flip:
                 augmentations.append(T.RandomFlip())
-            if color_jitter > 0:
-                low, high = 1 - color_jitter, 1 + color_jitter
-                augmentations += [
-                    T.RandomBrightness(low, high),
-                    T.RandomContrast(low, high),
-                    T.RandomSaturation(low, high),
-                ]
+            augmentations += jitter_augmentations(color_jitter)
         self.augmentations = T.AugmentationList(augmentations)
 
     @classmethod
@@ -129,7 +124,10 @@ class TagMapper:
             tags: the classes known to be there.
         """
         target = torch.zeros(self.num_classes)
-        target[_not_annotated(record)] = UNKNOWN
+        things, complete = things_of(record)
+        if not complete:
+            target[things] = UNKNOWN
+        target[_untagged_stuff(record)] = UNKNOWN
         if self.box_share <= 1:
             for annotation in record.get("annotations", ()):
                 share = _share_inside(annotation, window)
@@ -138,24 +136,28 @@ class TagMapper:
                     target[class_id] = 1.0
                 elif share > 0 and target[class_id] == 0:
                     target[class_id] = UNKNOWN
-        unboxed = [c for c in unboxed_classes(record) if target[c] == 0]
-        target[unboxed] = UNKNOWN  # of which window is not told
+        for group in whole_image_groups(record, things):  # of which window is not told
+            if target[group.class_id] == 0:
+                target[group.class_id] = UNKNOWN
         target[list(tags or ())] = 1.0
         return target
 
 
-def _not_annotated(record: Mapping) -> list[int]:
-    """Return the classes of a record's dataset whose absence from its annotation tells nothing.
+def things_of(record: Mapping) -> tuple[list[int], bool]:
+    """Return the things of a record's dataset, and whether its boxes are complete."""
+    if "dataset_name" not in record:
+        return [], True
+    metadata = MetadataCatalog.get(record["dataset_name"])
+    return list(metadata.thing_ids), metadata.get("has_boxes", True)
 
-    These are things if a box may be missing there, and stuff if the image has no tag of any.
-    """
+
+def _untagged_stuff(record: Mapping) -> list[int]:
+    """Return the stuff of a record's dataset if the image has no tag of any, else nothing."""
     if "dataset_name" not in record:
         return []
     metadata = MetadataCatalog.get(record["dataset_name"])
-    unknown = [] if metadata.get("has_boxes", True) else list(metadata.thing_ids)
-    if set(image_tags(record)) <= set(metadata.thing_ids):
-        unknown += metadata.stuff_ids
-    return unknown
+    tagged = set(image_tags(record)) - set(metadata.thing_ids)
+    return [] if tagged else list(metadata.stuff_ids)
 
 
 def image_tags(record: Mapping) -> list[int]:
@@ -176,12 +178,9 @@ def image_tags(record: Mapping) -> list[int]:
 
 def crop_windows(record: Mapping) -> list[tuple[tuple[int, int, int, int], list[int]]]:
     """Return the window ``(x0, y0, x1, y1)``, ends exclusive, and the tags of each crop."""
-    windows = []
-    for crop in record.get("crop_tags") or ():
-        x, y, w, h = crop["box"]
-        box = (int(round(x)), int(round(y)), int(round(x + w)), int(round(y + h)))
-        windows.append((box, list(crop["tags"])))
-    return windows
+    if not record.get("crop_tags"):
+        return []
+    return [(crop[:4], sorted(crop.tags)) for crop in record_crops(record)]
 
 
 def _share_inside(annotation: Mapping, window: Sequence[int]) -> float:

@@ -6,12 +6,11 @@ Addition, not in the paper.
 
 from collections.abc import Mapping
 
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import annotation_regions
-from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags
+from wsis_d2.data.mappers.tag_mapper import TagMapper, crop_windows, image_tags, things_of
 from wsis_d2.utils.image_io import image_tensor, read_record
 
 
@@ -34,7 +33,6 @@ class TagRegionMapper(TagMapper):
         windows = crop_windows(record) or [(whole, image_tags(record))]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
-        metadata = MetadataCatalog.get(record["dataset_name"]) if "dataset_name" in record else None
         return {
             **{k: record[k] for k in ("file_name", "image_id", "height", "width") if k in record},
             "image": image_tensor(augmented.image),
@@ -42,7 +40,6 @@ class TagRegionMapper(TagMapper):
                 record,
                 [(window, self.target(record, window, tags)) for window, tags in windows],
                 transforms,
-                metadata.get("has_boxes", True) if metadata else True,
-                metadata.thing_ids if metadata else (),
+                *things_of(record),
             ),
         }

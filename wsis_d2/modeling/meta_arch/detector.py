@@ -291,7 +291,10 @@ class BoxesFromFiles(nn.Module):
         found = Instances((height, width))
         found.pred_boxes, found.scores = boxes, table[:, 4].float()
         found.pred_classes = table[:, 5].long()
-        kept = batched_nms(boxes.tensor, found.scores, found.pred_classes, self.limits.nms)
+        found = found[boxes.nonempty()]
+        kept = batched_nms(
+            found.pred_boxes.tensor, found.scores, found.pred_classes, self.limits.nms
+        )
         return found[kept[: self.limits.most]]
 
     def _read(self, dataset: str) -> dict[str, list]:

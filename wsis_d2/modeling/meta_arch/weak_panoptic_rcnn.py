@@ -118,7 +118,7 @@ class WeakPanopticRCNN(nn.Module):
         self.register_buffer("_thing_ids", torch.tensor(self.thing_ids, dtype=torch.int64), False)
         self.register_buffer("_stuff_ids", torch.tensor(self.stuff_ids, dtype=torch.int64), False)
         self.register_buffer("_device", torch.zeros(()), False)
-        self._detections: dict[str, Instances] = {}
+        self._detections: dict[tuple[str | None, str], Instances] = {}
         self._freeze()
 
     @classmethod
@@ -268,7 +268,8 @@ class WeakPanopticRCNN(nn.Module):
 
         The detector does not change in these stages, so it sees each image once.
         """
-        key = record["file_name"]
+        # Files of boxes may differ between data sets that share a photograph.
+        key = (record.get("dataset_name"), record["file_name"])
         if key not in self._detections:
             with torch.no_grad():
                 image = record["detector_image"].to(self.device)

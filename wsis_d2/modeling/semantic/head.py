@@ -124,9 +124,10 @@ class RegistryHead(SemanticHead):
             or logits.dim() != 4
             or logits.shape[1] != self.num_classes
         ):
-            shape = getattr(logits, "shape", type(logits).__name__)
+            is_tensor = isinstance(logits, torch.Tensor)
+            shape = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
             raise InputError(
-                f"MODEL.SEM_SEG_HEAD.NAME {self.name}: gives {tuple(shape)} for logits, expected "
+                f"MODEL.SEM_SEG_HEAD.NAME {self.name}: gives {shape} for logits, expected "
                 f"(N, {self.num_classes}, H, W)"
             )
         return logits, None

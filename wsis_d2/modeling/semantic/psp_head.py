@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils import comm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
@@ -152,7 +154,10 @@ class PSPHead(SemanticHead):
 
 
 def _learns(norm: nn.Module | None) -> bool:
-    return type(norm).__name__ in ("BatchNorm2d", "NaiveSyncBatchNorm") and norm.training
+    """Whether a norm takes statistics of this process's batch alone."""
+    if isinstance(norm, nn.SyncBatchNorm | NaiveSyncBatchNorm) and comm.get_world_size() > 1:
+        return False
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
 
 
 def _conv3(inputs: int, outputs: int, norm: str) -> Conv2d:

@@ -15,7 +15,7 @@
   /* Order of a stack from below: photographs, label maps, drawn lines. */
   const RANK = { picture: 0, labels: 1, overlay: 2, lines: 3 };
   const state = {
-    active: new Set(data.layers.filter((l) => !data.hidden.includes(l))),
+    active: new Set(data.layers),
     stacked: false, beside: null, safe: false, sort: data.sort || "", ascending: data.ascending, text: "", cls: "",
     show: "", order: [], zoomed: -1, scale: 1, x: 0, y: 0,
   };

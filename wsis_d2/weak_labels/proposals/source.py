@@ -46,8 +46,8 @@ class ProposalSource(abc.ABC):
     """Gives the proposals of an image."""
 
     @abc.abstractmethod
-    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
-        """Return the proposals of one image.
+    def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet | None:
+        """Return the proposals of one image; None: the source makes none.
 
         Args:
             image: (H, W, 3) uint8 BGR.

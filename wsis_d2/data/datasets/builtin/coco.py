@@ -21,6 +21,7 @@ import numpy as np
 
 from wsis_d2.data.datasets.builtin.metadata import COCO_NAMES, VOC_CATEGORIES
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
+from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 
 PREPARE_COMMAND = "python datasets/prepare_coco.py"
@@ -161,14 +162,9 @@ def decode(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
 
     try:
         if isinstance(segmentation, dict):
-            rle = segmentation
-            if isinstance(rle["counts"], list):
-                rle = mask_util.frPyObjects(rle, height, width)
+            rle = checked_rle(segmentation, (height, width))
         else:
             rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-        mask = mask_util.decode(rle).astype(bool)
-        if mask.shape != (height, width):
-            raise ValueError(f"size {mask.shape}, image {(height, width)}")
+        return mask_util.decode(rle).astype(bool)
     except Exception as error:
         raise InputError(f"{what}: its segmentation cannot be drawn ({error})") from None
-    return mask

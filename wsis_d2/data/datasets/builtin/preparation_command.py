@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.processes import usable_cores
 
 
 def command_parser(description: str, examples: str, tags: bool = False) -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def command_parser(description: str, examples: str, tags: bool = False) -> argpa
         parser.add_argument(
             "--tags", choices=("stuff", "all"), default="stuff", help="classes that tags name"
         )
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--force", action="store_true", help="redo images that are done")
     parser.add_argument("--check", action="store_true", help="check the files, write nothing")
     parser.add_argument(

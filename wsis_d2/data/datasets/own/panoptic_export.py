@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco_panoptic import register_coco_panoptic
-from PIL import Image
 
+from wsis_d2.data.datasets.builtin.segments import segment_entries
 from wsis_d2.data.datasets.own.custom import dataset_classes, open_labels
-from wsis_d2.data.panoptic_format import write_panoptic_png
-from wsis_d2.structures.segments import picture_ids, segment_sizes
+from wsis_d2.data.panoptic_format import read_panoptic_png, write_panoptic_png
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import write_json
 from wsis_d2.utils.progress import progress
@@ -49,24 +48,16 @@ def register_panoptic_files(name: str, folder: str | os.PathLike) -> str:
     """
     if name not in DatasetCatalog.list():
         raise InputError(f'panoptic files: no dataset "{name}" is registered')
-    classes, base = dataset_classes(name), MetadataCatalog.get(name)
-    folder = Path(folder)
+    classes, folder = dataset_classes(name), Path(folder)
     write_panoptic_files(name, folder)
     twin = f"{name}_panoptic"
     if twin in DatasetCatalog.list():
         DatasetCatalog.remove(twin)
         MetadataCatalog.remove(twin)
-    places = {category: place for place, category in enumerate(classes.ids)}
-    things = {c: k for c, k in places.items() if classes.isthing[k]}
-    metadata = {
-        "thing_classes": list(classes.names),
-        "stuff_classes": list(classes.names),
-        "thing_colors": list(base.stuff_colors),
-        "stuff_colors": list(base.stuff_colors),
-        "thing_dataset_id_to_contiguous_id": things,
-        "stuff_dataset_id_to_contiguous_id": places,
-    }
     files = (folder / "images", folder / "panoptic", folder / "panoptic.json")
+    metadata = classes.metadata()
+    for key in ("ignore_label", "label_divisor"):  # which Detectron2 sets itself
+        del metadata[key]
     register_coco_panoptic(twin, metadata, *map(str, files))
     return twin
 
@@ -88,20 +79,19 @@ def write_panoptic_files(name: str, folder: Path) -> None:
         write_panoptic_png(folder / "panoptic" / f"{stem}.png", ids)
         images.append({"id": number, "file_name": f"{stem}.jpg", "height": record["height"],
                        "width": record["width"]})  # fmt: skip
-        sizes = segment_sizes(ids)
-        infos = []
-        for segment in segments:
-            area, box = sizes.get(segment["id"], (0, [0, 0, 0, 0]))
-            infos.append({
-                "id": int(segment["id"]), "category_id": int(classes.ids[segment["category_id"]]),
-                "area": area, "bbox": box, "iscrowd": int(segment.get("iscrowd", 0)),
-            })  # fmt: skip
+        infos = segment_entries(
+            ids,
+            [
+                {
+                    "id": int(segment["id"]),
+                    "category_id": int(classes.ids[segment["category_id"]]),
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                }
+                for segment in segments
+            ],
+        )
         annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": infos})
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [dict(c) for c in classes.categories],
-    }
+    content = {"images": images, "annotations": annotations, "categories": classes.categories}
     write_json(folder / "panoptic.json", content)
 
 
@@ -113,13 +103,12 @@ def _numbers(ids: list) -> dict:
 
 
 def _segments(record: dict, store: LabelStore | None) -> tuple[np.ndarray, list[dict]]:
-    """Return (H, W) int32 segment ids, 0 where there is none, and the segments with pixels."""
+    """Return (H, W) int32 segment ids, 0 where there is none, and the segments."""
     if record["supervision"] == "weak":
         store.check(record)
         ids, segments = store.instance(record["image_id"])
         return np.maximum(ids, 0), segments
-    with Image.open(record["pan_seg_file_name"]) as image:
-        return picture_ids(np.asarray(image.convert("RGB"))), record["segments_info"]
+    return read_panoptic_png(record["pan_seg_file_name"]), record["segments_info"]
 
 
 def _link(source: Path, target: Path) -> None:

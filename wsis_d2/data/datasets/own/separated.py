@@ -36,18 +36,18 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from wsis_d2.data.datasets.own.custom import dataset_classes, open_labels
-from wsis_d2.data.panoptic_format import read_panoptic_png
+from wsis_d2.data.panoptic_format import read_panoptic_png, write_png
 from wsis_d2.structures.annotation import touched_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.classes import match_classes, parse_categories
 from wsis_d2.structures.labels import IGNORE, id_table
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.json_io import read_json
+from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.progress import progress
+from wsis_d2.weak_labels.clean_steps import covered
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
 from wsis_d2.weak_labels.store_status import image_key
@@ -146,7 +146,6 @@ def load_separated(
         folder = Path(base.label_store) / "separated"
     folder = Path(folder)
     maps_folder = folder / "stuff"
-    maps_folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / "instances.json"
     fingerprint = _fingerprint(name, base, twin, records, store)
     try:
@@ -159,15 +158,11 @@ def load_separated(
             _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
         ):
             key = image_key(record["image_id"])
-            temporary = maps_folder / f".{key}.{os.getpid()}.tmp"
-            Image.fromarray(semantic).save(temporary, format="PNG")
-            os.replace(temporary, maps_folder / f"{key}.png")
+            write_png(maps_folder / f"{key}.png", semantic)
             index["annotations"][key] = annotations
             if (semantic == IGNORE).all():
                 index["unlabelled"].append(key)
-        temporary = folder / f".instances.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(index))
-        os.replace(temporary, index_file)
+        write_json(index_file, index)
     result, lost, crowds = [], 0, 0
     if index["unlabelled"]:
         logger.warning(
@@ -266,29 +261,21 @@ def _objects(
         segments: those of things.
         unknown: (H, W) bool.
     """
-    corners = [
+    bboxes = [
         BoxMode.convert(list(a["bbox"]), BoxMode(a["bbox_mode"]), BoxMode.XYWH_ABS)
         for a in record["annotations"]
     ]
     annotated: dict[Box, list[float]] = {}
-    for box, bbox in zip(touched_boxes(record), corners, strict=True):
+    for box, bbox in zip(touched_boxes(record), bboxes, strict=True):
         annotated.setdefault(box, [float(v) for v in bbox])
     masks, tight = [], []
     for segment in segments:
         mask = ids == segment["id"]
         if mask.any():
-            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            rows, columns = (np.flatnonzero(mask.any(axis)).tolist() for axis in (1, 0))
+            corners = columns[0], rows[0], columns[-1], rows[-1]
             masks.append(mask)
-            tight.append(
-                Box(
-                    segment["category_id"],
-                    int(columns[0]),
-                    int(rows[0]),
-                    int(columns[-1]),
-                    int(rows[-1]),
-                    bool(segment.get("iscrowd", 0)),
-                )
-            )
+            tight.append(Box(segment["category_id"], *corners, bool(segment.get("iscrowd", 0))))
     own = _boxes_of(tight, list(annotated))
     for mask, box in zip(masks, own, strict=True):
         entry = {**_entry(box, annotated.get(box)), "segmentation": _rle(mask)}
@@ -318,7 +305,7 @@ def _boxes_of(tight: list[Box], annotated: list[Box]) -> list[Box]:
                 and box.x1 >= mask.x1 and box.y1 >= mask.y1
             )  # fmt: skip
             if around:
-                gain[row, column] = _area(mask) / _area(box)
+                gain[row, column] = mask.area / box.area
     own = list(tight)
     for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
         if gain[row, column] > 0:
@@ -326,23 +313,17 @@ def _boxes_of(tight: list[Box], annotated: list[Box]) -> list[Box]:
     return own
 
 
-def _area(box: Box) -> int:
-    return (box.x1 - box.x0 + 1) * (box.y1 - box.y0 + 1)
-
-
 def _entry(box: Box, bbox: list[float] | None) -> dict:
-    tight = [box.x0, box.y0, box.x1 - box.x0 + 1, box.y1 - box.y0 + 1]
+    height, width = box.shape
     return {
-        "bbox": bbox or [float(v) for v in tight],
+        "bbox": bbox or [float(v) for v in (box.x0, box.y0, width, height)],
         "category_id": box.class_id,
         "iscrowd": int(box.is_group),
     }
 
 
 def _filled(box: Box, shape: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[max(box.y0, 0) : box.y1 + 1, max(box.x0, 0) : box.x1 + 1] = True
-    return mask
+    return covered([box.clipped(*shape)], shape)
 
 
 def _rle(mask: np.ndarray) -> dict:

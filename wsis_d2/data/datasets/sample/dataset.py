@@ -32,6 +32,7 @@ from wsis_d2.data.datasets.sample.scenes import (
     Scene,
     draw_scene,
 )
+from wsis_d2.structures.segments import id_picture, segment_sizes
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.progress import progress
 
@@ -194,8 +195,7 @@ def _write_split(root: Path, split: str, count: int, seed: int) -> None:
                 mask = {"segmentation": _rle(segment_map == segment["id"])}
                 masks.append({**box, "area": segment["area"], **mask})
         _write_png(image_root / name, scene.image)
-        rgb = np.stack([segment_map >> shift & 255 for shift in (0, 8, 16)], -1)
-        _write_png(panoptic_root / name, rgb.astype(np.uint8))
+        _write_png(panoptic_root / name, id_picture(segment_map))
     info = {"description": f"wsis_d2 embedded sample, {split}, drawn", "version": str(VERSION)}
     bare = [{k: v for k, v in e.items() if not k.endswith("_tags")} for e in images]
     weak = {"images": images, "annotations": boxes}
@@ -219,18 +219,13 @@ def panoptic_truth(scene: Scene) -> tuple[np.ndarray, list[dict]]:
     """Return a scene's truth: (H, W) int32 segment ids, all > 0, and COCO ``segments_info``."""
     ids = np.where(scene.instance > 0, 256 + scene.instance, scene.stuff.astype(np.int32) + 1)
     segments = []
-    for sid in np.unique(ids):
-        mask = ids == sid
+    for sid, (area, box) in segment_sizes(ids).items():
         category = (
             _THING_CATEGORY[scene.things[sid - 257]] if sid > 256 else _STUFF_CATEGORY[sid - 1]
         )
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        x, y = int(columns[0]), int(rows[0])
-        box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
         segments.append(
-            {"id": int(sid), "category_id": category, "area": int(mask.sum()), "bbox": box,
-             "iscrowd": 0}
-        )  # fmt: skip
+            {"id": sid, "category_id": category, "area": area, "bbox": box, "iscrowd": 0}
+        )
     return ids.astype(np.int32), segments
 
 

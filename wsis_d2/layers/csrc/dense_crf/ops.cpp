@@ -42,7 +42,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
   check_backward(grad, saved, scores, options, padded_labels(grad.size(0)),
                  grad.scalar_type());
   if (iterations == 0) {
-    return {grad.clone(), at::zeros_like(weight_bilateral), at::zeros_like(weight_spatial)};
+    return {grad.clone(at::MemoryFormat::Contiguous), at::zeros_like(weight_bilateral),
+            at::zeros_like(weight_spatial)};
   }
   auto [result, bilateral, spatial] =
       mean_field_backward_cpu(grad, saved, scores, header, records, index, weight_bilateral,

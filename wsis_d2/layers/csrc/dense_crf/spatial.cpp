@@ -8,6 +8,8 @@ namespace wsis_d2 {
 namespace crf {
 namespace {
 
+constexpr int kMostStride = 1 << 20;
+
 // Row sums of the one-dimensional kernel (down, FIR, up), applied to ones.
 std::vector<double> row_sums(const std::vector<int64_t>& index, const std::vector<double>& fraction,
                              const std::vector<double>& kernel, int64_t cells) {
@@ -69,7 +71,8 @@ SpatialPlan<T> plan_spatial(const Lattice<T>& lattice, double sigma, bool exact,
                             int normalization, bool transpose) {
   SpatialPlan<T> plan;
   if (!exact) {
-    while (sigma / (2 * plan.stride) >= 1.2) plan.stride *= 2;
+    // Beyond kMostStride 32 bits would overflow, and images are a few cells long already.
+    while (plan.stride < kMostStride && sigma / (2 * plan.stride) >= 1.2) plan.stride *= 2;
   }
   double variance = sigma * sigma;
   if (plan.stride > 1) {
@@ -92,8 +95,10 @@ SpatialPlan<T> plan_spatial(const Lattice<T>& lattice, double sigma, bool exact,
     kernel[k] = std::exp(-0.5 * k * k / (cell_sigma * cell_sigma));
     total += k ? 2 * kernel[k] : kernel[k];
   }
-  // Un-normalised kernels have the height of exp(-d^2 / 2 sigma^2); a coarse grid is matched in sum.
+  // Un-normalised kernels have the height of exp(-d^2 / 2 sigma^2); a coarse grid is matched in sum,
+  // that of the whole kernel where a small image needs a part of it.
   const double sum = sigma * std::sqrt(2 * M_PI);
+  if (normalization == kNone && plan.radius < reach) total = cell_sigma * std::sqrt(2 * M_PI);
   const double scale =
       normalization != kNone ? 1.0 / total
                              : (plan.stride == 1 ? 1.0 : sum / (total * plan.stride));

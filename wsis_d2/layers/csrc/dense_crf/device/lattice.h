@@ -223,6 +223,13 @@ void filter(const DeviceLattice<T>& lattice, const DevicePlan<T>& plan, const S*
   std::swap(filtered.a, filtered.b);
 }
 
+// Packs are loaded whole, which a view that begins anywhere in its memory does not allow.
+inline void check_aligned(const at::Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 32 == 0, name,
+                    ": expected memory that begins at a multiple of 32 bytes, found a view with an "
+                    "offset; pass a clone.");
+}
+
 template <typename T>
 DeviceLattice<T> view_device_lattice(const at::Tensor& header, const at::Tensor& records,
                                      const at::Tensor& index) {
@@ -238,6 +245,8 @@ DeviceLattice<T> view_device_lattice(const at::Tensor& header, const at::Tensor&
   TORCH_CHECK_VALUE(index.dim() == 1 && index.scalar_type() == at::kInt && index.is_contiguous() &&
                         index.size(0) == slot[kSlotIndexSize],
                     "index: it does not belong to this header.");
+  check_aligned(records, "records");
+  check_aligned(index, "index");
   const int32_t* base = index.const_data_ptr<int32_t>();
   const int height = static_cast<int>(slot[kSlotHeight]);
   const int width = static_cast<int>(slot[kSlotWidth]);

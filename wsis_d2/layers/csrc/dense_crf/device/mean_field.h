@@ -390,10 +390,10 @@ class DeviceEngine {
   Filtered<T> filtered_;
 };
 
-// Scores so low that their marginals are 0 beside any others.
+// The score of a label that is not there: its marginal is 0 beside any finite ones.
 template <typename T>
 T nothing() {
-  return static_cast<T>(-1e30);
+  return -std::numeric_limits<T>::infinity();
 }
 
 template <typename T>

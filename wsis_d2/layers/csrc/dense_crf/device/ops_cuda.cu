@@ -96,13 +96,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mean_field_backward_op(
       make_options(gaussian_xy, exact_spatial, iterations, save_every);
   check_backward(grad, saved, scores, options, row_width(grad.size(0)),
                  grad.scalar_type() == at::kFloat ? Kept<float>::kType : Kept<double>::kType);
+  check_aligned(saved, "saved");
   const DeviceScope scope(grad.device());
   // On the device, also for weights that are not.
   const auto like = [&](const at::Tensor& weight) {
     return at::zeros(weight.sizes(), grad.options().dtype(weight.scalar_type()));
   };
   at::Tensor grad_bilateral = like(weight_bilateral), grad_spatial = like(weight_spatial);
-  if (iterations == 0) return {grad.clone(), grad_bilateral, grad_spatial};
+  if (iterations == 0) {
+    return {grad.clone(at::MemoryFormat::Contiguous), grad_bilateral, grad_spatial};
+  }
   auto [result, sums] = with_types(grad, [&](auto type, auto lanes) {
     using T = decltype(type);
     return device_backward<T, lanes.value>(
@@ -137,6 +140,9 @@ at::Tensor spatial_filter_op(const at::Tensor& values, double sigma, bool exact,
   check_normalization(normalization);
   check_pixel_count(values.size(1), values.size(2));
   const DeviceScope scope(values.device());
+  const auto [least, most] = at::aminmax(values);  // nothing is built where it could be checked
+  TORCH_CHECK_VALUE(at::isfinite(at::stack({least, most})).all().item<bool>(),
+                    "values: they hold NaN or infinity; all values must be finite.");
   return with_types(values, [&](auto type, auto lanes) {
     return device_spatial_filter<decltype(type), lanes.value>(
         values, sigma, exact, static_cast<int>(normalization), transpose);
