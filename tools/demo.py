@@ -292,15 +292,16 @@ def pictures(
     files: Sequence[Path], scenes: int, results: Results
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, RGB picture) of scenes and of files that are no videos, and can be read."""
-    from wsis_d2.inference.media import is_video
+    from wsis_d2.inference.media import is_video, picture_names
     from wsis_d2.utils.image_io import read_picture
     from wsis_d2.utils.progress import progress
 
     yield from sample_scenes(scenes)
     stills = [path for path in files if not is_video(path)]
+    names = picture_names(stills)
     for path in progress(stills, desc="predicting", unit="file"):
         with results.failures(path):
-            yield path.stem, read_picture(path)
+            yield names[path], read_picture(path)
 
 
 def predict_video(path: Path, results: Results) -> None:

@@ -30,6 +30,9 @@ EXAMPLES = """examples:
   # labelImg, with tags of the stuff from a CSV (header: image,tags)
   python tools/import_annotations.py voc --annotations xml --images photos --tags tags.csv \\
       --output weak.json
+  # boxes alone: everything outside them is one class
+  python tools/import_annotations.py yolo --annotations labels --images photos \\
+      --outside-boxes background --output weak.json
   # YOLO; validation gets the ids of training
   python tools/import_annotations.py yolo --annotations labels/val --images images/val \\
       --classes data.yaml --categories weak_train.json --output weak_val.json
@@ -85,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stuff", nargs="+", default=[], metavar="NAME", help="stuff classes; boxes become tags"
     )
+    parser.add_argument(
+        "--outside-boxes", metavar="NAME",
+        help="the stuff class of everything outside all boxes, where it is one, e.g. background",
+    )  # fmt: skip
     parser.add_argument(
         "--ignore", nargs="+", default=[], metavar="NAME", help="classes to leave out"
     )
@@ -151,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         content = to_own_data(
             pictures, log, stuff=args.stuff, things=args.things, ignore=args.ignore, known=known,
-            fixed=fixed,
+            fixed=fixed, outside=args.outside_boxes,
         )  # fmt: skip
     finally:  # where nothing is left, it tells why
         if args.report:
@@ -186,6 +193,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"label; {objects} are objects{advice}"
         )
     print(f"things: {', '.join(names[1]) or 'none'}; stuff: {', '.join(names[0]) or 'none'}")
+    if args.outside_boxes:
+        print(
+            f"everything outside the boxes is {args.outside_boxes}: say so where labels are made "
+            f"and trained on, outside_boxes: {args.outside_boxes} in DATASETS.OWN"
+        )
+    elif not names[0]:
+        print(
+            "no stuff: a detector can be trained, a network for pixels not, as nothing tells what "
+            "lies outside the boxes; add --tags, or --outside-boxes background if it is one class"
+        )
     print(
         f"{args.output}: {len(content['images'])} images, {boxes} boxes, "
         f"{''.join(m for m in marks if m[0] != '0')}{tags} image tags, "

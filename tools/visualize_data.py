@@ -115,7 +115,7 @@ class _Pseudo:
         self.data, self.palette = data, args.palette
 
     def has(self, record: dict) -> bool:
-        return self.store.done(record["image_id"])
+        return self.store.has(record)
 
     def draw(self, record: dict, image: np.ndarray) -> dict[str, np.ndarray]:
         from wsis_d2.report.sources import store_layer
@@ -129,7 +129,7 @@ class _Prediction:
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
         from wsis_d2.data.panoptic_format import PanopticFile
-        from wsis_d2.report.runs import find_predictions, open_run
+        from wsis_d2.report.runs import find_predictions, open_run, predictions_of
 
         self.data, self.palette = data, args.palette
         if args.run is not None:
@@ -140,7 +140,7 @@ class _Prediction:
         elif args.pred_json is not None and args.pred_dir is not None:
             self.what = args.pred_json
             file = PanopticFile(args.pred_json, args.pred_dir, data.table)
-            self.file = file.in_classes(data.table)
+            self.file = predictions_of(file, data)
         else:
             raise InputError(
                 "--source prediction: expected --run DIR, or --pred-json P.json --pred-dir DIR"

@@ -2,6 +2,7 @@
 """One transform for image, boxes and maps, for weak and full records."""
 
 import copy
+import json
 import os
 
 import numpy as np
@@ -12,7 +13,7 @@ from detectron2.data import transforms as T
 from helpers.tiny_panoptic import HEIGHT, THING_IDS, WIDTH, TinyData, scene, tiny_cfg
 from PIL import Image
 
-from wsis_d2.data.loader import build_train_loader
+from wsis_d2.data.loader import build_train_loader, compare_with_tests
 from wsis_d2.data.mappers import PanopticMapper, build_mapper
 from wsis_d2.data.records import load_records
 from wsis_d2.utils.errors import InputError
@@ -272,3 +273,45 @@ def test_an_unknown_dataset_is_named(data):
     assert "nobody" not in DatasetCatalog.list()
     with pytest.raises(InputError, match="'nobody'"):
         load_records(["nobody"])
+
+
+def test_labels_of_things_alone_are_refused(data):
+    """A network that never sees anything else would give every pixel to a thing."""
+    records = [{**r, "image_tags": []} for r in load_records(["tiny_weak"])]
+    things = data.folder / "things"
+    store = LabelStore.create(
+        things, {"recipe": "things"}, MetadataCatalog.get("tiny_weak").categories
+    )
+    for record in records:
+        semantic = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        semantic[:4] = THING_IDS[0]
+        store.write(record, semantic, np.full((HEIGHT, WIDTH), -1, np.int32), [])
+    own = mapper(data, label_stores={"tiny_weak": str(things)})
+    with pytest.raises(InputError, match="tiny_weak: .*things everywhere.*--outside-boxes NAME"):
+        own.check(records)
+    semantic[-4:] = 1  # some stuff of one image, whoever labelled it
+    store.write(records[-1], semantic, np.full((HEIGHT, WIDTH), -1, np.int32), [])
+    own.check(records)
+    mapper(data, with_maps=False).check(records)  # a detector needs none
+
+
+def test_images_with_an_unboxed_tagged_thing_do_not_train_the_detector(data, tmp_path):
+    """Its object would count as background."""
+    path = data.folder / "weak.json"
+    content = json.loads(path.read_text())
+    boxed = {(a["image_id"], a["category_id"]) for a in content["annotations"]}
+    thing = content["categories"][0]["id"]
+    without = next(i for i in content["images"] if (i["id"], thing) not in boxed
+                   and any(k == i["id"] for k, _ in boxed))  # fmt: skip
+    without["image_tags"].append(thing)
+    path.write_text(json.dumps(content))
+    data.register()
+    loader = build_train_loader(tiny_cfg(tmp_path, "MODEL.WSIS.STAGE", "detector"))
+    kept = {loader.dataset[(0, k)]["image_id"] for k in range(len(loader.dataset))}
+    assert without["id"] not in kept and kept <= {k for k, _ in boxed} and len(kept) > 1
+
+
+def test_training_on_test_images_is_told(data, caplog):
+    weak, full = load_records(["tiny_weak"]), load_records(["tiny_full"])
+    compare_with_tests(weak[1:], {"tiny_full": [record["file_name"] for record in full]})
+    assert "7 of 8 images of tiny_full are trained on too" in caplog.text

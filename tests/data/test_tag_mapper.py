@@ -9,6 +9,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from wsis_d2.data.mappers import TagMapper, TagRegionMapper
+from wsis_d2.modeling.annotation_losses import AnnotationLosses
 from wsis_d2.utils.errors import InputError
 
 
@@ -113,6 +114,27 @@ def test_the_region_mapper_moves_windows_and_boxes_with_the_image(record):
     del record["crop_tags"]
     whole = own(record)
     assert whole["crops"] == [(0, 0, 30, 20)] and whole["crop_targets"].shape == (1, 5)
+
+
+def test_stuff_that_nobody_tagged_is_unknown(record):
+    """An image whose row is missing in the table of tags has boxes and no tag."""
+    name = "tagged_in_part"
+    metadata = MetadataCatalog.get(name)
+    metadata.set(thing_ids=[0, 1], stuff_ids=[2, 3, 4], has_boxes=True)
+    try:
+        whole, given = (0, 0, 30, 20), {**record, "dataset_name": name, "crop_tags": []}
+        for tags, target in (([], [1, 1, -1, -1, -1]), ([0], [1, 1, -1, -1, -1]),
+                             ([3], [1, 1, 0, 1, 0])):  # fmt: skip
+            own = {**given, "image_tags": tags}
+            assert mapper().target(own, whole, tags).tolist() == target
+        sample = TagRegionMapper(is_train=True, num_classes=5, flip=False)(
+            {**given, "image_tags": [], "annotations": record["annotations"][:1]}
+        )
+        # Its boxes hold stuff too, whichever.
+        possible = AnnotationLosses(5, [0, 1]).possible(sample, (20, 30))
+        assert possible[2:].all() and possible[0].sum() == 100 and not possible[1].any()
+    finally:
+        MetadataCatalog.remove(name)
 
 
 def test_a_thing_that_only_a_point_tells_of_may_be_in_any_window(record):

@@ -195,3 +195,16 @@ def test_weights_that_tell_nothing_are_taken_as_they_are(data, tmp_path):
     assert trained_classes(str(tmp_path / "alone.pth")).names == ["sky"]
     (tmp_path / "alone.json").write_text("[]")
     assert trained_classes(str(tmp_path / "alone.pth")).names == ["cat"]
+
+
+def test_weights_without_their_classes_are_told(data, tmp_path, caplog):
+    """Copied alone, they would pass for a model of whatever order the dataset has."""
+    weights = write_run(tmp_path / "run", tiny_rows())
+    keys = ("ITERATIVE.FIRST_WEIGHTS", "MODEL.WSIS.SEMANTIC_WEIGHTS")
+    for key in keys:
+        tiny_cfg(tmp_path / "out", key, str(weights))
+    assert "tells its classes" not in caplog.text
+    (tmp_path / "run" / "metadata.json").unlink()
+    for key in keys:
+        tiny_cfg(tmp_path / "out", key, str(weights))
+        assert f"{key} {weights}: no metadata.json beside it" in caplog.text

@@ -17,6 +17,7 @@ from wsis_d2.evaluation import (
     PredictionWriter,
     build_evaluator,
 )
+from wsis_d2.utils.errors import InputError
 
 THINGS = [i for i, thing in enumerate(CLASSES.isthing) if thing]
 BOXES = {0: [(THINGS[0], (10, 10, 40, 50)), (THINGS[1], (60, 20, 30, 30))],
@@ -118,3 +119,12 @@ def test_box_ap_without_detections_or_boxes(dataset) -> None:
     nothing = box_ap(dataset, {0: [], 1: []})
     assert nothing["AP"] == 0
     assert math.isnan(box_ap(dataset, {})["AP"])
+
+
+def test_two_pictures_do_not_share_a_prediction_file(dataset, tmp_path: Path) -> None:
+    writer = PredictionWriter(dataset, tmp_path)
+    output = {"sem_seg": torch.zeros(len(CLASSES), 4, 4)}
+    writer.process([{"image_id": 0, "file_name": "x/a.jpg"}], [output])
+    writer.process([{"image_id": 1, "file_name": "y/a.png"}], [output])
+    with pytest.raises(InputError, match=r"x/a.png: its prediction would replace that of x/a.jpg"):
+        writer.process([{"image_id": 2, "file_name": "x/a.png"}], [output])

@@ -58,6 +58,10 @@ def test_objects_without_a_box_may_be_anywhere():
     # Class 0 is marked and has no box; 1 is marked and has two.
     groups = [Box(0, 0, 0, 11, 7, True), Box(2, 0, 0, 11, 7, True)]
     assert whole_image_groups(RECORD, [0, 1]) == groups
+    # So is a thing that is tagged; 3 is stuff.
+    tagged = {"height": 8, "width": 12, "image_tags": [0, 1, 3], "annotations":
+              RECORD["annotations"]}  # fmt: skip
+    assert whole_image_groups(tagged, [0, 1]) == groups[:1]
 
 
 def test_marks_follow_the_classes_and_count_in_the_digest():

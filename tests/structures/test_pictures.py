@@ -31,6 +31,18 @@ def test_a_name_under_another_id_is_told():
         names.check(2, "z/a.jpg", "p.json")
 
 
+def test_folders_tell_pictures_of_one_name_apart():
+    """Cameras begin at 001 each day; a folder that is added shifts the numbers."""
+    names = PictureNames(
+        [{"id": 1, "file_name": "day1/001.jpg"}, {"id": 2, "file_name": "day2/001.jpg"}], "t.json"
+    )
+    names.check(2, "photos/day2/001.jpg", "p.json")
+    names.check(2, "001.jpg", "p.json")  # no folder: either
+    with pytest.raises(InputError, match="image id 1 is 001.png, whose id in t.json is 2"):
+        names.check(1, "photos/day2/001.png", "p.json")
+    assert names.ids("day1\\001.jpg") == {"1"} and names.ids("002.jpg") == set()
+
+
 def panoptic(folder, name, order):
     """Panoptic files of two pictures of one size, of which a.jpg shows a cow left, b.jpg right."""
     images, annotations = [], []

@@ -2,7 +2,9 @@
 """The demo on pictures, folders, globs and videos, with models that were not trained."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from helpers.load_tool import ROOT, load_tool
 
 from wsis_d2.data.panoptic_format import PanopticFile
+from wsis_d2.inference.media import find_media, picture_names
 from wsis_d2.utils.errors import InputError
 
 
@@ -126,7 +129,10 @@ def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, t
     arguments = ["--model", str(run), "--input", str(other), str(pictures / "a.png")]
     assert load_tool("demo").main([*arguments, "--output", str(output)]) == 1
     found = json.loads((output / "panoptic.json").read_text())["images"]
-    assert [image["file_name"] for image in found] == ["a", "a_2"]
+    above = os.path.commonpath([other, pictures])  # which is which can be told
+    names = [(folder / "a.png").relative_to(above).as_posix() for folder in (other, pictures)]
+    assert [image["file_name"] for image in found] == names
+    assert all((output / "overlays" / f"{name}.png").is_file() for name in names)
     assert "broken.png" in capsys.readouterr().err
 
 
@@ -196,3 +202,16 @@ def test_bad_arguments_are_named(arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
         load_tool("demo").main([*arguments, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_picture_is_called_tells_it_from_others():
+    paths = [Path(p) for p in ("x/a.jpg", "x/a.png", "x/a_2.jpg", "x/d1/b.jpg", "x/d2/b.jpg")]
+    names = ["a.jpg", "a.png", "a_2", "d1/b.jpg", "d2/b.jpg"]
+    assert picture_names(paths) == dict(zip(paths, names, strict=True))
+
+
+def test_files_that_are_no_pictures_are_told(tmp_path, caplog):
+    for name in ("a.jpg", "b.HEIC", "c.heic", "notes.txt", "._a.jpg"):
+        (tmp_path / name).touch()
+    assert find_media([str(tmp_path)]) == [tmp_path / "a.jpg"]
+    assert "left out what is neither picture nor video here: 2 .heic, 1 .txt" in caplog.text

@@ -286,3 +286,40 @@ def test_tags_from_csv_reach_the_images_of_every_format(kind, tool, place):
     tags = {image["file_name"]: image["image_tags"] for image in content["images"]}
     assert tags["b.png"] == [ids["sky"]] and ids["sky"] not in tags["a.png"]
     assert len(content["annotations"]) == 1
+
+
+def test_boxes_alone_need_a_class_outside_them(tool, place, capsys):
+    """Without any, everything in a photograph becomes the only class there is."""
+    content = json.loads(json.dumps(COCO))
+    content["categories"].pop()
+    content["annotations"] = content["annotations"][:1]
+    (place / "coco.json").write_text(json.dumps(content))
+    tool.main(arguments(place))
+    assert "no stuff: a detector can be trained" in capsys.readouterr().out
+    options = ["--outside-boxes", "background", "--force"]
+    tool.main([*arguments(place), *options])
+    categories = json.loads((place / "weak.json").read_text())["categories"]
+    assert [(c["name"], c["isthing"]) for c in categories] == [("cow", 1), ("background", 0)]
+    assert "outside_boxes: background in DATASETS.OWN" in capsys.readouterr().out
+    for name, more in (("Cow", []), ("rest", ["--categories", str(place / "weak.json")])):
+        with pytest.raises(InputError, match="--outside-boxes (cow|rest): "):
+            tool.main([*arguments(place, output="b.json"), "--outside-boxes", name, *more])
+
+
+def test_images_that_look_unfinished_are_noted(tool, place, capsys):
+    for name in ("c.png", "d.png"):
+        (place / "photos" / name).write_bytes((place / "photos" / "a.png").read_bytes())
+    content = json.loads(json.dumps(COCO))
+    content["images"] = [{"id": k, "file_name": f"{n}.png"} for k, n in enumerate("abcd", 1)]
+    content["images"][1]["image_tags"] = ["grass"]
+    content["images"][3]["image_tags"] = ["cow", "grass"]
+    content["annotations"] = content["annotations"][:1]
+    (place / "coco.json").write_text(json.dumps(content))
+    tool.main(arguments(place))
+    said = capsys.readouterr().out
+    for image, what in (
+        ("a.png", "have boxes and no tag of stuff; their stuff is unknown"),
+        ("c.png", "have neither box nor tag; leave them out if they are not annotated yet"),
+        ("d.png", "are tagged with a thing that has no box there; it may be anywhere in them"),
+    ):
+        assert f"1 images {what}: {image}\n" in said

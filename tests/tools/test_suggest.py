@@ -133,6 +133,18 @@ def test_the_tool_names_images_and_writes_what_training_reads(data):
     assert [r["supervision"] for r in records] == ["weak", "weak", "full", "full"]
 
 
+def test_a_picture_without_prediction_does_not_take_that_of_another(data):
+    """tools/demo.py numbers what it could read, whatever the annotation's ids are."""
+    content = json.loads((data / "pred.json").read_text())
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        content[key] = [{**e, name: e[name] - 98} for e in content[key][:2]]  # photo0, 1: id 2, 3
+    (data / "pred.json").write_text(json.dumps(content))
+    predictions = ["--pred-json", str(data / "pred.json"), "--pred-dir", str(data / "pred")]
+    found = {e["image_id"]: e for e in run(data, "--suggest", "4", *predictions)}
+    assert found[1]["uncertainty"] is not None and found[2]["uncertainty"] is not None
+    assert found[3]["uncertainty"] is None and found[4]["uncertainty"] is None
+
+
 def test_what_is_full_already_is_not_named(data):
     content = json.loads((data / "weak.json").read_text())
     content["images"][3]["supervision"] = "full"

@@ -134,7 +134,7 @@ def test_a_mistake_found_by_a_process_of_the_loader_is_told_in_one_line(data, tm
     for picture in (data.folder / "images").glob("*.png"):
         picture.write_bytes(picture.read_bytes()[:60])
     config = tmp_path / "cfg.yaml"
-    config.write_text(tiny_cfg(tmp_path / "out", "MODEL.WSIS.STAGE", "semantic").dump())
+    config.write_text(tiny_cfg(tmp_path / "out", "MODEL.WSIS.STAGE", "detector").dump())
     assert status("--config-file", config, "DATALOADER.NUM_WORKERS", 1) == 2
     assert "cannot be read as a picture" in only_error(capsys)
 

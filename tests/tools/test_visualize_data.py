@@ -78,3 +78,19 @@ def test_what_is_missing_is_named(tiny, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         load_tool("visualize_data").main(arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_and_predictions_of_other_pictures_are_refused(tiny, tmp_path):
+    """The images of a larger folder, numbered anew; sizes are all the same."""
+    for source, split, message in (("pseudo", "train", "is stale|another picture"),
+                                   ("prediction", "val", "whose id in")):  # fmt: skip
+        content = json.loads((tiny.data / f"weak_{split}.json").read_text())
+        names = [image["file_name"] for image in content["images"]]
+        for image, name in zip(content["images"], [*names[1:], names[0]], strict=True):
+            image["file_name"] = name
+        (tmp_path / "shifted.json").write_text(json.dumps(content))
+        arguments = ["--annotations", str(tmp_path / "shifted.json"), "--images",
+                     str(tiny.data / "images" / split), "--store", str(tiny.store),
+                     "--run", str(tiny.run), "--output", str(tmp_path / "out")]  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            load_tool("visualize_data").main(["--source", source, *arguments])

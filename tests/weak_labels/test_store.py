@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,9 @@ def test_continues_and_tells_stale_labels(tmp_path):
         again.check(moved_box)
     with pytest.raises(InputError, match="image 2 .* missing.*make_weak_labels"):
         again.check(make_record(2))
+    of_round = LabelStore.create(tmp_path / "round", {"kind": "round"}, CATEGORIES)
+    with pytest.raises(InputError, match="begin the rounds anew: tools/train_iterative.py"):
+        of_round.check(record)
     with pytest.raises(InputError, match="no label of image 2"):
         again.semantic(2)
 
@@ -124,6 +128,23 @@ def test_labels_of_another_picture_with_the_same_id_are_stale(tmp_path):
     with pytest.raises(InputError, match=r"image 1 \(somewhere/2.jpg\) is that of another.*1.jpg;"):
         store.check(renumbered)
     store.check(dict(make_record(1), file_name="elsewhere/1.PNG"))  # converted
+
+
+def test_labels_of_a_file_that_was_replaced_are_stale(tmp_path):
+    """Turned, exported anew, or the frame of another clip: name, size and tags stay the same."""
+    record = dict(make_record(1), file_name=str(tmp_path / "1.jpg"))
+    picture = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(picture).save(record["file_name"])
+    store = LabelStore.create(tmp_path / "s", RECIPE, CATEGORIES)
+    store.write(record, *make_labels())
+    (tmp_path / "moved").mkdir()
+    moved = dict(record, file_name=str(tmp_path / "moved" / "1.jpg"))
+    shutil.copyfile(record["file_name"], moved["file_name"])
+    assert store.has(moved) and not store.has(make_record(2))
+    Image.fromarray(picture[::-1]).save(moved["file_name"])
+    assert store.done(1, record) and not store.done(1, moved)
+    with pytest.raises(InputError, match="image 1 .* was made when the file had other content"):
+        store.has(moved)
 
 
 @pytest.mark.parametrize("change", ["bbox", "category_id", "image_tags", "crop_tags", "iscrowd"])

@@ -2,7 +2,8 @@
 """Data loaders for training and testing."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from wsis_d2.data.mappers import build_mapper
 from wsis_d2.data.records import count_supervision, load_records, supervision_of
 from wsis_d2.data.sampling import SeededDataset, TrainingStream
+from wsis_d2.structures.annotation import whole_image_groups
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 
@@ -63,8 +65,9 @@ def build_train_loader(
         logger.info("%d images without a box left out", len(records) - len(kept))
         records = kept
     if detector_stage:
-        # What has no box would count as background.
-        kept = [r for r in records if not r.get("unboxed")]
+        # What has no box would count as background: objects of marks alone, and tagged things.
+        things = cfg.MODEL.WSIS.THING_IDS
+        kept = [r for r in records if not whole_image_groups(r, things)]
         if len(kept) < len(records):
             logger.info("%d images with objects without a box left out", len(records) - len(kept))
         if not kept:
@@ -118,6 +121,24 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
     )
+
+
+def compare_with_tests(records: Iterable[Mapping], tested: Mapping[str, Sequence[str]]) -> None:
+    """Warn of images that are trained on and tested on.
+
+    Args:
+        records: those that are trained on.
+        tested: the images' files, by test set.
+    """
+    trained = {os.path.abspath(record["file_name"]) for record in records}
+    for name, files in tested.items():
+        shared = [file for file in files if os.path.abspath(file) in trained]
+        if shared:
+            logging.getLogger(__name__).warning(
+                "DATASETS.TEST: %d of %d images of %s are trained on too, so its results tell "
+                "nothing of other images; the first is %s",
+                len(shared), len(files), name, shared[0],
+            )  # fmt: skip
 
 
 def _as_list(batch: list[dict]) -> list[dict]:

@@ -25,7 +25,7 @@ from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.config import read_config
 from wsis_d2.config_checks.runs import check_trainable
 from wsis_d2.config_checks.unused import check_used
-from wsis_d2.data.loader import build_test_loader, build_train_loader
+from wsis_d2.data.loader import build_test_loader, build_train_loader, compare_with_tests
 from wsis_d2.data.records import load_records
 from wsis_d2.engine.launch import lost_a_process
 from wsis_d2.engine.picture_hook import build_picture_hook
@@ -116,8 +116,9 @@ class WSISTrainer(TrainerBase):
             scaled = amp_dtype(cfg) is torch.float16
         except ValueError as error:
             raise InputError(str(error)) from error
+        self._tested: dict[str, list[str]] = {}
         for name in cfg.DATASETS.TEST:  # what cannot be evaluated is told before it is trained for
-            load_records([name])
+            self._tested[name] = [record["file_name"] for record in load_records([name])]
             self.build_evaluator(cfg, name, cfg.OUTPUT_DIR)
             with_true_parts(cfg, model, name)
         self._plain_model = model
@@ -223,6 +224,7 @@ class WSISTrainer(TrainerBase):
             SystemExit: the results are not TEST.EXPECTED_RESULTS.
         """
         self.data_loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        compare_with_tests(self.data_loader.dataset.records, self._tested)
         self._batches = iter(self.data_loader)
         self.model.train()
         super().train(self.start_iter, self.max_iter)

@@ -21,6 +21,7 @@ from wsis_d2.data.panoptic_format import (
 )
 from wsis_d2.evaluation.panoptic_truth import panoptic_prediction
 from wsis_d2.structures.classes import parse_categories
+from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import write_json
 
 
@@ -46,6 +47,7 @@ class PredictionWriter(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all images."""
         self._images: list[dict[str, Any]] = []
+        self._pngs: dict[str, str] = {}  # of a prediction to the name of its picture
         self._annotations: list[dict[str, Any]] = []
 
     def process(
@@ -55,6 +57,11 @@ class PredictionWriter(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             name = self._name(record["file_name"])
             png = str(PurePath(name).with_suffix(".png"))
+            if self._pngs.setdefault(png, name) != name:
+                raise InputError(
+                    f"{name}: its prediction would replace that of {self._pngs[png]}, both are "
+                    f"{png}; rename one of the pictures"
+                )
             image = {"id": record["image_id"], "file_name": name}
             if output.get("sem_seg") is not None:
                 labels = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()

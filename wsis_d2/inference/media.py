@@ -2,6 +2,9 @@
 """Pictures and videos that a user names: files, folders, globs."""
 
 import glob
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import numpy as np
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import PICTURE_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _MEDIA = PICTURE_SUFFIXES + VIDEOS
@@ -34,6 +39,7 @@ def find_media(inputs: Sequence[str]) -> list[Path]:
             )
             if not inside:
                 raise InputError(f"{text}: no picture or video in this folder")
+            _tell_left_out(path)
             found.update(dict.fromkeys(inside))
         elif path.is_file():
             if path.suffix.lower() not in _MEDIA:
@@ -50,6 +56,36 @@ def find_media(inputs: Sequence[str]) -> list[Path]:
                 raise InputError(f"{text}: {what}")
             found.update(dict.fromkeys(matched))
     return list(found)
+
+
+def _tell_left_out(folder: Path) -> None:
+    """Tell of the files of a folder that are neither picture nor video, such as HEIC."""
+    others = Counter(
+        p.suffix.lower() or p.name
+        for p in folder.iterdir()
+        if p.suffix.lower() not in _MEDIA and not p.name.startswith(".") and p.is_file()
+    )
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        logger.warning("%s: left out what is neither picture nor video here: %s", folder, kinds)
+
+
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return what each picture is called in results: its name without folder and suffix.
+
+    Pictures that would be called alike keep their suffix, and the folders below the one that holds
+    them all.
+    """
+    alike: dict[str, list[Path]] = {}
+    for path in paths:
+        alike.setdefault(path.stem, []).append(path)
+    names = {}
+    for stem, group in alike.items():
+        full = [Path(os.path.abspath(path)) for path in group]
+        root = os.path.commonpath([path.parent for path in full])
+        for path, whole in zip(group, full, strict=True):
+            names[path] = stem if len(group) == 1 else whole.relative_to(root).as_posix()
+    return names
 
 
 def is_video(path: Path) -> bool:

@@ -60,10 +60,11 @@ def label_report(
         title: title of the page; "" makes one.
 
     Raises:
-        InputError: a store whose classes are not the dataset's, or with none of its images.
+        InputError: a store whose classes are not the dataset's, with none of its images, or with
+            labels of another annotation or picture.
     """
     stores = {name: store.in_classes(data.table) for name, store in stores.items()}
-    records = [r for r in data.records if any(s.done(r["image_id"]) for s in stores.values())]
+    records = [r for r in data.records if any(s.has(r) for s in stores.values())]
     if not records:
         raise InputError(
             f"store {', '.join(stores)}: holds no image of {data.name}; make labels with "

@@ -288,7 +288,7 @@ def run_report(
         store = store.in_classes((label_data or data).table)
     loaders = [_load(item, data, predicted, None if label_data else store) for item in items]
     if label_data is not None:
-        labelled = [r for r in label_data.records if store is None or store.done(r["image_id"])]
+        labelled = [r for r in label_data.records if store is None or store.has(r)]
         loaders += [
             _load({**i, "name": f"train/{i['name']}", "caption": "training image"},
                   label_data, [], store)
@@ -315,15 +315,28 @@ def find_predictions(run: Run, data: DataSource) -> Any:
     """Return the predictions of the data's dataset, else those that share an image with it.
 
     Raises:
-        InputError: they are of other classes than the dataset.
+        InputError: they are of other classes than the dataset, or number its pictures otherwise.
     """
-    if data.name in run.predictions:
-        return run.predictions[data.name].in_classes(data.table)
-    wanted = {str(r["image_id"]) for r in data.records}
-    for file in run.predictions.values():
-        if wanted & set(file.annotations):
-            return file.in_classes(data.table)
-    return None
+    file = run.predictions.get(data.name)
+    if file is None:
+        wanted = {str(r["image_id"]) for r in data.records}
+        found = (f for f in run.predictions.values() if wanted & set(f.annotations))
+        file = next(found, None)
+    if file is None:
+        return None
+    return predictions_of(file, data)
+
+
+def predictions_of(file: Any, data: DataSource) -> Any:
+    """Return a :class:`PanopticFile` of predictions in the data's classes.
+
+    Raises:
+        InputError: see :func:`find_predictions`.
+    """
+    for record in data.records:
+        if str(record["image_id"]) in file.annotations:
+            file.pictures.check(record["image_id"], record["file_name"], data.name)
+    return file.in_classes(data.table)
 
 
 def _scored(records: Sequence[dict], data: DataSource, predicted: list) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,6 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.structures.labels import IGNORE
-from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
@@ -42,16 +41,14 @@ class Predictions:
     def __init__(self, file: PanopticFile, data: DataSource) -> None:
         self._file = file
         self._unified = {c["id"]: k for k, c in enumerate(data.classes)}
-        names: dict[str, list[str]] = {}
-        for image in file.images:
-            if isinstance(image.get("file_name"), str):
-                names.setdefault(picture_stem(image["file_name"]), []).append(str(image["id"]))
-        self._names = {name: ids[0] for name, ids in names.items() if len(ids) == 1}
+        self._named = {str(i["id"]) for i in file.images if isinstance(i.get("file_name"), str)}
 
     def __call__(self, record: Mapping) -> tuple[LabelLayer | None, np.ndarray | None]:
         """Return the labels and (H, W) float32 confidence of an image; None where it is missing."""
-        key = self._names.get(picture_stem(str(record["file_name"])), str(record["image_id"]))
-        if key not in self._file.annotations:
+        named = self._file.pictures.ids(str(record["file_name"]))
+        key = next(iter(named)) if len(named) == 1 else str(record["image_id"])
+        other = key not in named and key in self._named
+        if other or key not in self._file.annotations:
             return None, None
         ids, segments = self._file.ids(key), self._file.segments(key)
         if ids.shape != (record["height"], record["width"]):

@@ -135,13 +135,14 @@ def unboxed_classes(record: Mapping) -> list[int]:
 def whole_image_groups(record: Mapping, thing_ids: Collection[int]) -> list[Box]:
     """Return, as one group over the image, each class that has objects of unknown extent.
 
-    These are the objects without a box, and what marks of a class in ``thing_ids`` tell of where it
-    has no box at all.
+    These are the objects without a box, and what tags and marks of a class in ``thing_ids`` tell of
+    where it has no box at all.
     """
     height, width = int(record["height"]), int(record["width"])
     boxed = {int(a["category_id"]) for a in record.get("annotations", ())}
-    marked = {int(m["category_id"]) for k in ("points", "scribbles") for m in record.get(k, ())}
-    classes = {*unboxed_classes(record), *((marked & set(thing_ids)) - boxed)}
+    named = {int(m["category_id"]) for k in ("points", "scribbles") for m in record.get(k, ())}
+    named |= set(record.get("image_tags") or ())
+    classes = {*unboxed_classes(record), *((named & set(thing_ids)) - boxed)}
     return [Box(class_id, 0, 0, width - 1, height - 1, True) for class_id in sorted(classes)]
 
 

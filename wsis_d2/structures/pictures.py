@@ -24,18 +24,31 @@ class PictureNames:
         self._source = source
 
     @cached_property
-    def _ids(self) -> dict[str, set[str]]:
-        """Name without folder and suffix to the ids that have it."""
-        ids: dict[str, set[str]] = {}
+    def _entries(self) -> dict[str, list[tuple[str, str]]]:
+        """Name without folder and suffix to (name, id) of the images that have it."""
+        entries: dict[str, list[tuple[str, str]]] = {}
         for image in self._images:
             if isinstance(image, Mapping) and isinstance(image.get("file_name"), str):
-                ids.setdefault(picture_stem(image["file_name"]), set()).add(str(image.get("id")))
-        return ids
+                name = image["file_name"]
+                entries.setdefault(picture_stem(name), []).append((name, str(image.get("id"))))
+        return entries
+
+    def ids(self, file_name: str) -> set[str]:
+        """Return the ids here of pictures of a name.
+
+        Of several of one name in different folders those count that share most folders with it.
+        """
+        named = self._entries.get(picture_stem(file_name), [])
+        if len(named) > 1:
+            shared = [_shared_folders(name, file_name) for name, _ in named]
+            named = [entry for entry, n in zip(named, shared, strict=True) if n == max(shared)]
+        return {image_id for _, image_id in named}
 
     def check(self, image_id: int | str, file_name: Any, source: str) -> None:
         """Make sure that an id of another file means the same picture here.
 
-        Names alone are compared, without folder and suffix; a name that is not here says nothing.
+        Names are compared without suffix, and without folders where only one picture here has the
+        name; a name that is not here says nothing.
 
         Args:
             image_id: the id in the other file.
@@ -47,8 +60,8 @@ class PictureNames:
         """
         if not isinstance(file_name, str):
             return
-        ids = self._ids.get(picture_stem(file_name), {str(image_id)})
-        if str(image_id) not in ids:
+        ids = self.ids(file_name)
+        if ids and str(image_id) not in ids:
             raise InputError(
                 f"{source}: image id {image_id} is {PurePosixPath(file_name).name}, whose id in "
                 f"{self._source} is {min(ids)}; files used together must number their images alike"
@@ -62,3 +75,18 @@ def picture_stem(file_name: str) -> str:
     if dot and f".{suffix.lower()}" in PICTURE_SUFFIXES:
         name = stem
     return unicodedata.normalize("NFC", name)
+
+
+def _shared_folders(first: str, second: str) -> int:
+    """Return how many of the last folders of two paths are the same."""
+    count = 0
+    for a, b in zip(_folders(first), _folders(second), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _folders(file_name: str) -> list[str]:
+    """Return the folders of a path, the last first."""
+    return unicodedata.normalize("NFC", file_name).replace("\\", "/").split("/")[-2::-1]

@@ -247,11 +247,24 @@ class LabelStore:
                 what = "lacks a file that was deleted"
             if not same_picture(entry, record):
                 what = f"is that of another picture, {entry['file_name']}"
+                if entry["file_name"] == os.path.basename(str(record["file_name"])):
+                    what = "was made when the file had other content"
         message = entry.get("message")
         raise InputError(
             f"{self.path}: the label of image {image_id!r} ({record.get('file_name')}) {what}"
-            f"{f' (failed: {message})' if message else ''}; make it with: {COMMAND}"
+            f"{f' (failed: {message})' if message else ''}; {self._remedy}"
         )
+
+    def has(self, record: Mapping) -> bool:
+        """Return whether labels of a record's image are there.
+
+        Raises:
+            InputError: they are, and were made of another annotation or picture.
+        """
+        if not self.done(record["image_id"]):
+            return False
+        self.check(record)
+        return True
 
     @property
     def failed(self) -> dict:
@@ -321,6 +334,12 @@ class LabelStore:
         remove_dead_temporaries(self.path / ".tmp")
         return summary
 
+    @property
+    def _remedy(self) -> str:
+        if self.recipe.get("kind") == "round":
+            return "begin the rounds anew: tools/train_iterative.py in another OUTPUT_DIR"
+        return f"make it with: {COMMAND}"
+
     def _require_writable(self) -> None:
         if not self.writable:
             raise ValueError(f"{self.path}: opened for reading; use LabelStore.create to write")
@@ -343,7 +362,7 @@ class LabelStore:
         if entry is None or entry["status"] != "done":
             reason = f"failed: {entry['message']}" if entry else "missing"
             raise InputError(
-                f"{self.path}: no label of image {image_id!r} ({reason}); make it with: {COMMAND}"
+                f"{self.path}: no label of image {image_id!r} ({reason}); {self._remedy}"
             )
         return entry
 

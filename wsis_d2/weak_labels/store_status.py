@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The status file of each image in a label store: written last, it says that labels are there."""
 
+import hashlib
 import os
 import urllib.parse
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store_manifest import COMMAND
+
+_END = 4096  # bytes
 
 _FAILED = {"image_id": int | str, "status": str, "file_name": str, "message": str}
 
@@ -38,6 +41,7 @@ def done_status(
         "height": int(record["height"]),
         "width": int(record["width"]),
         "annotation": annotation_digest(record),
+        "picture": picture_digest(record["file_name"]),
         "segments": segments,
         "counters": dict(counters or {}),
     }
@@ -88,6 +92,29 @@ def _is_segment(segment: object, num_classes: int) -> bool:
     )
 
 
+def picture_digest(path: str | os.PathLike) -> str | None:
+    """Return a short hash of a picture file's size, beginning and end; None where it is not there.
+
+    That is enough to tell photographs apart, and no more to read of each before a training.
+    """
+    try:
+        with open(path, "rb") as file:
+            parts = [file.read(_END)]
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END))
+            parts.append(file.read())
+    except OSError:
+        return None
+    return hashlib.sha256(b"%d " % size + b"".join(parts)).hexdigest()[:16]
+
+
 def same_picture(entry: Mapping, record: Mapping) -> bool:
-    """Whether labels are of a record's picture: moved and converted ones keep their name."""
-    return picture_stem(entry["file_name"]) == picture_stem(str(record["file_name"]))
+    """Whether labels are of a record's picture: moved and converted ones keep their name.
+
+    A file of the same name and suffix must have the same content too, as far as
+    :func:`picture_digest` and labels that know it tell.
+    """
+    own, other = entry["file_name"], os.path.basename(str(record["file_name"]))
+    if own == other and entry.get("picture"):
+        return picture_digest(record["file_name"]) in (None, entry["picture"])
+    return picture_stem(own) == picture_stem(other)

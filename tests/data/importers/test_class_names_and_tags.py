@@ -98,7 +98,10 @@ def test_classes_without_annotation_are_named(photos, tmp_path):
         coco_pair(tmp_path, [{"bbox": [10, 5, 9, 20]}], categories=categories), photos, log
     )
     to_own_data(pictures, log, known=known)
-    assert log.notes == ["1 classes have neither box nor tag: yak"]
+    assert log.notes == [
+        "1 classes have neither box nor tag: yak",
+        "1 images have neither box nor tag; leave them out if they are not annotated yet: b.png",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def to_own_data(
     ignore: Iterable[str] = (),
     known: list[dict] | None = None,
     fixed: bool = False,
+    outside: str | None = None,
 ) -> dict:
     """Make an own-data file's content of what a reader found.
 
@@ -49,6 +50,7 @@ def to_own_data(
         known: categories (``id``, ``name``, optionally ``isthing`` and ``color``) that keep their
             ids, e.g. those of the training file when the validation file is imported.
         fixed: whether ``known`` is all there is; other names are then dropped.
+        outside: the stuff class of everything outside the boxes, which nothing else need name.
 
     Raises:
         InputError: nothing is left, and why; or a name in ``stuff`` does not occur.
@@ -75,6 +77,14 @@ def to_own_data(
         both = {"stuff": stuff, "things": things, "ignore": ignore}
         for name in sorted(both[one] & both[other]):
             raise InputError(f"--{one} and --{other} both name {name}; choose one")
+    if outside is not None:
+        outside = spelling.get(fold(outside), outside)
+        if outside in boxed | ignore or (fixed and outside not in {c["name"] for c in known}):
+            raise InputError(
+                f"--outside-boxes {outside}: has boxes, is ignored or is no class of --categories; "
+                "expected the name of a stuff class"
+            )
+        stuff, tagged = stuff | {outside}, tagged | {outside}
     categories = _categories(known, boxed, tagged, stuff, things, ignore, fixed)
     ids = {c["name"]: c["id"] for c in categories}
     countable = {c["name"] for c in categories if c["isthing"]}
@@ -129,7 +139,33 @@ def to_own_data(
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(images)} images{_because(log)}"
         )
+    _note_gaps(images, annotations, {ids[name] for name in countable}, log)
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _note_gaps(images: list[dict], annotations: list[dict], things: set, log: ImportLog) -> None:
+    """Note which images look as if they were not annotated, or not completely."""
+    own: dict[int | str, set[int]] = {entry["id"]: set() for entry in images}
+    for annotation in annotations:
+        own[annotation["image_id"]].add(annotation["category_id"])
+    bare, unboxed, untagged, some = [], [], [], False
+    for entry in images:
+        boxed, tags = own[entry["id"]], set(entry["image_tags"])
+        marked = {m["category_id"] for key in ("points", "scribbles") for m in entry.get(key, ())}
+        some |= bool((tags | marked) - things)
+        if not boxed | tags | marked:
+            bare.append(entry["file_name"])
+        elif (tags & things) - boxed:
+            unboxed.append(entry["file_name"])
+        elif not (tags | marked) - things:
+            untagged.append(entry["file_name"])
+    for names, what in (
+        (bare, "have neither box nor tag; leave them out if they are not annotated yet"),
+        (unboxed, "are tagged with a thing that has no box there; it may be anywhere in them"),
+        (untagged if some else [], "have boxes and no tag of stuff; their stuff is unknown"),
+    ):
+        if names:
+            log.notes.append(f"{len(names)} images {what}: {_names(names)}")
 
 
 def _marks(

@@ -103,16 +103,39 @@ class PanopticMapper:
         }
 
     def check(self, records: Sequence[dict]) -> None:
-        """Make sure before training that every weak record has a label made from its annotation.
+        """Make sure before training that labels can be learned from.
 
         Raises:
-            InputError: naming the image and the command that makes its label.
+            InputError: a weak record has no label made from its annotation, naming the image and
+                the command that makes it; or labels and truth hold things alone.
         """
         if not self.with_maps:
             return
         for record in records:
             if supervision_of(record) == "weak":
                 self._store(record).check(record)
+        if not any(self._may_show_stuff(record) for record in records):
+            names = ", ".join(sorted({str(record.get("dataset_name")) for record in records}))
+            raise InputError(
+                f"{names}: no image is labelled with any stuff, so a network would see things "
+                "everywhere; tag the stuff of the images, or, where all that lies outside the "
+                "boxes is one class, name it: import_annotations.py and make_weak_labels.py "
+                "--outside-boxes NAME, outside_boxes: NAME in DATASETS.OWN"
+            )
+
+    def _may_show_stuff(self, record: dict) -> bool:
+        """Whether a record's tags, truth, dataset or labels speak of any stuff."""
+        if supervision_of(record) == "full":
+            segments = record.get("segments_info")  # a record without any is refused later
+            return segments is None or any(
+                s["category_id"] not in self.thing_index for s in segments
+            )
+        if any(tag not in self.thing_index for tag in record.get("image_tags") or ()):
+            return True
+        if MetadataCatalog.get(record["dataset_name"]).get("outside_boxes", "ignore") != "ignore":
+            return True
+        semantic = self._store(record).semantic(record["image_id"])
+        return any(c not in self.thing_index for c in np.unique(semantic).tolist() if c != IGNORE)
 
     def __call__(self, record: dict) -> dict:
         """Map a dataset dict to a sample."""
@@ -224,14 +247,18 @@ class PanopticMapper:
         """What tags and boxes say, for the losses that read them; see ``annotation_regions``."""
         annotation = AnnotatedClasses.of_dataset(MetadataCatalog.get(record["dataset_name"]))
         windows = []
-        for x0, y0, x1, y1, tags in record_crops(record):
+        things = annotation.thing_ids
+        crops = record_crops(record)
+        if all(crop.tags <= things for crop in crops):
+            target = torch.full((self.num_classes,), UNKNOWN)  # nobody has tagged its stuff
+            windows.append(((0, 0, record["width"], record["height"]), target))
+            crops = []
+        for x0, y0, x1, y1, tags in crops:
             target = torch.zeros(self.num_classes)
             target[list(annotation.outside_classes)] = UNKNOWN
             target[list(tags)] = 1.0
             windows.append(((x0, y0, x1, y1), target))
-        return annotation_regions(
-            record, windows, transforms, annotation.thing_ids, annotation.has_boxes
-        )
+        return annotation_regions(record, windows, transforms, things, annotation.has_boxes)
 
     def _thing(self, category: int, record: dict) -> int:
         if category not in self.thing_index:

@@ -24,8 +24,8 @@ def annotation_regions(
     """Return what :class:`wsis_d2.modeling.annotation_losses.AnnotationLosses` reads.
 
     Args:
-        record: its boxes are taken from ``annotations``; a thing that marks alone tell of is a
-            group over the image.
+        record: its boxes are taken from ``annotations``; a thing that tags or marks alone tell of
+            is a group over the image.
         windows: corners ``(x0, y0, x1, y1)``, ends exclusive, and target of each, (classes,)
             float32: 1 present, 0 absent, -1 unknown.
         transforms: what the image went through. After a crop, windows and boxes may reach past

@@ -115,7 +115,8 @@ class TagMapper:
     ) -> torch.Tensor:
         """Return the (classes,) float32 target of one window of a record.
 
-        Where a dataset's boxes are not complete, a thing without a box or a tag is unknown.
+        Where a dataset's boxes are not complete, a thing without a box or a tag is unknown; so is
+        all stuff of an image that has no tag of any.
 
         Args:
             record: boxes are taken from its annotations.
@@ -126,6 +127,7 @@ class TagMapper:
         things, complete = things_of(record)
         if not complete:
             target[things] = UNKNOWN
+        target[_untagged_stuff(record)] = UNKNOWN
         if self.box_share <= 1:
             for annotation in record.get("annotations", ()):
                 share = _share_inside(annotation, window)
@@ -147,6 +149,15 @@ def things_of(record: Mapping) -> tuple[list[int], bool]:
         return [], True
     metadata = MetadataCatalog.get(record["dataset_name"])
     return list(metadata.thing_ids), metadata.get("has_boxes", True)
+
+
+def _untagged_stuff(record: Mapping) -> list[int]:
+    """Return the stuff of a record's dataset if the image has no tag of any, else nothing."""
+    if "dataset_name" not in record:
+        return []
+    metadata = MetadataCatalog.get(record["dataset_name"])
+    tagged = set(image_tags(record)) - set(metadata.thing_ids)
+    return [] if tagged else list(metadata.stuff_ids)
 
 
 def image_tags(record: Mapping) -> list[int]:
