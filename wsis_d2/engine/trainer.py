@@ -223,9 +223,9 @@ class WSISTrainer(TrainerBase):
             InputError: a sample, loss or gradient that cannot be used.
             SystemExit: the results are not TEST.EXPECTED_RESULTS.
         """
-        self.data_loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
-        compare_with_tests(self.data_loader.dataset.records, self._tested)
-        self._batches = iter(self.data_loader)
+        loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        compare_with_tests(loader.dataset.records, self._tested)
+        self.data_loader, self._batches = loader, iter(loader)
         self.model.train()
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
