@@ -192,7 +192,8 @@ def test_training_boxes_follow_the_crop(data, tmp_path):
     for _ in range(3):
         sample = mapper(record)
         labels = model._training_labels(sample, sample["image"])
-        raw = model._detections[record["file_name"]].pred_boxes.tensor
+        (found,) = model._detections.values()
+        raw = found.pred_boxes.tensor
         moved = sample["transforms"].apply_box(raw.numpy())
         moved = torch.as_tensor(moved).clamp(min=0).minimum(torch.tensor([41.0, 33, 41, 33]))
         kept = ((moved[:, 2:] - moved[:, :2]) > 0).all(1)

@@ -7,6 +7,7 @@ import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
+from wsis_d2.modeling.backbone.color_texture import color_texture
 from wsis_d2.modeling.meta_arch import TagClassifier, TagSegmenter
 
 
@@ -88,8 +89,8 @@ def compute_table(model: nn.Module, height: int, width: int) -> list[dict[str, A
         parts["tag classifier"] = _Part(model, lambda x: (model.logits(model.normalize(x)[None]),))
     if isinstance(model, TagSegmenter):
         # What an image's cells look like is arithmetic without a network.
-        cells, _ = model._cells([image])
-        parts["tag segmenter"] = _Part(model, lambda x: (model._distribution(cells),))
+        cells = color_texture(image, model.size).flatten(1).T
+        parts["tag segmenter"] = _Part(model, lambda x: (model.layers(model.standardize(cells)),))
     rows = []
     for name, part in parts.items():
         flops = FlopCountAnalysis(part, (image,))
