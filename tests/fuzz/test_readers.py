@@ -17,7 +17,12 @@ HERE = Path(__file__).parent
 # What once ended in a traceback, took gigabytes or did not end: bytes for the harness.
 FINDINGS: dict[str, list[str]] = {
     "checkpoint_pkl": ["4fcdfb022106758565f269bc4209"],
-    "label_studio": ["e68276e4dc7563d4d8936315da215f04188f97"],
+    "coco": ["8a8a2f7a7a7a7a232832147a7afffffffffffffff5040460", "ffffff0a05ff5a05ff5a5a5a5a"],
+    "label_studio": [
+        "e68276e4dc7563d4d8936315da215f04188f97",
+        "896f6f6f6f6f6f0127e8ff0aff3132ffff085f",
+    ],
+    "labelme": ["00fffffffffffffffff6"],
     "mat": ["e0246dcfe433efaf10b69b2f47500d156371"],
     "checkpoint_pth": ["d03c49"],
     "store_files": ["e68276e4dc7563d4d8936315da215f04188f97", "6d0489d2bdf912ec717c47ca2260"],

@@ -98,14 +98,14 @@ def read_coco(
             else:
                 why = f'"tags" has {shorten(name)}, no class of the file; --stuff makes it one'
                 log.drop("tag", where, why)
-        for crop in entry.get("crop_tags") or []:
+        for crop in _listed(entry.get("crop_tags")):
             box = crop.get("box") if isinstance(crop, dict) else None
             if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
             picture.crop_tags.append((tuple(box), _names(crop.get("tags"), names, where, log)))
         for key in ("points", "scribbles"):
-            for mark in _entries(entry.get(key)):
+            for mark in _listed(entry.get(key)):
                 category = mark.get("category_id") if isinstance(mark, dict) else None
                 if type(category) is not int or category not in names:
                     log.bad("mark", where, f"{key} has {shorten(mark)}, of no class of the file")
@@ -161,6 +161,11 @@ def read_coco(
 
 def _entries(value: Any) -> list:
     return value if isinstance(value, list) else []
+
+
+def _listed(value: Any) -> list:
+    """A list's entries; what should be a list and is none, as one, so that it is reported."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _coco_marks(annotation: dict) -> Iterator[tuple[list, bool]]:

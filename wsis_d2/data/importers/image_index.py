@@ -144,8 +144,9 @@ class ImageIndex:
         """
         quiet = ImportLog(keep_going=True)
         by_name = self.find(named, where, quiet, near=relative.rpartition("/")[0])
-        if by_name is None and isinstance(named, str) and named:
-            candidates, _ = self._with_stem(_stem(path_variants(named)[0]))
+        written = path_variants(named)[:1] if by_name is None and isinstance(named, str) else []
+        for path in written:
+            candidates, _ = self._with_stem(_stem(path))
             if len(candidates) == 1:
                 by_name = candidates[0]
                 quiet.change("image name", f"{where}: {shorten(named)}", "found by another suffix")

@@ -111,7 +111,7 @@ def _image(task: dict, images: ImageIndex, where: str, log: ImportLog) -> str | 
 
 def _add_regions(picture: Picture, result: list[dict], where: str, log: ImportLog) -> None:
     # <Rectangle> with <Labels> gives two entries of one id: the shape, and the shape with labels.
-    labelled = {r.get("id") for r in result if _label(r)[1] is not None}
+    labelled = {str(r.get("id")) for r in result if _label(r)[1] is not None}
     for k, region in enumerate(result):
         label = f"{where}: result {k}"
         value, kind = region.get("value"), region.get("type")
@@ -124,7 +124,7 @@ def _add_regions(picture: Picture, result: list[dict], where: str, log: ImportLo
             continue
         shape, names = _label(region)
         if names is None:
-            if region.get("id") in labelled:
+            if str(region.get("id")) in labelled:
                 continue
             log.drop("box", label, f"a {shorten(kind)} has no label")
             continue

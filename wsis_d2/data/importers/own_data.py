@@ -298,7 +298,9 @@ def _categories(
             isthing = int(name in things)
         elif isthing is None:
             isthing = int(name in boxed or name not in tagged)
-        kept = {k: category[k] for k in ("id", "name", "supercategory", "color") if k in category}
+        kept = {k: category[k] for k in ("id", "name", "color") if k in category}
+        if isinstance(category.get("supercategory"), str):
+            kept["supercategory"] = category["supercategory"]
         categories.append({**kept, "isthing": int(isthing)})
     if not fixed:
         have = {c["name"] for c in categories}
