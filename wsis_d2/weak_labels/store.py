@@ -227,12 +227,12 @@ class LabelStore:
         if record is None:
             return True
         same = entry["annotation"] == annotation_digest(record) and same_picture(entry, record)
-        return same and self._is_whole(image_id)
+        return same and not self._lost(image_id)
 
-    def _is_whole(self, image_id: int | str) -> bool:
-        """Whether both pictures of an image are there; somebody may have deleted a part."""
-        name = f"{image_key(image_id)}.png"
-        return all((self.path / part / name).exists() for part in ("semantic", "panoptic"))
+    def _lost(self, image_id: int | str) -> list[str]:
+        """Those of an image's two pictures that are gone; somebody may have deleted a part."""
+        files = [f"{part}/{image_key(image_id)}.png" for part in ("semantic", "panoptic")]
+        return [file for file in files if not (self.path / file).exists()]
 
     def check(self, record: Mapping) -> None:
         """Raise an InputError that names image and command if its label is missing or stale."""
@@ -243,8 +243,8 @@ class LabelStore:
         what = "missing"
         if self.done(image_id):
             what = "is stale: its boxes, tags or size have changed"
-            if not self._is_whole(image_id):
-                what = "lacks a file that was deleted"
+            if lost := self._lost(image_id):
+                what = f"lacks a file that was deleted, {lost[0]}"
             if not same_picture(entry, record):
                 what = f"is that of another picture, {entry['file_name']}"
                 if entry["file_name"] == os.path.basename(str(record["file_name"])):
