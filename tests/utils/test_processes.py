@@ -86,3 +86,15 @@ def test_cores_are_told_on_systems_without_affinity(monkeypatch):
     assert usable_cores() == os.cpu_count()
     # A command that prepares a data set has them as its default.
     assert command_parser("", "").parse_args([]).workers == os.cpu_count()
+
+
+def test_a_worker_whose_parent_was_killed_while_it_started_ends_too():
+    code = (
+        "import multiprocessing, os, time, types\n"
+        "gone = types.SimpleNamespace(pid=os.getppid() + 1)\n"
+        "multiprocessing.parent_process = lambda: gone\n"
+        "from wsis_d2.utils.processes import end_with_parent\n"
+        "end_with_parent()\n"
+        "time.sleep(60)\n"
+    )
+    assert start(code).wait(timeout=50) == 1

@@ -2,6 +2,7 @@
 """Cores, processes that end with the one that started them, folders that one at a time writes."""
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import threading
@@ -26,11 +27,13 @@ def usable_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Have this process end soon after the one that started it.
+    """Have this process, started by multiprocessing's "fork" or "spawn", end soon after its parent.
 
     One that is killed cannot tell its workers, and they would wait for work for ever.
     """
-    parent = os.getppid()
+    # A parent that was killed while this process still started is no longer what getppid tells.
+    started_by = multiprocessing.parent_process()
+    parent = os.getppid() if started_by is None else started_by.pid
 
     def watch() -> None:
         while os.getppid() == parent:
