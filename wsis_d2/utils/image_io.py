@@ -43,6 +43,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
 _BAND = 1 << 22  # pixels
+_MOST_OF_DEFLATE = 1032  # times that its format can shrink anything
 _SAVE_8_BITS = "save it with 8 bits a channel"
 _DARK = (
     "uses less than a sixteenth of the levels of its 16 bits and would be black; stretch its "
@@ -152,6 +153,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
+                if image.format == "PNG":
+                    _check_bytes(path, image)
                 yield image
         return
     except FileNotFoundError:
@@ -211,6 +214,7 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG",)) as image:
+                _check_bytes(path, image)
                 yield image
         return
     except InputError:
@@ -221,6 +225,17 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
+
+
+def _check_bytes(path: str | Path, image: Image.Image) -> None:
+    """Refuse a PNG of fewer bytes than its pixels can be packed into, before they are allocated.
+
+    Pillow fills with zeros what such a file lacks.
+    """
+    bits = 24 if image.mode.startswith("RGB") else 1  # a pixel, at least
+    size = Path(path).stat().st_size
+    if image.width * image.height * bits > size * 8 * _MOST_OF_DEFLATE:
+        raise ValueError(f"{size} bytes cannot hold {image.width} x {image.height} pixels")
 
 
 def image_tensor(image: np.ndarray) -> "torch.Tensor":
