@@ -238,8 +238,8 @@ def _rle(mask: np.ndarray) -> dict:
 
 
 def _write_png(path: Path, rgb: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1])):
-        raise OSError(f"{path}: could not be written")
+    # OpenCV's own writer does not tell what the system refused.
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1])
 
 
 def register_all_sample(root: str | os.PathLike) -> None:
