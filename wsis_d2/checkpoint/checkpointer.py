@@ -59,10 +59,11 @@ class RunCheckpointer(DetectionCheckpointer):
         except (OSError, RuntimeError) as error:
             # torch raises an error of its own over one of the file's.
             cause = error if isinstance(error, OSError) else error.__context__
-            reason = os_reason(cause) if isinstance(cause, OSError) else str(error)
-            reason = " ".join(reason.split())[:160]
+            known = isinstance(cause, OSError)
+            name = (known and cause.filename) or path
+            reason = " ".join((os_reason(cause) if known else str(error)).split())[:160]
             raise InputError(
-                f"{path}: cannot be written: {reason}; --resume continues from the last checkpoint"
+                f"{name}: cannot be written: {reason}; --resume continues from the last checkpoint"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -2,9 +2,11 @@
 """What every command-line tool shares: how it ends when its input is bad or it is interrupted."""
 
 import argparse
+import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from wsis_d2.utils.errors import InputError, os_reason, printable
@@ -31,6 +33,8 @@ def error_line(error: BaseException) -> str | None:
         if "Traceback (most recent call last)" in text:
             text = text.rpartition("InputError: ")[2]
         return _of_sane_length(printable(text)) or "bad input"
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, str(error) or os.strerror(errno.ENOMEM))
     if isinstance(error, OSError) and error.errno is None:  # a data loader tells its text alone
         told = re.search(r"^\w+: \[Errno (\d+)\] ([^:\n]+)(?:: '(.+)')?$", str(error), re.M)
         if told:
@@ -41,6 +45,15 @@ def error_line(error: BaseException) -> str | None:
         name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
         return printable(f"{name}: {os_reason(error)}")
     return None
+
+
+def _told_thread(failure: threading.ExceptHookArgs) -> None:
+    """Tell what ended a thread, such as the one that writes for TensorBoard."""
+    line = error_line(failure.exc_value) if failure.exc_value is not None else None
+    if line is None:
+        threading.__excepthook__(failure)
+    else:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _of_sane_length(line: str) -> str:
@@ -63,9 +76,10 @@ def main_with_errors(
     line on standard error); 130 when interrupted. Other exceptions are bugs and keep their
     traceback.
     """
+    threading.excepthook = _told_thread
     try:
         status = main(argv)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError) as error:
         line = error_line(error)
         if line is None:
             raise

@@ -102,6 +102,7 @@ def prepare_sample(
     }
     manifest_file = output / "manifest.json"
     if check_sample(output, recipe) is None:
+        (output / ".incomplete").unlink(missing_ok=True)  # of a run that ended at its last step
         return False
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder to write the sample to")
