@@ -18,6 +18,7 @@ from torch._utils import ExceptionWrapper
 from wsis_d2.checkpoint.checkpointer import RunCheckpointer
 from wsis_d2.data.importers.files import annotation_files
 from wsis_d2.data.importers.image_index import ImageIndex
+from wsis_d2.engine.jobs import Job, run_jobs
 from wsis_d2.utils.cli import error_line, main_with_errors
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import check_writable, list_files
@@ -88,6 +89,16 @@ def test_an_unreadable_checkpoint_is_not_passed_over_for_an_older_one(tmp_path):
     assert "model_0000002.pth: Permission denied; " in error_line(error.value)
     with refused(errno.EACCES, "list", tmp_path), pytest.raises(PermissionError):
         checkpointer.find_last()  # a run that is not seen would start over
+
+
+def test_a_job_of_which_the_stamp_cannot_be_read_is_not_done_again(tmp_path, monkeypatch):
+    job = Job("a", [sys.executable, "-c", "open('ran', 'a').write('x')"])
+    monkeypatch.chdir(tmp_path)
+    run_jobs([job], tmp_path, workers=1, say=str)
+    with refused(errno.EACCES, "read", "a.done"), pytest.raises(PermissionError):
+        run_jobs([job], tmp_path, workers=1, say=str)
+    run_jobs([job], tmp_path, workers=1, say=str)
+    assert (tmp_path / "ran").read_text() == "x"
 
 
 def test_an_error_out_of_a_data_loader_is_told_like_any_other():
