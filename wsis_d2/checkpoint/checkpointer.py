@@ -59,11 +59,12 @@ class RunCheckpointer(DetectionCheckpointer):
         except (OSError, RuntimeError) as error:
             # torch raises an error of its own over one of the file's.
             cause = error if isinstance(error, OSError) else error.__context__
-            known = isinstance(cause, OSError)
-            name = (known and cause.filename) or path
-            reason = " ".join((os_reason(cause) if known else str(error)).split())[:160]
+            at_fault, reason = path, str(error)
+            if isinstance(cause, OSError):
+                at_fault, reason = cause.filename or path, os_reason(cause)
+            reason = " ".join(reason.split())[:160]
             raise InputError(
-                f"{name}: cannot be written: {reason}; --resume continues from the last checkpoint"
+                f"{at_fault}: cannot be written: {reason}; --resume continues from the last checkpoint"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -110,5 +110,5 @@ def _save(work: Path, stem: str, array: np.ndarray, max_side: int) -> str:
         flat = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
         options = [] if small else [cv2.IMWRITE_JPEG_QUALITY, 90]
     # OpenCV's own writer does not tell what the system refused.
-    (work / name).write_bytes(cv2.imencode(Path(name).suffix, flat, options)[1])
+    (work / name).write_bytes(cv2.imencode(Path(name).suffix, flat, options)[1].tobytes())
     return name

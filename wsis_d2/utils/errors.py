@@ -3,6 +3,7 @@
 
 import errno
 from collections.abc import Iterable
+from typing import TypeGuard
 
 _OTHER_PLACE = "let this user read and write there, or name another place"
 _DRIVE = "check the disk or network drive"
@@ -66,7 +67,7 @@ def os_reason(error: OSError) -> str:
     return f"{reason}; {help_}, then run the same command again" if help_ else reason
 
 
-def is_of_the_system(error: BaseException) -> bool:
+def is_of_the_system(error: BaseException) -> TypeGuard[OSError]:
     """Whether the system refused something that has nothing to do with an image or a record.
 
     No permission, no space, a failing drive: what comes next would fail in the same way.

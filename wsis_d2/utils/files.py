@@ -104,7 +104,7 @@ def list_files(folder: str | os.PathLike, pattern: str) -> list[Path]:
     """
     first, _, rest = pattern.partition("/")
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(os.fspath(folder)) as found:
             entries = list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []

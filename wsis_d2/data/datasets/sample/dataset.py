@@ -241,7 +241,7 @@ def _rle(mask: np.ndarray) -> dict:
 
 def _write_png(path: Path, rgb: np.ndarray) -> None:
     # OpenCV's own writer does not tell what the system refused.
-    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1])
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes())
 
 
 def register_all_sample(root: str | os.PathLike) -> None:
