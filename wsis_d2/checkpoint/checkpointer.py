@@ -64,7 +64,7 @@ class RunCheckpointer(DetectionCheckpointer):
                 at_fault, reason = cause.filename or path, os_reason(cause)
             reason = " ".join(reason.split())[:160]
             raise InputError(
-                f"{at_fault}: cannot be written: {reason}; --resume continues from the last checkpoint"
+                f"{at_fault}: cannot be written: {reason}; --resume continues the run"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
