@@ -113,7 +113,7 @@ def list_files(folder: str | os.PathLike, pattern: str) -> list[Path]:
         if not rest:
             return sorted(Path(e.path) for e in entries if e.is_file())
         return sorted(file for e in entries if e.is_dir() for file in list_files(e.path, rest))
-    below = [e for e in entries if e.is_dir(follow_symlinks=False) and e.name != OF_ROOT]
+    below = [e for e in entries if e.is_dir() and not e.is_symlink() and e.name != OF_ROOT]
     files = [file for e in below for file in list_files(e.path, pattern)]
     return sorted(list_files(folder, rest) + files)
 
