@@ -6,6 +6,8 @@ file that cannot give them whole is refused in one line, the same everywhere.
 """
 
 import contextlib
+import errno
+import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.errors import InputError, check_choice, os_reason
 
 if TYPE_CHECKING:
     import torch
@@ -162,9 +164,18 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         reason = _what_it_is(path)
     except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        _refuse_unread(path, error)
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as a picture ({reason})")
+
+
+def _refuse_unread(path: str | Path, error: Exception) -> None:
+    """Raise an InputError where the file's content has no part in an error."""
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
 
 
 def _read(path: str | Path) -> np.ndarray:
@@ -222,6 +233,7 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        _refuse_unread(path, error)
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
