@@ -16,7 +16,8 @@ void reduce_rows(const Lattice<T>& lattice, T* sums, int blocks, int64_t begin, 
   });
 }
 
-// new[v] = old[v] + (old[before] + old[after]) / 2 along each run.
+// new[v] = old[v] + (old[before] + old[after]) / 2 along each run. Runs are short and of any length:
+// their ends (~id) become factors of 0, as branches would be mispredicted.
 template <typename T>
 void blur_rows(const Lattice<T>& lattice, T* sums, int blocks, int axis, int64_t begin,
                int64_t end) {
@@ -26,36 +27,28 @@ void blur_rows(const Lattice<T>& lattice, T* sums, int blocks, int axis, int64_t
   // A run belongs to whoever owns its first element.
   while (begin > 0 && begin < size && chain[begin - 1] >= 0) ++begin;
   while (end > 0 && end < size && chain[end - 1] >= 0) ++end;
+  if (begin >= end) return;
   with_blocks(blocks, [&](auto constant) {
     using R = Row<T, constant.value>;
-    int64_t i = begin;
-    while (i < end) {
-      int32_t id = chain[i];  // runs hold two vertices or more
-      T* place = sums + static_cast<int64_t>(id) * R::kWidth;
-      R before = R::zero(), here = R::load(place);
-      bool last = false;
-      while (!last) {
-        const int32_t code = chain[++i];
-        last = code < 0;
-        id = last ? ~code : code;
-        if (i + kAhead < end) {
-          const int32_t ahead = chain[i + kAhead];
-          prefetch_row<T, constant.value>(
-              sums + static_cast<int64_t>(ahead < 0 ? ~ahead : ahead) * R::kWidth);
-        }
-        T* next_place = sums + static_cast<int64_t>(id) * R::kWidth;
-        const R next = R::load(next_place);
-        R fresh = here;
-        before.add(next);
-        fresh.fma(before, T(0.5));
-        fresh.store(place);
-        before = here;
-        here = next;
-        place = next_place;
-      }
-      here.fma(before, T(0.5));
-      here.store(place);
-      ++i;
+    auto row = [&](int64_t i) {
+      const int32_t code = chain[std::min(i, end - 1)];
+      return sums + static_cast<int64_t>(code ^ (code >> 31)) * R::kWidth;
+    };
+    T* place = row(begin);
+    R before = R::zero(), here = R::load(place);
+    for (int64_t i = begin; i < end; ++i) {
+      prefetch_row<T, constant.value>(row(i + kAhead));
+      const T goes_on = static_cast<T>(1 + (chain[i] >> 31));
+      T* next_place = row(i + 1);
+      const R next = R::load(next_place);
+      before.fma(next, goes_on);
+      R fresh = here;
+      fresh.fma(before, T(0.5));
+      fresh.store(place);
+      before = here;
+      before.scale(goes_on);
+      here = next;
+      place = next_place;
     }
   });
 }

@@ -2,8 +2,10 @@
 // One pass over a band of pixels: slice, softmax (or its backward), splat. See pass.h; included by
 // kernels_*.cpp only, after kernels_spatial.h.
 
-// Groups ahead whose rows are fetched: they lie anywhere in the lattice.
-constexpr int64_t kGroupsAhead = 3;
+// How far ahead memory is fetched: groups, whose rows lie anywhere in the lattice, and pixels, whose
+// logits (or marginals) are read in blocks too short for the processor to see that they follow.
+constexpr int64_t kGroupsAhead = 8;
+constexpr int64_t kPixelsAhead = 24;
 
 // Blocks of 8 labels whose six vertex sums fit the registers together.
 template <typename T>
@@ -27,8 +29,9 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
     near = {pass.grid + plan.grid_x * plan.grid_y * chunk.offset, plan.grid_x * kWidth, tile.tx,
             tile.ty, plan.stride > 1};
   }
-  const T* logits = MODE == Mode::kForward ? pass.logits + lattice.pixels * chunk.offset : nullptr;
-  const T* q = MODE == Mode::kBackward ? pass.q + lattice.pixels * chunk.offset : nullptr;
+  // Logits or marginals.
+  const T* pixels = MODE == Mode::kBackward ? pass.q : pass.logits;
+  if constexpr (MODE != Mode::kMessage) pixels += lattice.pixels * chunk.offset;
   R grad_bilateral = R::zero(), grad_spatial = R::zero();
   for (int64_t g = g0; g < g1; ++g) {
     const Group& group = lattice.groups[g];
@@ -47,6 +50,10 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
     const int64_t end = lattice.groups[g + 1].begin;
     for (int64_t p = group.begin; p < end; ++p) {
       const Record<T>& record = lattice.records[p];
+      if constexpr (MODE != Mode::kMessage) {
+        const int64_t ahead = std::min(p + kPixelsAhead, lattice.pixels - 1);
+        prefetch_row<T, BLOCKS>(pixels + ahead * kWidth);
+      }
       R message = R::zero();
       if constexpr (BILATERAL) {
         for (int i = 0; i < kVertices; ++i) {
@@ -59,7 +66,7 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
         if (pass.norm_slice) message.scale(record.norm);
       }
       if constexpr (MODE == Mode::kBackward) {
-        const R marginal = R::load(q + p * kWidth);
+        const R marginal = R::load(pixels + p * kWidth);
         R product = message;
         product.multiply(marginal);
         grad_bilateral.add(product);
@@ -77,7 +84,7 @@ void slice_block(const Pass<T>& pass, const Chunk& chunk, const TilePlace<T>& ti
       } else {
         // Two sums side by side: one would wait for itself.
         R other = spatial ? near.read(record.code) : R::zero();
-        if constexpr (MODE == Mode::kForward) other.add(R::load(logits + p * kWidth));
+        if constexpr (MODE == Mode::kForward) other.add(R::load(pixels + p * kWidth));
         message.add(other);
       }
       message.store(out + (MODE == Mode::kMessage ? record.code : p - p0) * kWidth);

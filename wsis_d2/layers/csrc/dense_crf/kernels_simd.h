@@ -91,65 +91,54 @@ WSIS_INLINE Vector<double, N> exp2_vector(Vector<double, N> x) {
 
 template <typename T, int BLOCKS>
 struct Row {
-  static constexpr int kLanes = WSIS_CRF_BYTES / sizeof(T);
+  static constexpr int kMost = WSIS_CRF_BYTES / sizeof(T);
   static constexpr int kWidth = 8 * BLOCKS;
-  static constexpr int kFull = kWidth / kLanes;
-  static constexpr bool kRest = kWidth % kLanes != 0;  // 8 left over beside 16-lane registers
-  Vector<T, kLanes> full[kFull ? kFull : 1];
-  std::conditional_t<kRest, Vector<T, 8>, char> rest;
+  // Odd numbers of blocks would leave 8 over beside registers of 16, half of whose loads would
+  // straddle two cache lines: they go into registers of 8.
+  static constexpr int kLanes = kWidth % kMost == 0 ? kMost : 8;
+  static constexpr int kParts = kWidth / kLanes;
+  Vector<T, kLanes> part[kParts];
 
   WSIS_INLINE static Row zero() {
     Row r;
-    for (int i = 0; i < kFull; ++i) r.full[i] = Vector<T, kLanes>{};
-    if constexpr (kRest) r.rest = Vector<T, 8>{};
+    for (int i = 0; i < kParts; ++i) r.part[i] = Vector<T, kLanes>{};
     return r;
   }
   WSIS_INLINE static Row load(const T* p) {
     Row r;
-    for (int i = 0; i < kFull; ++i) r.full[i] = load_vector<Vector<T, kLanes>>(p + i * kLanes);
-    if constexpr (kRest) r.rest = load_vector<Vector<T, 8>>(p + kFull * kLanes);
+    for (int i = 0; i < kParts; ++i) r.part[i] = load_vector<Vector<T, kLanes>>(p + i * kLanes);
     return r;
   }
   WSIS_INLINE void store(T* p) const {
-    for (int i = 0; i < kFull; ++i) store_vector(p + i * kLanes, full[i]);
-    if constexpr (kRest) store_vector(p + kFull * kLanes, rest);
+    for (int i = 0; i < kParts; ++i) store_vector(p + i * kLanes, part[i]);
   }
   WSIS_INLINE void add(const Row& b) {
-    for (int i = 0; i < kFull; ++i) full[i] += b.full[i];
-    if constexpr (kRest) rest += b.rest;
+    for (int i = 0; i < kParts; ++i) part[i] += b.part[i];
   }
   // this += b * c
   WSIS_INLINE void fma(const Row& b, T c) {
-    for (int i = 0; i < kFull; ++i) full[i] += b.full[i] * c;
-    if constexpr (kRest) rest += b.rest * c;
+    for (int i = 0; i < kParts; ++i) part[i] += b.part[i] * c;
   }
   WSIS_INLINE void multiply(const Row& b) {
-    for (int i = 0; i < kFull; ++i) full[i] *= b.full[i];
-    if constexpr (kRest) rest *= b.rest;
+    for (int i = 0; i < kParts; ++i) part[i] *= b.part[i];
   }
   WSIS_INLINE void scale(T c) {
-    for (int i = 0; i < kFull; ++i) full[i] *= c;
-    if constexpr (kRest) rest *= c;
+    for (int i = 0; i < kParts; ++i) part[i] *= c;
   }
   WSIS_INLINE void subtract(T c) {
-    for (int i = 0; i < kFull; ++i) full[i] -= c;
-    if constexpr (kRest) rest -= c;
+    for (int i = 0; i < kParts; ++i) part[i] -= c;
   }
   WSIS_INLINE void exp2() {
-    for (int i = 0; i < kFull; ++i) full[i] = exp2_vector<kLanes>(full[i]);
-    if constexpr (kRest) rest = exp2_vector<8>(rest);
+    for (int i = 0; i < kParts; ++i) part[i] = exp2_vector<kLanes>(part[i]);
   }
   // Adds the row's sum in eight parts: adding those up pixel by pixel would cost more than the rest.
   WSIS_INLINE void add_partial(T* to) const {
-    if constexpr (kRest) add_vector(to, rest);
-    if constexpr (kFull > 0) {
-      Vector<T, kLanes> sum = full[0];
-      for (int i = 1; i < kFull; ++i) sum += full[i];
-      if constexpr (kLanes == 16) {
-        add_vector(to, half<0>(sum) + half<8>(sum));
-      } else {
-        add_vector(to, sum);
-      }
+    Vector<T, kLanes> sum = part[0];
+    for (int i = 1; i < kParts; ++i) sum += part[i];
+    if constexpr (kLanes == 16) {
+      add_vector(to, half<0>(sum) + half<8>(sum));
+    } else {
+      add_vector(to, sum);
     }
   }
   WSIS_INLINE T sum() const {
