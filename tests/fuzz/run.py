@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import importlib.util
 import logging
+import os
 import resource
 import signal
 import sys
@@ -133,6 +134,9 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="guided by coverage")
     args = parser.parse_args()
     faulthandler.enable()
+    if os.access("/dev/shm", os.W_OK):
+        # A file written over again is written to the disk at once: three times as slow.
+        tempfile.tempdir = "/dev/shm"
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, too_long)
