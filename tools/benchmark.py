@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import check_writable
 
 TASKS = ("data", "train", "inference", "crf", "labels")
 EPILOG = """examples:
@@ -191,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    if args.output is not None:
+        check_writable(args.output)
     tasks = args.tasks or (TASKS if args.config_file else ("crf",))
     for name, low in (("repeat", 1), ("warmup", 0), ("height", 2), ("width", 2), ("labels", 1)):
         if getattr(args, name) < low:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wsis_d2.utils.cli import main_with_errors, positive
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import check_writable
 
 EPILOG = """examples:
   # the labels of the embedded sample
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     if not args.store and not args.proposals:
         raise InputError("name what to measure: --store STORE ..., or --proposals")
+    if args.output:
+        check_writable(args.output)
     cfg = _config(args)
     truth = _truth(args, cfg)
     results: dict = {}

@@ -19,6 +19,7 @@ from wsis_d2.evaluation.image_match import RANKING_SCORES
 from wsis_d2.evaluation.instance_ap import PROTOCOLS
 from wsis_d2.evaluation.panoptic_quality import PQ_VARIANTS
 from wsis_d2.evaluation.results import (
+    check_results_file,
     copy_paste_rows,
     git_commit,
     make_meta,
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_missing=args.allow_missing,
         workers=args.workers,
     )
+    if args.output is not None:
+        check_results_file(args.output)
     results = evaluate_files(args.pred_json, args.pred_dir, args.gt_json, args.gt_dir, options)
     print(format_results(results))
     print("\n".join(copy_paste_rows(results)))

@@ -10,12 +10,12 @@ The program of a model that does not resize its input refuses images of at most 
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import atomic_write, check_writable
 
 EPILOG = """examples:
   tools/export_model.py --model output/run --output model.pt2
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     if args.output.suffix != ".pt2":
         raise InputError(f"--output {args.output}: expected a name that ends in .pt2")
+    check_writable(args.output)
 
     import torch
 
@@ -77,13 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         + ("" if inside else "; boxes (D, 4) XYXY; scores (D,); classes (D,)"),
         "outputs": OUTPUTS,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(f".{args.output.stem}.{os.getpid()}.pt2")
-    try:
-        torch.export.save(program, temporary, extra_files={"wsis_d2.json": json.dumps(facts)})
-        os.replace(temporary, args.output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(args.output) as file:
+        torch.export.save(program, file, extra_files={"wsis_d2.json": json.dumps(facts)})
     from wsis_d2 import _C
 
     print(f"operators: {_C.__file__}")

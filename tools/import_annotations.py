@@ -21,6 +21,7 @@ from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.data.importers.yolo import find_yolo_classes, read_yolo, read_yolo_classes
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import check_writable
 from wsis_d2.utils.json_io import write_json
 
 EXAMPLES = """examples:
@@ -138,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output {args.output}: is a folder, a file was expected")
     if os.path.exists(args.output) and not args.force:
         raise InputError(f"--output {args.output}: is there already; add --force to replace it")
+    check_writable(args.output)
     log = ImportLog(args.keep_going)
     images = ImageIndex(args.images)
     known = read_categories(args.categories, log) if args.categories else None

@@ -20,7 +20,7 @@ import numpy as np
 
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, check_writable, list_files
 from wsis_d2.utils.image_io import read_picture
 from wsis_d2.utils.matlab import read_matlab
 from wsis_d2.utils.progress import progress
@@ -62,7 +62,7 @@ def scenes(
 
 def bsds(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield image, target and weight of BSDS500; pixels that a minority drew are left out."""
-    files = sorted((folder / "groundTruth" / split).glob("*.mat"))
+    files = list_files(folder / "groundTruth" / split, "*.mat")
     if not files:
         raise InputError(f"--bsds {folder}: no groundTruth/{split}/*.mat, name BSDS500/data")
     for file in files:
@@ -155,10 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    check_writable(args.output)
     rng = np.random.default_rng(args.seed)
     origin = {"seed": args.seed, "hidden": args.hidden, "epochs": args.epochs, "each": args.each}
     if args.bsds:
-        count = len(list((args.bsds / "groundTruth" / "train").glob("*.mat")))
+        count = len(list_files(args.bsds / "groundTruth" / "train", "*.mat"))
         pictures = bsds(args.bsds, "train")
         origin["data"] = "BSDS500 train (non-commercial research)"
     else:

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import pytest
+from PIL import Image
 
 from wsis_d2.data.datasets.builtin.segments import image_size
 from wsis_d2.data.panoptic_format import read_panoptic_png
@@ -20,9 +21,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "reader", [read_panoptic_png, read_label_png, image_size, picture_size, read_picture]
 )
-def test_a_bomb_is_one_named_error(tmp_path, reader):
+@pytest.mark.parametrize("size", [(60000, 60000), (16, 6160396)])  # above Pillow's limit, below
+def test_a_bomb_is_one_named_error(tmp_path, reader, size):
     colour = 0 if reader is read_label_png else 2
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *size, 8, colour, 0, 0, 0)
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
@@ -30,3 +32,10 @@ def test_a_bomb_is_one_named_error(tmp_path, reader):
     )  # fmt: skip
     with pytest.raises(InputError, match="bomb.png"):
         reader(bomb)
+
+
+@pytest.mark.parametrize("reader", [read_panoptic_png, read_label_png, read_picture])
+def test_what_shrinks_most_is_taken(tmp_path, reader):
+    mode = "L" if reader is read_label_png else "RGB"
+    Image.new(mode, (6000, 4000)).save(tmp_path / "black.png", compress_level=9)
+    assert reader(tmp_path / "black.png").shape[:2] == (4000, 6000)

@@ -207,7 +207,7 @@ def test_a_full_disk_is_told(data, tmp_path, monkeypatch):
 
     trainer = WSISTrainer(tiny_cfg(tmp_path / "out", *SEMANTIC))
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="model_0000000.pth: cannot be written .*No space left"):
+    with pytest.raises(InputError, match="model_0000000.pth: cannot be written: No space left"):
         trainer.train()
 
 

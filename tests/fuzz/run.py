@@ -16,6 +16,7 @@ import faulthandler
 import importlib.util
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -106,7 +107,7 @@ def by_coverage(name: str, seconds: float) -> None:
     compiled = [
         ".".join(("wsis_d2", *file.relative_to(root).with_suffix("").parts))
         for file in root.rglob("*.py")
-        if "import numba" in file.read_text()
+        if re.search(r"import (numba|njit)", file.read_text())
     ]
     with atheris.instrument_imports(include=["wsis_d2"], exclude=compiled):
         attempt(name, b"")  # what it reads with is imported now

@@ -23,6 +23,7 @@ FINDINGS: dict[str, list[str]] = {
         "896f6f6f6f6f6f0127e8ff0aff3132ffff085f",
     ],
     "labelme": ["00fffffffffffffffff6"],
+    "panoptic_picture": ["93fb39ca126b5ed9f1d9d76edd6fd8"],
     "mat": ["e0246dcfe433efaf10b69b2f47500d156371"],
     "checkpoint_pth": ["d03c49"],
     "store_files": ["e68276e4dc7563d4d8936315da215f04188f97", "6d0489d2bdf912ec717c47ca2260"],

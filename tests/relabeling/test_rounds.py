@@ -2,6 +2,7 @@
 """Iterative training: rounds, interruptions at any point, labels byte for byte."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -59,6 +60,17 @@ def test_two_rounds_leave_stores_states_and_figures(undisturbed):
     rounds = json.loads((undisturbed / "rounds.json").read_text())["rounds"]
     assert [entry["round"] for entry in rounds] == [0, 1, 2]
     assert (undisturbed / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_label_quality_that_could_not_be_measured_is_measured_later(
+    prepared, undisturbed, monkeypatch
+):
+    """The truth may have been unreadable for a while."""
+    shutil.copytree(undisturbed, prepared[0] / "again")
+    monkeypatch.setattr(rounds, "store_quality", lambda name, store: {"mIoU": 50.0})
+    train_iterative(config(prepared, "again"), 2, resume=True)
+    found = json.loads((prepared[0] / "again" / "rounds.json").read_text())["rounds"]
+    assert [entry["labels"] for entry in found] == 3 * [{NAME: {"mIoU": 50.0}}]
 
 
 def test_a_round_trains_on_the_last_rounds_labels_from_its_weights(undisturbed):

@@ -1,9 +1,11 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The driver: same bytes for any number of workers, bad images skipped, deaths survived."""
 
+import errno
 import functools
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,9 +15,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
+from helpers.refused import refused
+from PIL import Image
 from test_store import CATEGORIES, RECIPE, make_record
 
+from wsis_d2.utils.cli import error_line
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_record
 from wsis_d2.weak_labels import workers as processes
 from wsis_d2.weak_labels.driver import plain_record, run, run_share
 from wsis_d2.weak_labels.store import LabelStore
@@ -210,6 +216,66 @@ def test_records_in_batches(tmp_path, workers):
 def test_workers_that_cannot_start_stop_the_run(tmp_path, workers):
     with pytest.raises(InputError, match="weights.pth"):
         run(broken_worker, [make_record(i) for i in range(3)], create(tmp_path), workers=workers)
+
+
+def worker_on_a_full_disk():
+    """Of a limit for this process, so that it reaches those of a pool too."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return label
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_that_cannot_be_written_stops_the_run(tmp_path, workers):
+    """Else each of thousands of images would be computed and thrown away."""
+    records = [make_record(i) for i in range(4)]
+    store = create(tmp_path / "store")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError) as error:
+            run(worker_on_a_full_disk, records, store, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = error_line(error.value)
+    assert "store/semantic/0000000000" in line and "File too large; free some space" in line
+    assert not any(store.done(i) for i in range(4)) and store.failed == {}
+    result = run(make_worker, records, create(tmp_path / "store"), workers=1)
+    assert (result.made, result.failed) == (4, {})
+    run(make_worker, records, create(tmp_path / "whole"), workers=1)
+    assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+
+
+def reads_with_little_memory():
+    used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+    return lambda record: read_record(record) is None or label(record)
+
+
+def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_made(tmp_path):
+    records = []
+    for image_id, side in enumerate((8, 9000, 8)):
+        path = tmp_path / f"{image_id}.png"
+        Image.new("1", (side, side)).save(path)
+        records.append({**make_record(image_id), "file_name": str(path), "height": side,
+                        "width": side})  # fmt: skip
+    result = run(reads_with_little_memory, records, create(tmp_path / "store"), workers=2)
+    assert result.made == 2 and list(result.failed) == [1]
+    assert "1.png: cannot be read: Cannot allocate memory; use fewer --workers" in result.failed[1]
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_label_without_its_digest(tmp_path):
+    """As labels merged of others', for which no pixel of it is needed."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a picture")
+    record = {**make_record(1), "file_name": str(path)}
+    store = create(tmp_path / "store")
+    with refused(errno.EACCES, "read", path):
+        result = run(make_worker, [record], store, workers=1)
+        assert str(path) in result.failed[1] and not store.done(1)
+    assert run(make_worker, [record], create(tmp_path / "store"), workers=1).made == 1
+    with refused(errno.EACCES, "read", path):
+        assert store.done(1, record)  # nothing says that it is another
+    path.write_bytes(b"another picture")
+    assert not store.done(1, record)
 
 
 def test_workers_must_be_positive(tmp_path):

@@ -10,8 +10,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from wsis_d2.checkpoint.coverage import load_into
 from wsis_d2.checkpoint.reader import load_file, model_state, read_checkpoint
-from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.errors import InputError, os_reason
+from wsis_d2.utils.files import atomic_write, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,14 @@ class RunCheckpointer(DetectionCheckpointer):
                 torch.save(data, file)
             self.tag_last_checkpoint(path.name)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:120]
+            # torch raises an error of its own over one of the file's.
+            cause = error if isinstance(error, OSError) else error.__context__
+            at_fault, reason = path, str(error)
+            if isinstance(cause, OSError):
+                at_fault, reason = cause.filename or path, os_reason(cause)
+            reason = " ".join(reason.split())[:160]
             raise InputError(
-                f"{path}: cannot be written ({reason}); free some space there, then continue with "
-                "--resume"
+                f"{at_fault}: cannot be written: {reason}; --resume continues the run"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -76,6 +80,8 @@ class RunCheckpointer(DetectionCheckpointer):
 
         Raises:
             InputError: the named checkpoint is missing or cannot be read.
+            OSError: there is one that the system does not let be read: an older one, or none,
+                would be continued from instead.
         """
         folder = Path(self.save_dir)
         tag = folder / "last_checkpoint"
@@ -85,7 +91,7 @@ class RunCheckpointer(DetectionCheckpointer):
         if name and (folder / name).is_file():
             return folder / name, read_checkpoint(folder / name)
         saved = sorted(
-            folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True
+            list_files(folder, "model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True
         )
         for path in saved:
             try:

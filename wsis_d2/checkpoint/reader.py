@@ -51,6 +51,7 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
 
     Raises:
         InputError: the file is missing, empty, truncated, no checkpoint, or may carry code.
+        OSError: the file may be sound, and could not be read: no permission, a failing drive.
     """
     path = Path(path)
     trust = trusts_checkpoints() if trust is None else trust
@@ -60,8 +61,8 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
         )
     try:
         size = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected a checkpoint") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a checkpoint") from None
     if size == 0:
         raise InputError(f"{path}: is empty, expected a checkpoint; copy or download it again")
     try:
@@ -74,6 +75,11 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
             return _safetensors_load(path)
         return _torch_load(path, trust)
     except InputError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise InputError(_broken(path, error)) from None
+        error.filename = str(path)  # a read that fails does not name its file
         raise
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
         named = re.search(r"(?:asks for|GLOBAL|[Uu]nsupported class) +([\w.]+)", str(error))

@@ -142,7 +142,7 @@ def _check(jobs: Sequence[Job]) -> None:
 def _seconds_if_done(job: Job, folder: Path) -> float | None:
     try:
         stamp = json.loads((folder / f"{job.name}.done").read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     if not isinstance(stamp, dict) or stamp.get("command") != list(job.command):
         return None

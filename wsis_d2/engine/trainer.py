@@ -37,6 +37,7 @@ from wsis_d2.evaluation.results import copy_paste_rows
 from wsis_d2.evaluation.true_parts import with_true_parts
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.precision import amp_dtype
+from wsis_d2.utils.cli import error_line
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import remove_dead_temporaries
 
@@ -49,7 +50,7 @@ def _is_no_input_error(record: logging.LogRecord) -> bool:
     Or than another process's end, which that process tells of.
     """
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, InputError) or (error is not None and lost_a_process(error)))
+    return error is None or (error_line(error) is None and not lost_a_process(error))
 
 
 # TrainerBase logs the traceback of whatever ends a training; users' mistakes are told in one line.

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsis_d2.structures.annotation import SUPERVISIONS
 from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.files import check_writable
 from wsis_d2.utils.json_io import read_json, write_json
 
 SCHEMA = 1
@@ -94,6 +95,18 @@ def write_results_json(
     run["meta"] = dict(meta)
     runs[name] = run
     return _write(path, runs)
+
+
+def check_results_file(path: str | Path) -> None:
+    """Refuse a file that :func:`write_results_json` could not write, before anything is measured.
+
+    Raises:
+        InputError: the file that is there is no results file.
+        OSError: it cannot be written.
+    """
+    check_writable(path)
+    if Path(path).exists():
+        read_results_json(path)
 
 
 def merge_results_json(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from wsis_d2.evaluation.paper_tables import CITYSCAPES, FIGURE_6, VOC, Cell, Table
 from wsis_d2.evaluation.results import fs_percent, read_results_json
 from wsis_d2.utils.errors import InputError, printable
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, list_files
 
 _SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
 _ROUND = re.compile(r"^semantic_(.+)_weak_round_(\d+)$")
@@ -76,7 +76,7 @@ def collect_runs(folders: Iterable[str]) -> list[Run]:
         path = Path(path)
         files = [path] if path.is_file() else [path / "results.json"]
         if not files[0].is_file():
-            files = sorted(path.glob("*/results.json")) + sorted(path.glob("*/*/results.json"))
+            files = [f for p in ("*", "*/*") for f in list_files(path, f"{p}/results.json")]
         if not files:
             raise InputError(
                 f"{path}: no results.json in it or below it; expected the OUTPUT_DIR of"

@@ -26,7 +26,7 @@ from wsis_d2.evaluation.image_match import RANKING_SCORES, Matcher
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.structures.labels import IGNORE, id_table
 from wsis_d2.utils.errors import InputError, check_choice
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, list_files
 from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.utils.progress import progress
 
@@ -146,7 +146,7 @@ def _new_name(name: str, names: list[str], png: Path) -> str:
 
 def _semantic_maps(predictions: Path, spec: Server) -> Iterator[tuple[Path, np.ndarray]]:
     folder = predictions / SEMANTIC_FOLDER
-    files = sorted(folder.rglob("*.png"))
+    files = list_files(folder, "**/*.png")
     if not files:
         raise InputError(
             f"{folder}: no PNGs; expected the semantic output that tools/train_net.py --eval-only"
@@ -216,7 +216,7 @@ def _write_instances(file: PanopticFile, folder: Path, spec: Server, score_mode:
 
 
 def _pack(folder: Path, archive: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = list_files(folder, "**/*")
     with atomic_write(archive) as target:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(target, "w") as packed:

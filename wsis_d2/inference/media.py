@@ -139,6 +139,7 @@ class VideoWriter:
         self.temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
+        self._count = 0
 
     def write(self, frame: np.ndarray) -> None:
         """Add a frame, uint8 (H, W, 3) RGB; all of one size, odd sides lose a pixel."""
@@ -146,6 +147,7 @@ class VideoWriter:
         frame = frame[:height, :width]
         if self._writer is None:
             self._size = (width, height)
+            self.temporary.write_bytes(b"")  # OpenCV does not tell what the system refuses
             code = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.temporary), code, self.rate, self._size)
             if not self._writer.isOpened():
@@ -153,13 +155,24 @@ class VideoWriter:
         if (width, height) != self._size:
             frame = cv2.resize(frame, self._size)
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self._count += 1
 
     def close(self, keep: bool = True) -> None:
-        """End the file; ``keep`` False throws it away."""
+        """End the file; ``keep`` False throws it away.
+
+        Raises:
+            InputError: it could not be written whole, as on a full disk.
+        """
         if self._writer is None:
             return
         self._writer.release()
         if keep:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+            written = cv2.VideoCapture(str(self.temporary))
+            whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._count
+            written.release()
+            if whole:
+                self.temporary.replace(self.path)
+                return
+        self.temporary.unlink(missing_ok=True)
+        if keep:
+            raise InputError(f"{self.path}: could not be written whole; is there space left?")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.errors import InputError, is_of_the_system, os_reason, printable
 from wsis_d2.utils.files import atomic_write, remove_dead_temporaries, sha256_file, write_bytes
 
 CACHE_VARIABLE = "WSIS_D2_CACHE"
@@ -90,6 +90,10 @@ def fetch_file(addresses: Sequence[str], sha256: str, name: str, size: int | Non
         try:
             _download(url, target, sha256, MAX_MODEL if size is None else size)
         except FAILURES as error:
+            if is_of_the_system(error) and error.filename is not None:
+                raise InputError(
+                    f"{error.filename}: {os_reason(error)}; {CACHE_VARIABLE} names the cache"
+                ) from None
             reason = _reason(error)
             problems.append(f"{url}: {reason}")
             logger.warning("%s: %s", url, reason)

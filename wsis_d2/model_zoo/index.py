@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wsis_d2.model_zoo.download import fetch_index, is_url
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 
 ZOO_VARIABLE = "WSIS_D2_MODEL_ZOO"
 INDEX_NAME = "model_zoo.json"
@@ -138,7 +138,9 @@ def _read(path: Path) -> str:
             f"{path}: no such file; {ZOO_VARIABLE} must name folders or URLs with an index, made "
             "by tools/publish_model.py"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 

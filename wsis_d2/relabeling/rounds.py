@@ -184,7 +184,8 @@ class IterativeRun:
         """Run to the last stage of the last round; return the history that rounds.json holds."""
         if self.is_main:
             write_state(self.folder, self.state)
-            self._note_labels(0)
+            for number in range(self.state["round"] + 1):
+                self._note_labels(number)
             self._report()
         while self.state["round"] < self.rounds:
             number, stage = self.state["round"], self.state["stage"]
@@ -290,15 +291,16 @@ class IterativeRun:
             self._note_labels(number + 1)
 
     def _note_labels(self, number: int) -> None:
-        """Measure a round's labels where their truth is known, for the report alone."""
-        entry = self._entry(number)
-        if "labels" in entry:
-            return
-        entry["labels"] = {}
+        """Measure a round's labels where their truth is known, for the report alone.
+
+        What could not be measured is tried again when the run is continued.
+        """
+        known = self._entry(number).setdefault("labels", {})
         for name in self.names:
-            quality = store_quality(name, self.label_store(number, name))
-            if quality is not None:
-                entry["labels"][name] = quality
+            if name not in known:
+                quality = store_quality(name, self.label_store(number, name))
+                if quality is not None:
+                    known[name] = quality
         write_state(self.folder, self.state)
 
     def _entry(self, number: int) -> dict:

@@ -22,11 +22,12 @@ from wsis_d2.report.blocks import bars_block, curve_block, table_block
 from wsis_d2.report.charts import CHART_DEFS
 from wsis_d2.report.pictures import write_item
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
+from wsis_d2.utils.files import remove_dead_temporaries
 from wsis_d2.utils.processes import LOCK, only_writer
 from wsis_d2.visualization.palette import IGNORE_COLOR, IGNORE_PATTERN, pattern_mask, safe_style
 
 MARKER = ".wsis_d2_report"
+PAGE = "page.html"  # while it waits for its pictures
 # Known layers stand in this order, others between them as they come.
 _ORDER = {"image": 0, "annotation": 1, "pseudo label": 2, "truth": 4}
 
@@ -87,11 +88,15 @@ def write_report(
             "Move it or choose another output name"
         )
     work = folder.with_name(f".{folder.name}")
+    old = folder.with_name(f".{folder.name}.old")
     with only_writer(work):
         for left in work.iterdir():  # of a report that was killed
             if left.name != LOCK:
                 left.unlink()
+        if old.exists():
+            shutil.rmtree(old)
         remove_dead_temporaries(output_html.parent)
+        moved = False
         try:
             (work / MARKER).write_text("pictures of the report beside this folder\n")
             entries = [
@@ -103,15 +108,22 @@ def write_report(
                 footer, review,
             )  # fmt: skip
             # Halves of characters, which JSON may hold, have no place in a file.
-            with atomic_write(output_html) as file:
-                if folder.exists():
-                    shutil.rmtree(folder)
-                (work / LOCK).unlink()
-                os.replace(work, folder)
-                file.write(page.encode("utf-8", "replace"))
+            (work / PAGE).write_bytes(page.encode("utf-8", "replace"))
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(work, folder)
+            moved = True
+            os.replace(folder / PAGE, output_html)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
+            if moved:
+                shutil.rmtree(folder, ignore_errors=True)
+            if old.exists():  # what was there stays
+                os.replace(old, folder)
             raise
+        (folder / LOCK).unlink()
+        if old.exists():
+            shutil.rmtree(old)
     return output_html
 
 

@@ -109,6 +109,6 @@ def _save(work: Path, stem: str, array: np.ndarray, max_side: int) -> str:
         name = stem + (".png" if small else ".jpg")
         flat = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
         options = [] if small else [cv2.IMWRITE_JPEG_QUALITY, 90]
-    if not cv2.imwrite(str(work / name), flat, options):
-        raise InputError(f"{work / name}: cannot be written; is the disk full?")
+    # OpenCV's own writer does not tell what the system refused.
+    (work / name).write_bytes(cv2.imencode(Path(name).suffix, flat, options)[1].tobytes())
     return name

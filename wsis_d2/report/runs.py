@@ -27,6 +27,7 @@ from wsis_d2.report.sources import (
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 from wsis_d2.utils.image_io import read_record
 from wsis_d2.utils.progress import progress
 
@@ -74,7 +75,7 @@ def open_run(name: str, folder: str | Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"--run {folder}: no such folder, expected the OUTPUT_DIR of a run")
     run = Run(name, folder)
-    for file in sorted(folder.glob("inference/*/panoptic_pred.json")):
+    for file in list_files(folder, "inference/*/panoptic_pred.json"):
         run.predictions[file.parent.name] = PanopticFile(file, file.with_suffix(""))
     if (folder / "metrics.json").is_file():
         run.metrics = read_metrics(folder / "metrics.json")

@@ -4,14 +4,14 @@
 import argparse
 import errno
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
-from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.errors import InputError, os_reason, printable
 
-# A write that failed names no file.
 _LONGEST_LINE = 1200
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def positive(text: str) -> int:
@@ -26,21 +26,34 @@ def error_line(error: BaseException) -> str | None:
     """Return the one line that tells a user what to correct, or None: the error is a bug.
 
     An :class:`InputError` says it; where a data loader's process has put its traceback around it,
-    the line is found in there. So does an unreadable file.
+    the line is found in there. So does what the system refused: a file, space, a process.
     """
     if isinstance(error, InputError):
         text = str(error).strip()
         if "Traceback (most recent call last)" in text:
             text = text.rpartition("InputError: ")[2]
         return _of_sane_length(printable(text)) or "bad input"
-    if isinstance(error, OSError) and error.filename is not None:
-        return printable(f"{error.filename}: {error.strerror}")
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return (
-            f"{error.strerror}; complete files are kept: free some space, then run the same "
-            "command again"
-        )
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, str(error) or os.strerror(errno.ENOMEM))
+    if isinstance(error, OSError) and error.errno is None:  # a data loader tells its text alone
+        told = re.search(r"^\w+: \[Errno (\d+)\] ([^:\n]+)(?:: '(.+)')?$", str(error), re.M)
+        if told:
+            error = OSError(int(told[1]), told[2], told[3])
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is None:  # a write that failed
+            return printable(os_reason(error))
+        name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        return printable(f"{name}: {os_reason(error)}")
     return None
+
+
+def _told_thread(failure: threading.ExceptHookArgs) -> None:
+    """Tell what ended a thread, such as the one that writes for TensorBoard."""
+    line = error_line(failure.exc_value) if failure.exc_value is not None else None
+    if line is None:
+        threading.__excepthook__(failure)
+    else:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _of_sane_length(line: str) -> str:
@@ -63,9 +76,10 @@ def main_with_errors(
     line on standard error); 130 when interrupted. Other exceptions are bugs and keep their
     traceback.
     """
+    threading.excepthook = _told_thread
     try:
         status = main(argv)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError) as error:
         line = error_line(error)
         if line is None:
             raise

@@ -1,7 +1,29 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """InputError: the exception for mistakes in what a user gives."""
 
+import errno
 from collections.abc import Iterable
+from typing import TypeGuard
+
+_OTHER_PLACE = "let this user read and write there, or name another place"
+_DRIVE = "check the disk or network drive"
+_SPACE = "free some space there"
+_FILES = "allow more open files: ulimit -n 4096"
+_MEMORY = "use fewer --workers, or end other processes"
+_HELP = {
+    errno.EACCES: _OTHER_PLACE,
+    errno.EPERM: _OTHER_PLACE,
+    errno.EROFS: "mount it writable, or name another place",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EIO: _DRIVE,
+    errno.ESTALE: _DRIVE,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: _MEMORY,
+}
 
 
 class InputError(ValueError):
@@ -36,3 +58,18 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     known = list(choices)
     if value not in known:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
+
+
+def os_reason(error: OSError) -> str:
+    """Return what the system refused and what helps, for the end of a message."""
+    help_ = _HELP.get(error.errno or 0)
+    reason = error.strerror or str(error)
+    return f"{reason}; {help_}, then run the same command again" if help_ else reason
+
+
+def is_of_the_system(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refused something that has nothing to do with an image or a record.
+
+    No permission, no space, a failing drive: what comes next would fail in the same way.
+    """
+    return isinstance(error, OSError) and error.errno in _HELP

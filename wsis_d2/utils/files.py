@@ -2,6 +2,8 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import errno
+import fnmatch
 import hashlib
 import itertools
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _counter = itertools.count()
+OF_ROOT = "lost+found"  # at the root of a file system, readable by its owner alone
 
 
 @contextlib.contextmanager
@@ -43,8 +46,9 @@ def atomic_write(
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write that fails does not name its file
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            # A write that fails does not name its file, and the user knows no temporary one.
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -52,6 +56,23 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write a file so that it is whole or not there."""
     with atomic_write(Path(path)) as file:
         file.write(data)
+
+
+class _Checked(Exception):
+    """Nothing is to be written."""
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise what writing a file would end in, before something is computed for it.
+
+    Raises:
+        OSError: its folder cannot be made or written, or it is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file to write", str(path))
+    with contextlib.suppress(_Checked), atomic_write(path):
+        raise _Checked
 
 
 def _claim(temporary: Path, path: Path) -> None:
@@ -66,6 +87,35 @@ def _claim(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
     else:
         temporary.unlink()
+
+
+def list_files(folder: str | os.PathLike, pattern: str) -> list[Path]:
+    """Return the files below a folder that match a pattern, sorted, as :meth:`Path.glob` does.
+
+    That passes over folders that cannot be read in silence, as if they were empty.
+
+    Args:
+        folder: one that is not there holds no files.
+        pattern: parts as of :mod:`fnmatch`, ``**`` for any depth; links to folders are followed
+            where a part names them, not by ``**``.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    first, _, rest = pattern.partition("/")
+    try:
+        with os.scandir(os.fspath(folder)) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if first != "**":
+        entries = [e for e in entries if fnmatch.fnmatchcase(e.name, first)]
+        if not rest:
+            return sorted(Path(e.path) for e in entries if e.is_file())
+        return sorted(file for e in entries if e.is_dir() for file in list_files(e.path, rest))
+    below = [e for e in entries if e.is_dir() and not e.is_symlink() and e.name != OF_ROOT]
+    files = [file for e in below for file in list_files(e.path, pattern)]
+    return sorted(list_files(folder, rest) + files)
 
 
 def remove_dead_temporaries(folder: Path) -> None:

@@ -6,6 +6,8 @@ file that cannot give them whole is refused in one line, the same everywhere.
 """
 
 import contextlib
+import errno
+import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.errors import InputError, check_choice, os_reason
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
 _BAND = 1 << 22  # pixels
+_MOST_OF_DEFLATE = 1032  # times that its format can shrink anything
 _SAVE_8_BITS = "save it with 8 bits a channel"
 _DARK = (
     "uses less than a sixteenth of the levels of its 16 bits and would be black; stretch its "
@@ -152,6 +155,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
+                if image.format == "PNG":
+                    _check_bytes(path, image)
                 yield image
         return
     except FileNotFoundError:
@@ -159,9 +164,18 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         reason = _what_it_is(path)
     except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        _refuse_unread(path, error)
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as a picture ({reason})")
+
+
+def _refuse_unread(path: str | Path, error: Exception) -> None:
+    """Raise an InputError where the file's content has no part in an error."""
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
 
 
 def _read(path: str | Path) -> np.ndarray:
@@ -211,6 +225,7 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG",)) as image:
+                _check_bytes(path, image)
                 yield image
         return
     except InputError:
@@ -218,9 +233,21 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's readers raise almost anything over a broken file
+        _refuse_unread(path, error)
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
+
+
+def _check_bytes(path: str | Path, image: Image.Image) -> None:
+    """Refuse a PNG of fewer bytes than its pixels can be packed into, before they are allocated.
+
+    Pillow fills with zeros what such a file lacks.
+    """
+    bits = 24 if image.mode.startswith("RGB") else 1  # a pixel, at least
+    size = Path(path).stat().st_size
+    if image.width * image.height * bits > size * 8 * _MOST_OF_DEFLATE:
+        raise ValueError(f"{size} bytes cannot hold {image.width} x {image.height} pixels")
 
 
 def image_tensor(image: np.ndarray) -> "torch.Tensor":

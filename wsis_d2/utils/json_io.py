@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 from wsis_d2.utils.files import write_bytes
 
 
@@ -32,7 +32,7 @@ def read_json(
     except FileNotFoundError:
         raise InputError(f"{path}: {missing or 'no such file'}") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 
 MOST_BYTES = 512 << 20  # that a file may unpack to
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
@@ -38,6 +38,8 @@ def read_matlab(path: str | os.PathLike, names: Sequence[str], missing: str = ""
         return {name: content[name] for name in names}
     except FileNotFoundError:
         raise InputError(f"{path}: {missing or 'no such file'}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
     except Exception as error:  # scipy's readers raise almost anything over a broken file
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: no MATLAB file with {' and '.join(names)} ({reason})") from None

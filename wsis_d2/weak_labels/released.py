@@ -19,6 +19,7 @@ import numpy as np
 from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
+from wsis_d2.utils.files import list_files
 from wsis_d2.utils.image_io import read_label_png
 from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.driver import LabelRun
@@ -109,7 +110,7 @@ def find_label_files(folder: str | os.PathLike) -> dict[str, str]:
         InputError: there are none, or two of one name.
     """
     found: dict[str, str] = {}
-    for path in sorted(Path(folder).rglob("*.png")):
+    for path in list_files(folder, "**/*.png"):
         if path.stem in found:
             raise InputError(
                 f"{folder}: two files {path.name}: {found[path.stem]} and {path}; name the folder "

@@ -34,7 +34,7 @@ from wsis_d2.structures.classes import (
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write, remove_dead_temporaries
+from wsis_d2.utils.files import atomic_write, list_files, remove_dead_temporaries
 from wsis_d2.utils.image_io import opened_png
 from wsis_d2.weak_labels.recipe import (
     annotation_digest,
@@ -367,8 +367,8 @@ class LabelStore:
         return entry
 
     def _entries(self) -> list[dict]:
-        names = sorted(p.name for p in (self.path / "status").glob("*.json"))
-        return [read_status(self.path / "status" / name, len(self.classes)) for name in names]
+        paths = list_files(self.path / "status", "*.json")
+        return [read_status(path, len(self.classes)) for path in paths]
 
     def _read_png(self, name: str, mode: str) -> np.ndarray:
         path = self.path / name

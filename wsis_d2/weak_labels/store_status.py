@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wsis_d2.structures.pictures import picture_stem
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store_manifest import COMMAND
@@ -96,6 +96,9 @@ def picture_digest(path: str | os.PathLike) -> str | None:
     """Return a short hash of a picture file's size, beginning and end; None where it is not there.
 
     That is enough to tell photographs apart, and no more to read of each before a training.
+
+    Raises:
+        InputError: it is there and cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -103,8 +106,10 @@ def picture_digest(path: str | os.PathLike) -> str | None:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _END))
             parts.append(file.read())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
     return hashlib.sha256(b"%d " % size + b"".join(parts)).hexdigest()[:16]
 
 
@@ -116,5 +121,8 @@ def same_picture(entry: Mapping, record: Mapping) -> bool:
     """
     own, other = entry["file_name"], os.path.basename(str(record["file_name"]))
     if own == other and entry.get("picture"):
-        return picture_digest(record["file_name"]) in (None, entry["picture"])
+        try:
+            return picture_digest(record["file_name"]) in (None, entry["picture"])
+        except InputError:  # whoever needs its pixels tells
+            return True
     return picture_stem(own) == picture_stem(other)

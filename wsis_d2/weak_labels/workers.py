@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError, printable
+from wsis_d2.utils.errors import InputError, is_of_the_system, os_reason, printable
 from wsis_d2.utils.processes import end_with_parent
 from wsis_d2.weak_labels.store import LabelStore
 
@@ -71,7 +71,11 @@ class _Task:
         self._store = store
 
     def __call__(self, records: list[dict]) -> list[str | None]:
-        """Label and store records; return None, or why it failed, of each."""
+        """Label and store records; return None, or why it failed, of each.
+
+        Raises:
+            OSError: the store cannot be written; what is computed for more images would be lost.
+        """
         found: Iterable[Labels | None] = [None] * len(records)
         if len(records) > 1 and hasattr(self._label, "batch"):
             try:
@@ -87,6 +91,8 @@ class _Task:
                 record, labels.semantic, labels.instance, labels.segments, labels.counters
             )
         except Exception as error:
+            if labels is not None and is_of_the_system(error):
+                raise
             logger.debug("image %r", record["image_id"], exc_info=True)
             return describe_error(record, error)
         return None
@@ -94,6 +100,8 @@ class _Task:
 
 def describe_error(record: Mapping, error: Exception) -> str:
     """Return one line that names the image's file and what went wrong with it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        error = InputError(f"{error.filename or record.get('file_name')}: {os_reason(error)}")
     text = " ".join(str(error).split()) or type(error).__name__
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     name = str(record.get("file_name", record["image_id"]))

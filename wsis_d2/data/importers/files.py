@@ -13,7 +13,8 @@ from xml.parsers import expat
 from wsis_d2.data.datasets.own.values import is_number
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Picture
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
+from wsis_d2.utils.files import list_files
 
 MAX_FILE_BYTES = 64 << 20  # of one XML, text or labelme file: with an image inside, not more
 
@@ -24,11 +25,11 @@ def annotation_files(path: str | os.PathLike, suffix: str) -> Iterator[tuple[Pat
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = sorted(f for f in path.rglob(f"*{suffix}") if f.is_file())
+        files = list_files(path, f"**/*{suffix}")
     else:
         raise InputError(f"--annotations {path}: no such file or folder")
     if not files:
-        others = Counter(f.suffix.lower() for f in path.rglob("*") if f.is_file() and f.suffix)
+        others = Counter(f.suffix.lower() for f in list_files(path, "**/*") if f.suffix)
         have = ", ".join(f"{n} {s}" for s, n in others.most_common(3))
         raise InputError(
             f"--annotations {path}: no {suffix} file in it" + (f", but {have}" if have else "")
@@ -53,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
 
 
 def bad_file(error: Exception, where: str, log: ImportLog) -> None:

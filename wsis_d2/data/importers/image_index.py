@@ -13,6 +13,7 @@ from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import OF_ROOT
 from wsis_d2.utils.image_io import PICTURE_SUFFIXES, explain_size, picture_size
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
@@ -33,7 +34,7 @@ class ImageIndex:
         if not self.root.is_dir():
             raise InputError(f"--images {root}: no such folder")
         paths, seen = [], [Path(os.path.realpath(self.root))]
-        for folder, folders, files in os.walk(self.root, followlinks=True):
+        for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=True):
             for name in sorted(folders):
                 path = Path(folder) / name
                 if path.is_symlink():  # what it leads to may hold it, or be listed already
@@ -223,6 +224,12 @@ class ImageIndex:
                 return None
             known[path] = picture
         return known[path]
+
+
+def _refuse(error: OSError) -> None:
+    """Raise for a folder that cannot be read: its images would be missed in silence."""
+    if os.path.basename(str(error.filename)) != OF_ROOT:
+        raise error
 
 
 def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:

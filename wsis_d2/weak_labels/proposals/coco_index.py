@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 
 _DECODER = json.JSONDecoder()
 _CHUNK = 1 << 20
@@ -78,7 +78,9 @@ def coco_index(path: str, key: str) -> CocoIndex:
     """
     try:
         return CocoIndex(path)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{key} {path}: cannot be read: {os_reason(error)}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{key} {path}: no COCO result file with masks ({error!r:.200})") from None
 
 

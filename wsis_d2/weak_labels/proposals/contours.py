@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numba
 import numpy as np
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.proposals.compiled import njit
 
 WEIGHTS = Path(__file__).with_name("contour_weights.npz")
 #: Widths of smoothing in pixels, each with the factor the maps are scaled down by for it.
@@ -251,7 +251,7 @@ def _halve(maps: np.ndarray) -> np.ndarray:
     return (maps[::2, ::2] + maps[1::2, ::2] + maps[::2, 1::2] + maps[1::2, 1::2]) / 4
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _structure(maps, ends, scale):
     """Return strength and share of one direction of each group of maps, both (G, H, W).
 

@@ -4,9 +4,9 @@
 Addition, not in the paper.
 """
 
-import numba
 import numpy as np
 
+from wsis_d2.weak_labels.proposals.compiled import njit
 from wsis_d2.weak_labels.proposals.proposal_set import TreeProposals
 
 #: Singles, pairs, triples and 4-tuples that a tree gives in each turn.
@@ -71,7 +71,7 @@ def _sketch(proposals: TreeProposals) -> np.ndarray:
     return np.ascontiguousarray(np.stack(sums, axis=1))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _greedy(order, totals, sketch, areas, nodes, runs, orders, iou, limit):
     step = -np.log(iou)
     buckets = int(np.log(max(totals.max(), 1.0)) / step) + 3
@@ -116,7 +116,7 @@ def _greedy(order, totals, sketch, areas, nodes, runs, orders, iou, limit):
     return kept[:number].copy()
 
 
-@numba.njit(cache=True)
+@njit()
 def _mark(marked, k, nodes, runs, orders, value):
     for n in nodes[k]:
         if n >= 0:
@@ -124,7 +124,7 @@ def _mark(marked, k, nodes, runs, orders, value):
                 marked[orders[runs[n, 0], at]] = value
 
 
-@numba.njit(cache=True)
+@njit()
 def _shared(marked, k, nodes, runs, orders, areas):
     total = 0.0
     for n in nodes[k]:

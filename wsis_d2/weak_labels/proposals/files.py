@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
 from wsis_d2.weak_labels.proposals.coco_index import coco_index
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
@@ -288,14 +289,11 @@ class CocoJsonSource(ProposalSource):
 def _mat_index(folder: str) -> dict[str, str]:
     """Return file names without suffix, and their last 12 digits, to paths."""
     index: dict[str, str] = {}
-    for root, _, files in os.walk(folder):
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix == ".mat":
-                index.setdefault(stem, os.path.join(root, name))
-                digits = stem.rpartition("_")[2]
-                if len(digits) == 12 and digits.isdigit():
-                    index.setdefault(digits, os.path.join(root, name))
+    for path in list_files(folder, "**/*.mat"):
+        index.setdefault(path.stem, str(path))
+        digits = path.stem.rpartition("_")[2]
+        if len(digits) == 12 and digits.isdigit():
+            index.setdefault(digits, str(path))
     return index
 
 

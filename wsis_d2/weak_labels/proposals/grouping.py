@@ -9,10 +9,10 @@ section 5). Caps bound singles, pairs, triples and 4-tuples of each tree.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from wsis_d2.utils.errors import check_choice
+from wsis_d2.weak_labels.proposals.compiled import njit
 
 #: Caps of singles, pairs, triples and 4-tuples for each tree. "scg" has one scale; "mcg" names
 #: the trees multi-scale, scale 0.5, scale 1, scale 2 (published working points, in that order).
@@ -95,7 +95,7 @@ def group_tree(
     return order.astype(np.int32), runs.astype(np.int32), nodes
 
 
-@numba.njit(cache=True)
+@njit()
 def _children(parents, count):
     """Return the two children of each inner node, (S - 1, 2), the lower id first."""
     children = np.empty((count - 1, 2), np.int64)
@@ -117,7 +117,7 @@ def _parents_first(splits: np.ndarray, parents: np.ndarray, count: int) -> np.nd
     return np.sort(splits)[::-1]
 
 
-@numba.njit(cache=True)
+@njit()
 def _runs(children, count):
     """Lay the superpixels out so that each node is one run; return order, starts, ends."""
     total = 2 * count - 1
@@ -160,7 +160,7 @@ class _Cut(NamedTuple):
     contacts: np.ndarray
 
 
-@numba.njit(cache=True)
+@njit()
 def _append(cut, link, region):
     """Put a link at the end of a region's list."""
     cut.owner[link] = region
@@ -173,7 +173,7 @@ def _append(cut, link, region):
     cut.last[region] = link
 
 
-@numba.njit(cache=True)
+@njit()
 def _remove(cut, link):
     """Take a link out of its list."""
     before, after, region = cut.before[link], cut.after[link], cut.owner[link]
@@ -187,7 +187,7 @@ def _remove(cut, link):
         cut.before[after] = before
 
 
-@numba.njit(cache=True)
+@njit()
 def _split(cut, pairs, old, one, order, runs, offsets, neighbours, contacts):
     """Replace a region by its parts, ``one`` and the next; return the number of pairs there are.
 
@@ -224,7 +224,7 @@ def _split(cut, pairs, old, one, order, runs, offsets, neighbours, contacts):
     return pairs
 
 
-@numba.njit(cache=True)
+@njit()
 def _join(cut, pairs, pair, one, two, contacts):
     """Let ``pair`` say that two regions touch; return the number of pairs there are."""
     cut.contacts[pair] = contacts
@@ -233,7 +233,7 @@ def _join(cut, pairs, pair, one, two, contacts):
     return max(pairs, pair + 1)
 
 
-@numba.njit(cache=True)
+@njit()
 def _adjacency(count, sources, targets):
     """Return the superpixels that touch superpixel s: neighbours[offsets[s]:offsets[s + 1]]."""
     offsets = np.zeros(count + 1, np.int64)
@@ -250,7 +250,7 @@ def _adjacency(count, sources, targets):
     return offsets, neighbours
 
 
-@numba.njit(cache=True)
+@njit()
 def _extend(cut, region, marked, near, number):
     """Add the neighbours of a region that are not marked yet to a list, and mark them."""
     link = cut.first[region]
@@ -264,7 +264,7 @@ def _extend(cut, region, marked, near, number):
     return number
 
 
-@numba.njit(cache=True)
+@njit()
 def _enumerate(splits, order, runs, sources, targets, caps):
     """Return the proposals as rows of four nodes, -1 = none.
 

@@ -8,8 +8,9 @@ when its turn comes: most edges are gone by then.
 
 import heapq
 
-import numba
 import numpy as np
+
+from wsis_d2.weak_labels.proposals.compiled import njit
 
 
 def average_linkage(
@@ -49,7 +50,7 @@ def ward_linkage(
     return _merge_all(*edges, unused, unused, areas, means)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _merge_all(sources, targets, values, lengths, areas, means):
     """Link by Ward's rule where there are means, else by average."""
     leaves, edges, ward = len(areas), len(sources), means.shape[1] > 0
@@ -111,7 +112,7 @@ def _merge_all(sources, targets, values, lengths, areas, means):
     return parents, altitudes
 
 
-@numba.njit(cache=True)
+@njit()
 def _pop(queue, queued, values, alive):
     """Take the edge of least value from the queue."""
     while True:
@@ -125,7 +126,7 @@ def _pop(queue, queued, values, alive):
             return e
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _ward_distance(area, mean, one, two):
     squares = 0.0
     for k in range(mean.shape[1]):

@@ -5,9 +5,10 @@ import abc
 import dataclasses
 
 import cv2
-import numba
 import numpy as np
 from scipy import ndimage
+
+from wsis_d2.weak_labels.proposals.compiled import njit
 
 
 class ProposalSet(abc.ABC):
@@ -184,7 +185,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-@numba.njit(cache=True)
+@njit()
 def label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
     """Return the tight box of each label 0..count-1 of a (H, W) map, (count, 4) int64.
 
@@ -203,7 +204,7 @@ def label_boxes(labels: np.ndarray, count: int) -> np.ndarray:
     return boxes
 
 
-@numba.njit(cache=True)
+@njit()
 def _union_boxes(nodes, node_boxes):
     """Return the tight box of each proposal, (N, 4), from those of its nodes."""
     boxes = np.empty((len(nodes), 4), np.int64)

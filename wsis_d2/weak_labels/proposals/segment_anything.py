@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 from wsis_d2.weak_labels.proposals.files import RLEProposals
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
 
@@ -144,7 +145,7 @@ def _identity(path: str) -> list[str]:
         )
     files: list[Path] = []
     if os.path.isdir(path):
-        files = sorted(f for pattern in _WEIGHTS for f in Path(path).glob(pattern))
+        files = sorted(f for pattern in _WEIGHTS for f in list_files(path, pattern))
         if not files:
             raise _missing(path, f"no weights in the folder ({' or '.join(_WEIGHTS)})")
     try:

@@ -33,6 +33,7 @@ from wsis_d2.data.datasets.builtin.segments import (
 )
 from wsis_d2.structures.segments import segment_sizes
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 
 FOLDER = "wsis_cityscapes"
 PREPARE_COMMAND = "python datasets/prepare_cityscapes.py"
@@ -67,7 +68,7 @@ def list_images(cityscapes: Path, split: str) -> list[Path]:
         InputError: the folder is missing or has no image.
     """
     folder = cityscapes / "leftImg8bit" / SPLITS[split][0]
-    images = sorted(folder.glob(f"*/*{_IMAGE_SUFFIX}"))
+    images = list_files(folder, f"*/*{_IMAGE_SUFFIX}")
     if not images:
         raise InputError(
             f"{folder}: no images (*/*{_IMAGE_SUFFIX}); unpack {ARCHIVES[split]} ({URL}) in "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsis_d2.data.datasets.own.weak import resolve_image_path
-from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.errors import InputError, os_reason
 
 
 def mark_full(
@@ -51,7 +51,9 @@ def _digest(image_id: str) -> str:
 def _listed(records: Sequence[dict], path: Path, images: str, where: str) -> set[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{where}: full_images: {path}: {os_reason(error)}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{where}: full_images: {path}: {error}") from None
     ids = {record["file_name"]: str(record["image_id"]) for record in records}
     chosen = set()

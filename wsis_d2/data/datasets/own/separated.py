@@ -45,6 +45,7 @@ from wsis_d2.structures.boxes import Box
 from wsis_d2.structures.classes import match_classes, parse_categories
 from wsis_d2.structures.labels import IGNORE, id_table
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.progress import progress
 from wsis_d2.weak_labels.clean_steps import covered
@@ -214,7 +215,7 @@ def _fingerprint(
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     if store is not None:
         digest.update(store.recipe_hash.encode())
-        for path in sorted((store.path / "status").glob("*.json")):
+        for path in list_files(store.path / "status", "*.json"):
             digest.update(path.read_bytes())
             digest.update(str(path.stat().st_mtime_ns).encode())
     return digest.hexdigest()

@@ -160,7 +160,7 @@ def check_images_exist(records: Iterable[dict], source: str, image_root: str) ->
         if folder not in folders:
             try:
                 folders[folder] = set(os.listdir(folder))
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 folders[folder] = set()
         if name not in folders[folder]:
             raise InputError(

@@ -34,6 +34,7 @@ from wsis_d2.data.datasets.sample.scenes import (
 )
 from wsis_d2.structures.segments import id_picture, segment_sizes
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import list_files
 from wsis_d2.utils.progress import progress
 
 VERSION = 3
@@ -102,6 +103,7 @@ def prepare_sample(
     }
     manifest_file = output / "manifest.json"
     if check_sample(output, recipe) is None:
+        (output / ".incomplete").unlink(missing_ok=True)  # of a run that ended at its last step
         return False
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder to write the sample to")
@@ -147,7 +149,7 @@ def check_sample(output: str | os.PathLike, recipe: dict | None = None) -> str |
     try:
         manifest = json.loads((output / "manifest.json").read_text())
         files, found = dict(manifest["files"]), manifest["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return f"{output}: no complete sample; make it with: {PREPARE_COMMAND}"
     if recipe is not None and found != recipe:
         return f"{output}: a sample of another recipe, {found}"
@@ -161,7 +163,7 @@ def check_sample(output: str | os.PathLike, recipe: dict | None = None) -> str |
 
 def _checksums(output: Path) -> dict[str, str]:
     files = [output / p for p in _PARTS if (output / p).is_file()]
-    files += [f for p in _PARTS for f in (output / p).rglob("*") if f.is_file()]
+    files += [f for p in _PARTS for f in list_files(output / p, "**/*")]
     return {
         f.relative_to(output).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in sorted(files)
@@ -238,8 +240,8 @@ def _rle(mask: np.ndarray) -> dict:
 
 
 def _write_png(path: Path, rgb: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1])):
-        raise OSError(f"{path}: could not be written")
+    # OpenCV's own writer does not tell what the system refused.
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes())
 
 
 def register_all_sample(root: str | os.PathLike) -> None:

@@ -1,7 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Files that cannot be written whole: what was there stays, nothing half is left, one line tells.
+"""Files that cannot be written or read: what was there stays, nothing half is left, one line tells.
 
-A limit on the size of files makes every write fail that goes on above it, as on a full disk.
+A limit on the size of files makes every write fail that goes on above it, as on a full disk; other
+errors come from a hook.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+from helpers.refused import refused
 
 from wsis_d2.checkpoint.checkpointer import RunCheckpointer
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob, Preparation
@@ -123,6 +125,52 @@ def test_a_full_disk_leaves_what_was_there_and_tells_in_one_line(tmp_path, name,
     assert found.keys() == wanted.keys()
     if name != "checkpoint":  # which also holds where it lies
         assert found == wanted
+
+
+CODES = (errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_permission_lost_at_any_moment(tmp_path, name, earlier):
+    replaces = earlier and name not in ("label store", "preparation")
+    kinds = "write rename mkdir"
+    (tmp_path / "whole").mkdir()
+    if replaces:
+        WRITERS[name](tmp_path / "whole", 1)
+    with refused(0, kinds, tmp_path) as asked:
+        WRITERS[name](tmp_path / "whole", 2)
+    wanted = content(tmp_path / "whole")
+    made, ended = set(), 0
+    for begin, (kind, path) in enumerate(asked):
+        if kind == "mkdir" and path in made:
+            continue  # is there: whether it could be made does not matter
+        made.add(path)
+        folder = tmp_path / f"from_{begin}"
+        folder.mkdir()
+        if replaces:
+            WRITERS[name](folder, 1)
+        before = content(folder)
+        code = CODES[begin % len(CODES)]
+        # Pictures and page of a report are two renames: what is refused for ever cannot be undone.
+        times = 1 if name == "report" else len(asked)
+        try:
+            with refused(code, kinds, folder, begin, times):
+                WRITERS[name](folder, 2)
+        except (OSError, ValueError) as error:
+            line, ended = error_line(error), ended + 1
+            assert line and line.isprintable() and str(folder) in line and "~" not in line, error
+            assert "; " in line and "then run the same command again" in line
+            after = content(folder)
+            assert not [p for p in after if p.suffix == ".tmp"]
+            if name != "checkpoint":  # whose two files are each whole
+                assert {p: after.get(p) for p in before} == before
+        WRITERS[name](folder, 2)
+        found = content(folder)
+        assert found.keys() == wanted.keys()
+        if name != "checkpoint":  # which also holds where it lies
+            assert found == wanted
+    assert ended > 1
 
 
 def test_a_write_that_names_no_file_is_told_too():
