@@ -3,8 +3,8 @@
 """Segment images and videos: overlays, panoptic PNGs and one panoptic.json.
 
 The model is the output folder of a run or an id of the model zoo. Two ship with the package: for
---input one of cat, dog, horse, cow, sheep and person in photographs, trained on boxes; for
---sample a small one of the embedded sample's drawn scenes.
+--input one that segments cat, dog, horse, cow, sheep and person in photographs, trained on boxes;
+for --sample a small one for the embedded sample's drawn scenes.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 """Turn weak annotation into pseudo ground truth: a label store.
 
 boxes   boxes of things -> masks, where GrabCut and region proposals agree
-tags    image tags of stuff -> cues, from a tag classifier's class activation maps
+tags    image tags of stuff -> cues, from a trained tag classifier or tag segmenter
 merge   both stores -> one semantic and one instance map per image
-all     all three; the parts are kept in STORE/parts/
+all     boxes, tags and merge; the parts are kept in STORE/parts/
 review  labels that a review in the report refused become ignore
 """
 
@@ -152,14 +152,16 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="{" + ",".join([*SUBCOMMANDS, "review"]) + "}"
+        dest="command",
+        required=True,
+        metavar="{" + ",".join([*SUBCOMMANDS, "review"]) + "}",
+        help="with -h behind it: its options",
     )
     texts = dict(line.split(None, 1) for line in __doc__.splitlines()[2:])
     for name in SUBCOMMANDS:
         sub = subparsers.add_parser(
             name,
             parents=[common],
-            help=texts[name],
             description=f"{name}: {texts[name]}",
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -178,14 +180,18 @@ def make_parser() -> argparse.ArgumentParser:
                 help="own data: the stuff class of everything outside all boxes (default: ignore)",
             )
         if name in ("tags", "all"):
-            sub.add_argument("--classifier", metavar="W.pth", help="weights of the tag classifier")
+            sub.add_argument(
+                "--classifier",
+                metavar="W.pth",
+                help="weights of the tag classifier or tag segmenter",
+            )
         if name == "merge":
             sub.add_argument("--boxes", metavar="STORE", help="labels made from boxes")
             sub.add_argument("--tags", metavar="STORE", help="labels made from tags")
         sub.add_argument(
             "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE ...", help="config overrides"
         )
-    review = subparsers.add_parser("review", help=texts["review"], description=texts["review"])
+    review = subparsers.add_parser("review", description=texts["review"])
     review.add_argument(
         "--review", required=True, metavar="R.json", help="what the report exported"
     )

@@ -20,9 +20,9 @@ EPILOG = """examples:
   WSIS_D2_MODEL_ZOO=zoo tools/demo.py --model PascalVOC-PanopticSegmentation/wsis_R_101_weak \\
       --input photo.jpg --output pictures
 
-  # the sample model that ships with the package, in 16 bits
+  # the weak model of `make demo`, in 16 bits
   tools/publish_model.py --run output/demo/weak --id Sample-Panoptic/instance_weak --half \\
-      --store output/demo/labels --output wsis_d2/model_zoo
+      --store output/demo/labels --output zoo
 """
 
 

@@ -52,13 +52,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{labels,run}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{labels,run}", help="with -h behind it: its options"
+    )
     texts = dict(line.split(None, 1) for line in __doc__.splitlines()[2:])
     for name in ("labels", "run"):
         sub = commands.add_parser(
             name,
             parents=[common],
-            help=texts[name],
             description=texts[name],
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,

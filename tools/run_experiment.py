@@ -21,8 +21,9 @@ EXAMPLES = """examples:
   tools/run_experiment.py CamVid --seeds 1 2 3 --runs weak full
   # with the photographs in another folder
   tools/run_experiment.py CamVid --data ~/camvid --runs weak full
-  # one seed of the ablations; a few steps of everything
+  # the ablations, one seed
   tools/run_experiment.py CamVid --runs isolate
+  # a few steps of everything, to see whether it runs
   tools/run_experiment.py CamVid --quick
 
 configs/experiments/NAME/experiment.yaml lists the data and the runs

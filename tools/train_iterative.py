@@ -16,6 +16,7 @@ from wsis_d2.utils.cli import main_with_errors
 
 EPILOG = """examples:
   # three rounds on the embedded sample, from labels of boxes and tags
+  tools/train_net.py --config-file configs/Sample-TagClassifier/tag_classifier_R_18.yaml
   tools/make_weak_labels.py all --dataset sample_train_weak --output output/labels \\
       --config-file configs/Sample-TagClassifier/tag_classifier_R_18.yaml \\
       --classifier output/sample_tag_classifier/model_final.pth
@@ -31,7 +32,7 @@ EPILOG = """examples:
   tools/train_iterative.py --config-file F --rounds 6 --num-gpus 8 --num-machines 2 \\
       --machine-rank 0 --dist-url tcp://first:29500
 
-  # continue a run that was stopped, or with more rounds
+  # continue a run that was stopped, or add rounds to it
   tools/train_iterative.py --config-file F --rounds 5 --resume OUTPUT_DIR output/iterative
 
 Each round's training, the labels that its network makes and results.json are in OUTPUT_DIR/round_K,
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="what a round trains")
-    parser.add_argument("--rounds", required=True, type=int, metavar="N", help="how many rounds")
+    parser.add_argument(
+        "--rounds", required=True, type=int, metavar="N", help="rounds, with round 0"
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N",
         help="GPUs of each machine that train, evaluate and label (processes where there is none)",

@@ -32,9 +32,8 @@ The detector, the semantic subnetwork and the instance stage of the embedded sam
     tools/train_net.py --config-file configs/Sample-Panoptic/semantic_weak.yaml \\
         DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
     tools/train_net.py --config-file configs/Sample-Panoptic/instance_weak.yaml \\
-        DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]" \\
-        MODEL.WSIS.DETECTOR_WEIGHTS output/detector/model_final.pth \\
-        MODEL.WSIS.SEMANTIC_WEIGHTS output/semantic_weak/model_final.pth
+        DATASETS.LABEL_STORES "[['sample_train_weak', 'output/labels']]"
+Each recipe names the folder of its results and where the weights of the other stages are.
 
 Continue a run that was stopped:
     tools/train_net.py --config-file F --resume OUTPUT_DIR output/run

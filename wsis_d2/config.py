@@ -135,7 +135,7 @@ def add_weak_labels_config(cfg: CN) -> None:
     cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg"
     # Scales, trees and caps of "mcg": "default", "scg" or "mcg" (the published working points).
     cfg.WEAK_LABELS.PROPOSALS.PRESET = "default"
-    # Which proposal a box takes: "bbox_area", "bbox" (literal) or "mask_vs_box".
+    # Which proposal a box takes: "bbox_area", "bbox" (the paper's words) or "mask_vs_box".
     cfg.WEAK_LABELS.PROPOSALS.SELECTION = "bbox_area"
 
     # Cues. A tag segmenter's are its distributions: THRESHOLD is then a probability, and LAYER has
@@ -293,7 +293,7 @@ def add_engine_config(cfg: CN) -> None:
     """Training."""
     # Name of the run in results.json; empty takes the supervision: weak, full or mixed.
     cfg.RUN_NAME = ""
-    # "main", or the name of the isolating experiment that this run belongs to.
+    # "main", or the name of the ablation that this run belongs to.
     cfg.RUN_VARIANT = "main"
     # "SGD" or "AdamW" (fewer iterations from random weights).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -304,10 +304,10 @@ def add_engine_config(cfg: CN) -> None:
 def add_additions_config(cfg: CN) -> None:
     """What is not in the paper; off by default, but for GrabCut's seed and the contours.
 
-    Values that are no addition's own (WEAK_LABELS.GRABCUT.INIT "rectangle", PROPOSALS.PRESET "scg")
-    stand with the key that they are a value of.
+    An addition that is a value of one of the paper's keys (WEAK_LABELS.GRABCUT.INIT "ellipse",
+    PROPOSALS.PRESET "default") is with that key.
     """
-    # Relative radius of the central ellipse that is surely object; 0 = none (the literal start).
+    # Relative radius of the central ellipse that is surely object; 0: none, the paper's start.
     cfg.WEAK_LABELS.GRABCUT.SEED_RADIUS = 0.33
     # A box with less than this share of agreed pixels has failed.
     cfg.WEAK_LABELS.MIN_AGREEMENT = 0.0
@@ -334,8 +334,8 @@ def add_additions_config(cfg: CN) -> None:
     # Weigh the probabilities by how each class looks in the image itself, to this power, before the
     # CRF; 0: off.
     cfg.REFINE.APPEARANCE_WEIGHT = 0.0
-    # Multiply each class's probability by how far tags vouch for the cues of round 0, to this
-    # power; 0: off. Needs the labels of a tag segmenter.
+    # Multiply each class's probability by how reliable its cues of round 0 are, to this power (a
+    # segmenter finds an unreliable class without its tag too); 0: off. Needs a tag segmenter.
     cfg.REFINE.RELIABILITY_POWER = 0.0
 
     # Share of training samples drawn from fully annotated images when DATASETS.TRAIN holds weak

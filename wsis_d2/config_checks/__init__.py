@@ -1,2 +1,2 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What a config cannot ask for: one line that names the key."""
+"""Checks of a config: impossible or unused settings are errors that name the key."""

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Runs that cannot be: trainings, evaluations and devices, refused before anything is written."""
+"""Checks of a training or an evaluation and its device, before anything is written."""
 
 import logging
 import os

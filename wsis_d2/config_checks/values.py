@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Values that cannot be: each key's range or names, of any run and of one that trains."""
+"""Checks of values: each key's range or names, for any run and for one that trains."""
 
 from collections.abc import Callable, Iterable
 from math import inf

@@ -1,4 +1,6 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
+"""Metrics: PQ, AP^r, IoU and AP of instances, from a model or from files; the paper's tables."""
+
 # Names are looked up on first use: the metrics on files need neither torch nor Detectron2.
 from importlib import import_module
 from typing import Any

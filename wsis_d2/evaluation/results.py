@@ -41,7 +41,7 @@ def make_meta(
     Args:
         supervision: ``weak``, ``full`` or ``mixed``.
         dataset: name of the evaluated dataset.
-        variant: ``main`` or the name of the isolating run.
+        variant: ``main`` or the name of the ablation.
         seed, config, commit, device, seconds: what the numbers came from; None where unknown.
 
     Raises:

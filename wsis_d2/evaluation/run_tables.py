@@ -152,7 +152,7 @@ def our_value(cell: Cell, family: str, runs: Sequence[Run]) -> Value | None:
 
 
 def _belongs(run: Run) -> bool:
-    """Tell whether a run is its recipe's own: on a val set, not an isolating run of it."""
+    """Tell whether a run is its recipe's own: on a val set, not an ablation of it."""
     variant = str(run.meta.get("variant") or "main")
     own = variant == "main" or run.recipe.endswith(variant)
     return own and "_val" in str(run.meta.get("dataset"))

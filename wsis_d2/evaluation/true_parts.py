@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""What limits a model: its parts replaced by the truth, one at a time (isolating runs).
+"""What limits a model: its parts replaced by the truth, one at a time.
 
 Addition, not in the paper.
 """

@@ -3,7 +3,7 @@
 
 Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NIPS 2011; the kernels and the order of operations are those of the instance
-subnetwork (Li, Arnab, Torr, ECCV 2018, section 3.1; Arnab and Torr, CVPR 2017).
+subnetwork (Li, Arnab, Torr, ECCV 2018, section 3.5; Arnab and Torr, CVPR 2017).
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""A small label map brought up to its photograph's size, borders where the photograph has them.
+"""Upsampling of a label map to its photograph's size, with borders along the photograph's edges.
 
 Addition, not in the paper: the vote of joint bilateral upsampling (Kopf et al., "Joint Bilateral
 Upsampling", SIGGRAPH 2007), which weighs small pixels by distance and by likeness of colour.

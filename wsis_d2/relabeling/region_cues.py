@@ -97,7 +97,7 @@ class RegionCueLabeller:
 
     @torch.no_grad()
     def reliability(self, records: Sequence[Mapping]) -> np.ndarray:
-        """Return how far tags vouch for the segmenter's classes, (C,) float64 in (0, 1].
+        """Return how reliable the segmenter's classes are by the tags, (C,) float64 in (0, 1].
 
         Windows with one index among equally many are taken to lie at the same place; what is no
         stuff has 1, its masks come from boxes. Of more than 1000 records, 1000 or fewer, evenly

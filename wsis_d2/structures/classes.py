@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The classes of a dataset, one contiguous id space of things and stuff, and how two lists meet."""
+"""The classes of a dataset, things and stuff in one contiguous id space, matched by name."""
 
 import colorsys
 import unicodedata

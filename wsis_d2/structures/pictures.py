@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Which picture an id stands for: files meet by image id, and ids are numbered anew at will."""
+"""Which picture an image id stands for: files are matched by id, and many tools renumber ids."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping

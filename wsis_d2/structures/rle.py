@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""COCO's run-length masks from files of others, checked before native code reads them.
+"""COCO's run-length masks of other programs' files, checked before native code reads them.
 
 ``pycocotools`` takes the runs at their word: those of another sum reach beyond the mask's memory.
 """

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""The one exception a user is meant to read."""
+"""InputError: the exception for mistakes in what a user gives."""
 
 import errno
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Packages that may be missing are told with the command that installs them."""
+"""Errors for missing packages, with the command that installs them."""
 
 import importlib.util
 import re

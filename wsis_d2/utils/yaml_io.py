@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""YAML files of others: read as plain values, refused where they unfold without end."""
+"""YAML files from anywhere: read as plain values, refused where aliases expand without end."""
 
 import os
 from collections.abc import Collection

@@ -1,5 +1,5 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""How much of what cues say of a class the tags vouch for, measured from tags alone.
+"""How reliable the cues of a class are, measured from tags alone.
 
 Addition, not in the paper.
 

@@ -7,7 +7,7 @@
     STORE/semantic/*.png                   uint8, contiguous class ids, 255 = ignore
     STORE/status/*.json                    one small file an image, written last, as the commit
     STORE/manifest.json                    recipe, its hash, versions, status and counters of images
-    STORE/reliability.json                 how far tags vouch for a tag segmenter's cues
+    STORE/reliability.json                 how reliable a tag segmenter's cues are
 
 Every file is written under a temporary name and renamed, so a killed run leaves no half file; an
 image counts as done when its status file is there, so the next run continues after it. Processes
