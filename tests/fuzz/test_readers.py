@@ -25,7 +25,7 @@ FINDINGS: dict[str, list[str]] = {
     "labelme": ["00fffffffffffffffff6"],
     "panoptic_picture": ["93fb39ca126b5ed9f1d9d76edd6fd8"],
     "mat": ["e0246dcfe433efaf10b69b2f47500d156371"],
-    "checkpoint_pth": ["d03c49"],
+    "checkpoint_pth": ["d03c49", "4a58b791df6af1d8cd"],
     "store_files": ["e68276e4dc7563d4d8936315da215f04188f97", "6d0489d2bdf912ec717c47ca2260"],
     "round_state": ["def88d860e06d4c7d5da38322d094c0e8792"],
     "results": ["d3261c3e25b50b069c"],

@@ -9,6 +9,7 @@ the user trusts the file (``--trust``, or ``WSIS_D2_TRUST_CHECKPOINTS=1``).
 """
 
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -77,7 +78,7 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
     except InputError:
         raise
     except OSError as error:
-        if error.errno is None:
+        if error.errno in (None, errno.EINVAL):  # none of the system; an offset before the file
             raise InputError(_broken(path, error)) from None
         error.filename = str(path)  # a read that fails does not name its file
         raise
