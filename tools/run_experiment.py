@@ -39,7 +39,7 @@ class Experiment:
     """The jobs of one experiment and one seed.
 
     Args:
-        name: folder in configs/experiments.
+        name: folder in configs/experiments, or the path of one elsewhere.
         output: folder of all experiments' runs.
         seed: of every training.
         data: folder of the photographs and annotation; None is the experiment's own default.
@@ -67,7 +67,7 @@ class Experiment:
         content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
         self.runs: dict[str, dict[str, Any]] = content["runs"]
         self.groups: dict[str, list[str]] = content.get("groups", {})
-        self.folder = output / name.lower()
+        self.folder = output / self.configs.name.lower()
         self.data = Path(data or content["data"])
         self.datasets = content["datasets"]
         self.seed = seed
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="folder in configs/experiments")
+    parser.add_argument("name", help="folder in configs/experiments, or another folder's path")
     parser.add_argument("--data", type=Path, help="folder of the data; default: the experiment's")
     parser.add_argument("--output", type=Path, default=Path("output/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
@@ -201,10 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     jobs: dict[str, Job] = {}
     for seed in args.seeds:
-        jobs |= Experiment(args.name, args.output, seed, args.data, args.quick).plan(args.runs)
+        experiment = Experiment(args.name, args.output, seed, args.data, args.quick)
+        jobs |= experiment.plan(args.runs)
     run_jobs(
         list(jobs.values()),
-        args.output / args.name.lower() / "jobs",
+        experiment.folder / "jobs",
         workers=args.workers,
         environment={"OMP_NUM_THREADS": "1"},
     )

@@ -2,6 +2,7 @@
 """The job runner: order, skipping, failure and interruption."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,9 +87,15 @@ def test_wrong_needs_are_refused(tmp_path):
         run_jobs([job("a", "", ["b"]), job("b", "")], tmp_path, workers=1)
 
 
-def test_terminating_the_runner_stops_its_jobs(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_jobs_end_with_their_runner(tmp_path, number):
     pid_file = tmp_path / "pid"
-    code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import os, time\nfrom wsis_d2.utils.cli import main_with_errors\n"
+        "def main(argv):\n"
+        f"    open({str(pid_file)!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
+        "main_with_errors(main)"
+    )
     script = (
         "import sys\nfrom wsis_d2.engine.jobs import Job, run_jobs\n"
         f"run_jobs([Job('a', [sys.executable, '-c', {code!r}])], {str(tmp_path / 'jobs')!r}, "
@@ -99,10 +106,15 @@ def test_terminating_the_runner_stops_its_jobs(tmp_path):
     while not (pid_file.exists() and pid_file.read_text()):
         assert runner.poll() is None
         time.sleep(0.05)
-    runner.terminate()
-    assert runner.wait(timeout=30) == 128 + 15
+    runner.send_signal(number)
+    status = runner.wait(timeout=30)
+    assert status == (128 + 15 if number == signal.SIGTERM else -number)
+    job_id = int(pid_file.read_text())
+    end = time.monotonic() + 30
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
+        while time.monotonic() < end:
+            os.kill(job_id, 0)
+            time.sleep(0.1)
 
 
 def test_no_process_at_all_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import write_bytes
-from wsis_d2.utils.processes import only_writer
+from wsis_d2.utils.processes import RUNNER, only_writer
 from wsis_d2.utils.progress import format_seconds
 
 _LOG_SECONDS = 15.0  # between two progress lines
@@ -49,7 +49,8 @@ def run_jobs(
     """Run ``jobs``, at most ``workers`` at once, each as early as its needs allow.
 
     A job that ended well leaves ``folder/NAME.done`` with its command; run again, it is skipped
-    while its command and its needs are unchanged. Output goes to ``folder/NAME.log``.
+    while its command and its needs are unchanged. Output goes to ``folder/NAME.log``. However this
+    process ends, the jobs that are tools of this project end too.
 
     Args:
         jobs: in order of preference.
@@ -161,7 +162,7 @@ def _start(job: Job, folder: Path, environment: dict[str, str] | None) -> subpro
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **(environment or {}), RUNNER: str(os.getpid())},
             start_new_session=sys.platform != "win32",
         )
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from wsis_d2.utils.errors import InputError, os_reason, printable
+from wsis_d2.utils.processes import end_with_runner
 
 _LONGEST_LINE = 1200
 
@@ -77,6 +78,7 @@ def main_with_errors(
     traceback.
     """
     threading.excepthook = _told_thread
+    end_with_runner()
     try:
         status = main(argv)
     except (InputError, OSError, MemoryError) as error:

@@ -18,6 +18,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+RUNNER = "WSIS_D2_RUNNER"  # environment variable: the process whose jobs end with it
 _POLL = 1.0
 
 
@@ -33,8 +34,20 @@ def end_with_parent() -> None:
     """
     # A parent that was killed while this process still started is no longer what getppid tells.
     started_by = multiprocessing.parent_process()
-    parent = os.getppid() if started_by is None else started_by.pid
+    _end_with(os.getppid() if started_by is None else started_by.pid)
 
+
+def end_with_runner() -> None:
+    """Have this process end soon after the one of :data:`RUNNER`, if that has started it.
+
+    Jobs have a session of their own: a closed terminal or a kill reaches their runner alone.
+    """
+    runner = os.environ.pop(RUNNER, "")  # popped: what this process starts is no job of the runner
+    if runner.isdecimal():
+        _end_with(int(runner))
+
+
+def _end_with(parent: int | None) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL)
