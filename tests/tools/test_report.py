@@ -138,9 +138,9 @@ def test_rounds_are_shown(tiny_copy, tmp_path):
     # Two iterative runs: the rounds of each are a line and rows of its own.
     other = tiny_copy.root / "other"
     shutil.copytree(tiny_copy.run, other)
-    for number, pq in ((0, 60.0), (1, 61.0)):
+    for number, old, new in ((0, "40.0", "60.0"), (1, "45.0", "61.0")):
         file = other / f"round_{number}" / "results.json"
-        file.write_text(file.read_text().replace("4%d.0" % (5 * number), str(pq)))
+        file.write_text(file.read_text().replace(old, new))
     runs = ["--run", str(tiny_copy.run), "--run", str(other)]
     load_tool("report").main(["run", *runs, "--output", str(page)])
     text = page.read_text()

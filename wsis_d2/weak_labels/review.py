@@ -43,6 +43,22 @@ class Review:
         """Return the images with a verdict."""
         return [image_id for image_id, found in self.verdicts.items() if found == verdict]
 
+    def check(self, store: LabelStore) -> None:
+        """Make sure that these are verdicts on a store's labels.
+
+        Raises:
+            InputError: they are of other labels, or of an image that the store lacks.
+        """
+        if self.recipe and self.recipe != store.recipe_hash:
+            raise InputError(
+                f"{self.path}: is a review of labels of recipe {self.recipe[:12]}, {store.path} "
+                f"holds recipe {store.recipe_hash[:12]}; make a report of this store and review "
+                "that"
+            )
+        for image_id in self.verdicts:
+            if not store.done(image_id):
+                raise InputError(f"{self.path}: image {image_id!r} has no labels in {store.path}")
+
 
 def read_review(path: str | os.PathLike) -> Review:
     """Read the file that a label report exports.
@@ -89,14 +105,7 @@ def apply_review(
     """
     review = read_review(review_path)
     store = LabelStore.open(store_path, writable=True)
-    if review.recipe and review.recipe != store.recipe_hash:
-        raise InputError(
-            f"{review.path}: is a review of labels of recipe {review.recipe[:12]}, {store_path} "
-            f"holds recipe {store.recipe_hash[:12]}; make a report of this store and review that"
-        )
-    for image_id in review.verdicts:
-        if not store.done(image_id):
-            raise InputError(f"{review.path}: image {image_id!r} has no labels in {store_path}")
+    review.check(store)
     refused = set(review.of("refuse"))
     before = {i for i in store.image_ids() if store.counters(i).get("refused")}
     again = before - refused
