@@ -12,6 +12,7 @@ import pytest
 from helpers.load_tool import load_tool
 from helpers.tiny_panoptic import renumber
 
+from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
 from wsis_d2.evaluation.results import read_results_json
 from wsis_d2.report.html import write_report
 from wsis_d2.report.runs import class_bars, run_report
@@ -65,6 +66,30 @@ def test_label_report(tiny, tmp_path):
     # Every third to eighth row of 128 is ignored, image by image.
     expected = [1 - len(range(0, 128, 3 + place)) / 128 for place in range(6)]
     np.testing.assert_allclose(sorted(coverages), sorted(expected), atol=1e-6)
+
+
+def test_label_report_of_two_stores_that_hold_different_images(tiny_copy, tmp_path):
+    """All images are sorted by one score, also one that a store lacks and one without truth."""
+    other, page = tmp_path / "other", tmp_path / "labels.html"
+    shutil.copytree(tiny_copy.store, other)
+    status = sorted((other / "status").iterdir())
+    for file in status[2:]:
+        file.unlink()
+    truth = PanopticFile(tiny_copy.data / "panoptic_train.json", tiny_copy.data / "panoptic_train")
+    write_panoptic_png(truth.png("1"), np.zeros_like(truth.ids("1")))
+    arguments = ["labels", *data_arguments(tiny_copy, "train"), "--store", str(tiny_copy.store),
+                 "--store", str(other), "--output", str(page)]  # fmt: skip
+    assert load_tool("report").main(arguments) == 0
+    data = page_data(page)
+    scores = {item["id"]: item["scores"] for item in data["items"]}
+    assert data["sort"] == "IoU" and scores[1]["IoU"] is None
+    for image_id in (3, 4, 5, 6):
+        assert scores[image_id]["IoU"] == scores[image_id]["IoU labels"]
+        assert "IoU other" not in scores[image_id]
+    for file in status[:2]:
+        file.unlink()
+    with pytest.raises(InputError, match="store other: holds no image"):
+        load_tool("report").main(arguments)
 
 
 def test_reports_read_labels_and_predictions_by_name(tiny, tmp_path):
