@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shutil
 import threading
 
 import pytest
@@ -281,3 +282,14 @@ def test_every_model_in_the_package_is_built_by_the_present_code(name, monkeypat
         (output,) = model([{"image": image, "height": 64, "width": 80}])
     ids, segments = output["panoptic_seg"]
     assert ids.shape == (64, 80) and {s["id"] for s in segments} == set(ids.unique().tolist())
+
+
+def test_a_named_run_must_be_in_a_file(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("results.json"))
+    with pytest.raises(InputError, match=r"results\.json"):
+        load_tool("publish_model").main(
+            ["--run", str(folder), "--id", NAME, "--output", str(tmp_path / "zoo"),
+             "--run-name", "weak"]
+        )  # fmt: skip
+    assert not (tmp_path / "zoo").exists()

@@ -203,7 +203,7 @@ def _read_metrics(
     from wsis_d2.evaluation.results import read_results_json
 
     path = Path(given) if given is not None else default
-    if given is None and not path.is_file():
+    if given is None and run_name is None and not path.is_file():
         return {}, {}
     runs = read_results_json(path)["runs"]
     if run_name is None and len(runs) == 1:
