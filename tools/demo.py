@@ -77,7 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="images that the network processes together (default: the model's TEST.IMS_PER_BATCH)",
     )  # fmt: skip
     parser.add_argument(
-        "--report", type=Path, metavar="R.html", help="HTML page of all predictions"
+        "--report",
+        type=Path,
+        metavar="R.html",
+        help="HTML page of all pictures; videos are not in it",
     )
     parser.add_argument(
         "--trust", action="store_true", help="read a checkpoint that may contain code"
