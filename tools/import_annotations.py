@@ -219,7 +219,7 @@ def _add_scribbles(
 ) -> list[Picture]:  # fmt: skip
     """Add PNG scribbles to what was read."""
     names = {c["id"]: c["name"] for c in known or ()}
-    if args.classes and args.format != "yolo":
+    if args.classes:
         names = read_yolo_classes([args.classes])[0]
     if not names:
         raise InputError(

@@ -266,6 +266,19 @@ def test_stuff_ignore_and_known_classes(photos, tmp_path):
         to_own_data(pictures, ImportLog(), stuff=["dgo"])
 
 
+def test_a_yolo_file_may_have_the_name_of_a_list(photos, tmp_path):
+    """train.txt is a list of images, or the boxes of train.jpg."""
+    draw(photos, {"train.jpg": (40, 20, []), "test.jpg": (40, 20, [])})
+    (tmp_path / "train.txt").write_text("\n1 0.5 0.5 0.5 0.2\n")
+    (tmp_path / "val.txt").write_text("photos/a.png\n")
+    (tmp_path / "test.txt").write_text("photos/b c d e.png\n")
+    (tmp_path / "classes.txt").write_text("dog\ncow\n")
+    found = read_yolo(tmp_path, ImageIndex(photos), ImportLog(), classes=dict(enumerate(CLASSES)))
+    assert [(p.file_name, p.boxes) for p in found] == [
+        ("train.jpg", [("cow", 10.0, 8.0, 20.0, 4.0, False)])
+    ]
+
+
 def test_yolo_classes(tmp_path):
     def read(name, text):
         (tmp_path / name).write_text(text)
