@@ -152,6 +152,30 @@ def test_an_object_without_a_mask_keeps_its_box_where_masks_are_not_needed(weak,
     assert not any("segmentation" in a or "ignore_segmentation" in a for a in alone["annotations"])
 
 
+def test_boxes_drawn_beside_the_truth_make_no_second_objects(weak, tmp_path):
+    folder = weak[0] / "wsis_sample"
+    content = json.loads((folder / "weak_train.json").read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + 1, y + 1, w - 1.5, h - 1.5]
+    (folder / "by_hand.json").write_text(json.dumps(content))
+    register_weak_panoptic(
+        "own_by_hand", folder / "by_hand.json", folder / "images/train", supervision="full",
+        panoptic_json=folder / "panoptic_train.json", panoptic_dir=folder / "panoptic_train",
+    )  # fmt: skip
+    try:
+        for name in ("own_by_hand", "own_full"):
+            register_separated(name, tmp_path / name, keep_all=True)
+        found, wanted = (
+            [r["annotations"] for r in DatasetCatalog.get(f"{name}_separated")]
+            for name in ("own_by_hand", "own_full")
+        )
+        assert found == wanted and any(found)
+    finally:
+        unregister("own_by_hand_separated")
+        unregister("own_by_hand")
+
+
 def test_a_photograph_of_16_bits_is_that_of_other_trainings(tmp_path):
     """Detectron2's reader makes it white."""
     grey = np.linspace(0, 65535, 20 * 30).reshape(20, 30).astype(np.uint16)
