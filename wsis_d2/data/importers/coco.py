@@ -33,8 +33,8 @@ def read_coco(
     Boxes without ``bbox`` are made of the polygon or run lengths; CVAT's ``rotation`` attribute
     gives the upright box of the turned one. ``image_tags`` of an image entry are names or category
     ids; its ``tags``, where tools put names of splits too, count where they are known classes;
-    own-data ``crop_tags``, ``points``, ``scribbles`` and ``supervision`` are kept; visible key points
-    are points.
+    own-data ``crop_tags``, ``points``, ``scribbles`` and ``supervision`` are kept; visible key
+    points are points.
 
     Args:
         path, images, log: as for all readers.
@@ -44,7 +44,7 @@ def read_coco(
         known: class names beside the file's that ``tags`` may name.
 
     Returns:
-        The pictures, whose ids and boxes' ids are kept, and the file's categories, whose ids are kept too.
+        The pictures and the file's categories; ids of both, and of boxes, are kept.
     """
     source = os.fspath(path)
     content = read_json(source)
