@@ -63,8 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_data_arguments(parser)
-    counts = parser.add_argument_group("counts (instead of a dataset, or to scale it)")
-    counts.add_argument("--num-images", type=int, metavar="N", help="images to annotate")
+    counts = parser.add_argument_group("counts (instead of a dataset)")
+    counts.add_argument(
+        "--num-images", type=int, metavar="N", help="images to annotate; scales a dataset's counts"
+    )
     counts.add_argument("--num-boxes", type=int, metavar="N", help="boxes of things")
     counts.add_argument("--num-tags", type=int, metavar="N", help="tags of stuff")
     counts.add_argument("--num-masks", type=int, metavar="N", help="segments of full annotation")
@@ -143,6 +145,12 @@ def read_counts(args: argparse.Namespace) -> AnnotationCounts:
         tags = args.num_tags or 0
         masks = args.num_boxes + tags if args.num_masks is None else args.num_masks
         return AnnotationCounts(args.num_images, args.num_boxes, tags, masks)
+    for name in ("num_boxes", "num_tags", "num_masks"):
+        if getattr(args, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')}: is counted in --dataset or --annotations; only "
+                "--num-images goes with them"
+            )
     from wsis_d2.report.sources import open_data
 
     data = open_data(args)
@@ -173,9 +181,10 @@ def read_points(
     from wsis_d2.evaluation.results import read_results_json
 
     runs: dict[str, Any] = {}
-    for path in args.results:
+    for path in {Path(path).resolve(): path for path in args.results}.values():
         for name, run in read_results_json(path)["runs"].items():
-            runs[name if name not in runs else f"{Path(path).parent.name}/{name}"] = run
+            names = (name, f"{Path(path).resolve().parent.name}/{name}", f"{path}/{name}")
+            runs[next(name for name in names if name not in runs)] = run
     images = numbers(args.run_images, "--run-images", 1, 1e9)
     shares = numbers(args.run_full_share, "--run-full-share", 0, 1)
     hours = numbers(args.run_hours, "--run-hours", 0, 1e9)
@@ -246,16 +255,22 @@ def suggestions(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.pred_json is not None:
         file = PanopticFile(args.pred_json, args.pred_dir).in_classes(data.table)
         predictions = Predictions(file, data)
-    review = read_review(args.review) if args.review else None
-    accepted = set(review.of("accept")) if review else set()
+    accepted, marked = set(), set()
+    if args.review:
+        review = read_review(args.review)
+        review.check(store)
+        accepted, marked = set(review.of("accept")), set(review.of("full"))
     records = [r for r in data.records
                if r["supervision"] == "weak" and r["image_id"] not in accepted]  # fmt: skip
+    if predictions is not None:
+        predictions.check(records)
     gains = list(measure(records, store, predictions))
     if args.suggest_by == "random":
         random.Random(args.seed).shuffle(gains)
+        gains.sort(key=lambda gain: gain.image_id not in marked)
         chosen = [(gain, 0.0) for gain in gains[: args.suggest]]
     else:
-        chosen = suggest(gains, args.suggest, review.of("full") if review else ())
+        chosen = suggest(gains, args.suggest, marked)
     if args.suggest_report is not None:
         page = suggestion_report(args.suggest_report, data, store, chosen, predictions)
         print(f"wrote {page}")
@@ -319,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.box_seconds, args.tag_seconds, args.mask_seconds, args.point_seconds,
         args.scribble_seconds, args.full_image_seconds, args.hourly_rate,
     )  # fmt: skip
-    for option in ("store", "pred_json", "review", "suggest_report", "suggest_list"):
+    for option in ("store", "pred_json", "pred_dir", "review", "suggest_report", "suggest_list"):
         if args.suggest is None and getattr(args, option) is not None:
             raise InputError(f"--{option.replace('_', '-')}: is for --suggest N")
     counts = read_counts(args)

@@ -134,10 +134,13 @@ def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
 def _table(stores: dict) -> str:
     """Return the summaries side by side; objects first, then pixels."""
     width = max(5, *(len(name) for name in stores))
-    lines = [" ".join([f"{'store':{width}}", *(f"{title:>7}" for title, _ in _COLUMNS)])]
+    titles = ("images", *(title for title, _ in _COLUMNS))
+    lines = [" ".join([f"{'store':{width}}", *(f"{title:>7}" for title in titles)])]
     for name, found in stores.items():
         cells = (f"{found['summary'][key]:7.1f}" for _, key in _COLUMNS)
-        lines.append(" ".join([f"{name:{width}}", *cells]))
+        lines.append(" ".join([f"{name:{width}}", f"{found['images']:7d}", *cells]))
+    if len({found["images"] for found in stores.values()}) > 1:
+        lines.append("the stores hold different images, so that their numbers do not compare")
     lines.append("objects: IoU, precision, recall, empty share; pixels: mIoU, precision, coverage")
     for name, found in stores.items():
         for size, row in found["objects"]["all"].items():

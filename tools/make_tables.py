@@ -88,12 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _figure_table(points) -> str:
-    header = ["Line", *(f"round {number}" for number in range(6)), "paper's last"]
+    numbers = range(1 + max([5, *(p.round for p in points)]))
+    header = ["Line", *(f"round {number}" for number in numbers), "paper's last"]
     rows = []
     for panel, lines in FIGURE_6:
         for line, _, _, paper in lines:
             mine = {p.round: str(p.value) for p in points if (p.panel, p.line) == (panel, line)}
-            cells = [mine.get(number, "") for number in range(6)]
+            cells = [mine.get(number, "") for number in numbers]
             rows.append([f"{panel}: {line}", *cells, f"{paper:.1f}"])
     return markdown_table(header, rows)
 

@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         if len(stores) > 1:
             raise InputError("--store: expected at most one beside --run")
-        data = open_data(args) if args.dataset or args.annotations else None
+        named_data = (args.dataset, args.annotations, args.images, args.gt_json, args.gt_dir)
+        data = open_data(args) if any(named_data) else None
         label_data = None
         if args.label_dataset:
             if not stores:
@@ -135,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     gt_json=None, gt_dir=None,
                 )
             )  # fmt: skip
+        elif stores and data is None:
+            raise InputError("--store: needs --dataset or --label-dataset, whose images it labels")
         page = run_report(
             args.output,
             named(args.run, "--run"),

@@ -3,6 +3,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from wsis_d2.evaluation import (
     read_results_json,
     write_results_json,
 )
+from wsis_d2.evaluation import results as results_module
 from wsis_d2.utils.errors import InputError
 
 
@@ -88,3 +90,25 @@ def test_copy_paste_rows_leave_classes_out() -> None:
         "copypaste: panoptic_seg: PQ,PQ_th",
         "copypaste: panoptic_seg: 40.0000,",
     ]
+
+
+def test_the_commit_is_that_of_the_package_alone(tmp_path: Path, monkeypatch) -> None:
+    """Installed in the .venv of somebody's own checkout, the package is at none of its commits."""
+
+    def git(*arguments: str) -> str:
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(tmp_path), *name, *arguments], check=True,
+                              capture_output=True, text=True).stdout.strip()  # fmt: skip
+
+    module = tmp_path / ".venv" / "wsis_d2" / "evaluation" / "results.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    (tmp_path / "mine.py").touch()
+    git("init", "-q")
+    git("add", "mine.py")
+    git("commit", "-qm", "Mine")
+    monkeypatch.setattr(results_module, "__file__", str(module))
+    assert results_module.git_commit() is None
+    git("add", "-f", str(module))
+    git("commit", "-qm", "The package too")
+    assert results_module.git_commit() == git("rev-parse", "HEAD")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shutil
 import threading
 
 import pytest
@@ -91,6 +92,25 @@ def test_release_holds_parameters_alone_and_no_path(run, zoo):
     for word in ("70.1", "A test.", "fish", "sky", entry["checkpoint"]["sha256"], "seed 1"):
         assert word in card
     assert entry["metrics"] == {"sem_seg": {"mIoU": 70.12}}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("bbox", "AP"), ("tags", "mAP"), ("segm", "AP"), ("sem_seg", "mIoU")]
+)
+def test_the_card_has_the_numbers_of_every_task(run, tmp_path, task, metric):
+    """A detector is measured by boxes alone, a classifier by tags."""
+    from wsis_d2.evaluation.results import make_meta, write_results_json
+
+    meta = make_meta(supervision="weak", dataset="sample_val_full")
+    results = {task: {metric: 41.23, f"{metric}-fish": 50.0}}
+    write_results_json(tmp_path / "results.json", "weak", results, meta)
+    arguments = ["--run", str(run), "--id", NAME, "--output", str(tmp_path / "zoo"),
+                 "--results", str(tmp_path / "results.json")]  # fmt: skip
+    assert load_tool("publish_model").main(arguments) == 0
+    entry = read_index(str(tmp_path / "zoo"))[NAME]
+    assert entry["metrics"] == {task: {metric: 41.23}}
+    card = (tmp_path / "zoo" / entry["card"]).read_text()
+    assert f"| {task} | {metric} | 41.2 |" in card and "Not measured" not in card
 
 
 def test_same_run_gives_the_same_release_and_half_is_smaller(run, zoo, tmp_path):
@@ -262,3 +282,14 @@ def test_every_model_in_the_package_is_built_by_the_present_code(name, monkeypat
         (output,) = model([{"image": image, "height": 64, "width": 80}])
     ids, segments = output["panoptic_seg"]
     assert ids.shape == (64, 80) and {s["id"] for s in segments} == set(ids.unique().tolist())
+
+
+def test_a_named_run_must_be_in_a_file(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("results.json"))
+    with pytest.raises(InputError, match=r"results\.json"):
+        load_tool("publish_model").main(
+            ["--run", str(folder), "--id", NAME, "--output", str(tmp_path / "zoo"),
+             "--run-name", "weak"]
+        )  # fmt: skip
+    assert not (tmp_path / "zoo").exists()

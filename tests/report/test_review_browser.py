@@ -22,18 +22,23 @@ def browser(tmp_path_factory):
     yield from open_browser(tmp_path_factory.mktemp("profile"))
 
 
-@pytest.fixture
-def reviewed(browser, tmp_path):
-    """A page of four images, freshly opened, and the folder that downloads go to."""
+def write_page(path, names, recipe):
+    """Write a page of images, {id: name}; return its address."""
     picture = np.full((30, 40, 3), 120, np.uint8)
     labels = LabelLayer(np.zeros((30, 40), np.uint8), np.ones((30, 40), np.int32))
     items = [
-        {"id": i, "name": f"img_{i}", "layers": {"image": picture, "pseudo label": labels}}
-        for i in IDS
+        {"id": i, "name": name, "layers": {"image": picture, "pseudo label": labels}}
+        for i, name in names.items()
     ]
     classes = class_list([{"id": 1, "name": "cow", "isthing": 1, "color": [200, 30, 30]}])
+    return write_report(path, "Review", items, classes=classes, review=recipe)
+
+
+@pytest.fixture
+def reviewed(browser, tmp_path):
+    """A page of four images, freshly opened, and the folder that downloads go to."""
     recipe = f"recipe of {tmp_path.name}"
-    page = write_report(tmp_path / "r.html", "Review", items, classes=classes, review=recipe)
+    page = write_page(tmp_path / "r.html", {i: f"img_{i}" for i in IDS}, recipe)
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
@@ -82,6 +87,26 @@ def test_verdicts_survive_a_reload_and_filter(reviewed):
     Select(find(opened, "#review-show")).select_by_visible_text("not reviewed")
     assert names(opened) == ["img_c", "img_10"]
     assert [e for e in opened.get_log("browser") if e["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_pages_of_one_recipe_keep_their_own_verdicts(reviewed):
+    """Another data set has the same recipe and ids; a page of some images keeps the others'."""
+    opened, folder, recipe = reviewed
+    keys(opened, "j", "x", "x", "x")
+    counts = []
+    for name, images in (
+        ("other", {i: f"photo_{i}" for i in IDS}), ("few", {8: "img_8", 10: "img_10"}),
+        ("r", {i: f"img_{i}" for i in IDS}),
+    ):  # fmt: skip
+        opened.get(write_page(folder / f"{name}.html", images, recipe).as_uri())
+        wait_for(opened, "return document.querySelectorAll('.pile img').length > 0")
+        keys(opened, "j", "a")  # the first one
+        counts.append(find(opened, "#review-count").text)
+    assert counts == [
+        "1 of 4 reviewed: 1 accepted, 0 refused, 0 to annotate fully",
+        "1 of 2 reviewed: 1 accepted, 0 refused, 0 to annotate fully",
+        "3 of 4 reviewed: 2 accepted, 1 refused, 0 to annotate fully",
+    ]
 
 
 def test_a_report_without_labels_to_review_has_no_review(browser, tmp_path):

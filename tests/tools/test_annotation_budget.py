@@ -119,3 +119,28 @@ def test_a_mixed_run_needs_its_share(tmp_path):
     with pytest.raises(InputError, match="no such run"):
         load_tool("annotation_budget").main([*base, "--run-images", "typo=5"])
     assert load_tool("annotation_budget").main([*base, "--run-hours", "m=3"]) == 0
+
+
+def test_runs_of_one_name_are_all_there(tmp_path):
+    """Folders of seeds that hold folders of one name; a file named twice counts once."""
+    meta = make_meta(supervision="weak", dataset="d")
+    files = [tmp_path / f"seed{k}" / "run" / "results.json" for k in range(4)]
+    for k, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        write_results_json(file, "weak", {"panoptic_seg": {"PQ": 50.0 + k}}, meta)
+    output = tmp_path / "out.json"
+    load_tool("annotation_budget").main(
+        ["--num-images", "5", "--num-boxes", "9", "--output", str(output), "--results",
+         *map(str, files), str(files[0])]
+    )  # fmt: skip
+    found = json.loads(output.read_text())["runs"]
+    assert [run["quality"] for run in found] == [50, 51, 52, 53]
+    assert len({run["name"] for run in found}) == 4
+
+
+@pytest.mark.parametrize("option", ["--num-boxes", "--num-tags", "--num-masks"])
+def test_counts_beside_a_dataset_are_refused(tiny, option):
+    data = ["--annotations", str(tiny.data / "weak_train.json"),
+            "--images", str(tiny.data / "images" / "train")]  # fmt: skip
+    with pytest.raises(InputError, match=option):
+        load_tool("annotation_budget").main([*data, option, "5000"])

@@ -157,6 +157,22 @@ def test_rounds_are_found_in_the_folders_that_their_recipes_name(tmp_path) -> No
     assert row(tables["table_4"], "Ours, overall")["weak mean"] == "64.0000"
 
 
+def test_figure_6_leaves_ablations_and_other_sets_out_and_no_round(tmp_path) -> None:
+    rounds = tmp_path / "city" / "semantic_R_101_weak"
+    for number, iou in ((0, 50.0), (7, 66.0)):
+        write_run(rounds / f"round_{number}", CITY, sem_seg={"mIoU": iou})
+    write_run(rounds / "round_0", CITY, "no", "no_balance", sem_seg={"mIoU": 10.0})
+    write_run(rounds / "round_0", CITY.replace("_val", "_train"), "train", sem_seg={"mIoU": 90.0})
+    tables = run(tmp_path / "tables", tmp_path / "city")
+    found = [(p["round"], float(p["mean"]), p["runs"]) for p in tables["figure_6"]]
+    assert found == [("0", 50.0, "1"), ("7", 66.0, "1")]
+    line = next(
+        x for x in (tmp_path / "tables" / "tables.md").read_text().splitlines()
+        if x.startswith("| Semantic segmentation (IoU): all")
+    )  # fmt: skip
+    assert [c.strip() for c in line.split("|")[2:-1]] == ["50.0", *[""] * 6, "66.0", "63.6"]
+
+
 def test_every_recipe_of_a_table_is_some_configs_output() -> None:
     outputs = set()
     for path in (ROOT / "configs").rglob("*.yaml"):

@@ -189,6 +189,13 @@ def test_evaluate_labels_puts_stores_side_by_side(own, capsys):
     assert found[stores[0]]["summary"]["precision"] > 90
     assert found[stores[1]]["summary"]["recall"] == 100
     assert found[stores[1]]["summary"]["precision"] == pytest.approx(100 * 441 / 625, abs=1)
+    assert "do not compare" not in text
+    images = found[stores[0]]["images"]
+    next((own / "box" / "status").iterdir()).unlink()  # one store is not whole
+    tool.main(["--store", *stores, *truth])
+    head, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [line[head.index("images")] for line in lines[:2]] == [str(images), str(images - 1)]
+    assert "do not compare" in " ".join(lines[2])
     with pytest.raises(InputError, match="name the truth"):
         tool.main(["--store", stores[0]])
     with pytest.raises(InputError, match="belong together"):

@@ -1,8 +1,10 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Reports of labels and runs: what they hold is right, complete and leaves the disk alone."""
 
+import argparse
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -10,10 +12,15 @@ import pytest
 from helpers.load_tool import load_tool
 from helpers.tiny_panoptic import renumber
 
+from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
+from wsis_d2.evaluation.results import read_results_json
 from wsis_d2.report.html import write_report
+from wsis_d2.report.runs import class_bars, run_report
+from wsis_d2.report.sources import open_data
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
+from wsis_d2.weak_labels.store import LabelStore
 
 CLASSES = class_list(
     [
@@ -59,6 +66,30 @@ def test_label_report(tiny, tmp_path):
     # Every third to eighth row of 128 is ignored, image by image.
     expected = [1 - len(range(0, 128, 3 + place)) / 128 for place in range(6)]
     np.testing.assert_allclose(sorted(coverages), sorted(expected), atol=1e-6)
+
+
+def test_label_report_of_two_stores_that_hold_different_images(tiny_copy, tmp_path):
+    """All images are sorted by one score, also one that a store lacks and one without truth."""
+    other, page = tmp_path / "other", tmp_path / "labels.html"
+    shutil.copytree(tiny_copy.store, other)
+    status = sorted((other / "status").iterdir())
+    for file in status[2:]:
+        file.unlink()
+    truth = PanopticFile(tiny_copy.data / "panoptic_train.json", tiny_copy.data / "panoptic_train")
+    write_panoptic_png(truth.png("1"), np.zeros_like(truth.ids("1")))
+    arguments = ["labels", *data_arguments(tiny_copy, "train"), "--store", str(tiny_copy.store),
+                 "--store", str(other), "--output", str(page)]  # fmt: skip
+    assert load_tool("report").main(arguments) == 0
+    data = page_data(page)
+    scores = {item["id"]: item["scores"] for item in data["items"]}
+    assert data["sort"] == "IoU" and scores[1]["IoU"] is None
+    for image_id in (3, 4, 5, 6):
+        assert scores[image_id]["IoU"] == scores[image_id]["IoU labels"]
+        assert "IoU other" not in scores[image_id]
+    for file in status[:2]:
+        file.unlink()
+    with pytest.raises(InputError, match="store other: holds no image"):
+        load_tool("report").main(arguments)
 
 
 def test_reports_read_labels_and_predictions_by_name(tiny, tmp_path):
@@ -129,6 +160,56 @@ def test_rounds_are_shown(tiny_copy, tmp_path):
     load_tool("report").main(["run", "--run", str(tiny_copy.run), "--output", str(page)])
     text = page.read_text()
     assert "PQ by round" in text and "PQ from 40 to 45" in text
+    # Two iterative runs: the rounds of each are a line and rows of its own.
+    other = tiny_copy.root / "other"
+    shutil.copytree(tiny_copy.run, other)
+    for number, old, new in ((0, "40.0", "60.0"), (1, "45.0", "61.0")):
+        file = other / f"round_{number}" / "results.json"
+        file.write_text(file.read_text().replace(old, new))
+    runs = ["--run", str(tiny_copy.run), "--run", str(other)]
+    load_tool("report").main(["run", *runs, "--output", str(page)])
+    text = page.read_text()
+    assert "PQ, run from 40 to 45" in text and "PQ, other from 60 to 61" in text
+    for row in ("run round 0", "run round 1", "other round 0", "other round 1"):
+        assert f'<th scope="row">{row}</th>' in text
+
+
+def test_training_images_are_shown_in_the_classes_of_the_others(tiny, tmp_path):
+    """--label-dataset whose file numbers the same classes otherwise than --dataset's."""
+    names = [c["name"] for c in json.loads((tiny.data / "weak_val.json").read_text())["categories"]]
+    other = renumber(tiny.data / "weak_val.json", tmp_path / "weak_val.json",
+                     {name: 99 - k for k, name in enumerate(names)})  # fmt: skip
+    labelled = open_own(tiny.data / "weak_train.json", tiny.data / "images" / "train")
+    drawn = []
+    for file in (tiny.data / "weak_val.json", other):
+        data, store = open_own(file, tiny.data / "images" / "val"), LabelStore.open(tiny.store)
+        page = tmp_path / f"{len(drawn)}.html"
+        run_report(page, {"r": tiny.run}, data, store=store, label_data=labelled)
+        items = [i for i in page_data(page)["items"] if i["name"].startswith("train/")]
+        assert len(items) == 6
+        pictures = [tmp_path / i["layers"]["pseudo label"]["src"] for i in items]
+        drawn.append([cv2.imread(str(picture)) for picture in pictures])
+    assert all(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+def open_own(annotations, images):
+    return open_data(argparse.Namespace(dataset=None, annotations=str(annotations),
+                                        images=str(images), gt_json=None, gt_dir=None))  # fmt: skip
+
+
+def test_bars_of_many_runs_say_how_many_are_shown(tiny):
+    found = read_results_json(tiny.run / "results.json")["runs"]["weak"]
+    few, many = (class_bars({f"s{k}": found for k in range(n)}, ["fish"]) for n in (6, 8))
+    assert [c["title"] for c in few] == ["IoU by class"] and "note" not in few[0]
+    assert many[0]["note"] == "The first 6 of 8 runs." and len(many[0]["series"]) == 6
+
+
+@pytest.mark.parametrize("option", ["--store", "--gt-json", "--images"])
+def test_what_needs_a_dataset_is_not_passed_over(tiny, tmp_path, option):
+    value = str(tiny.store) if option == "--store" else "nowhere"
+    with pytest.raises(InputError, match="--dataset"):
+        load_tool("report").main(["run", "--run", str(tiny.run), option, value,
+                                  "--output", str(tmp_path / "r.html")])  # fmt: skip
 
 
 def test_nothing_of_the_page_can_be_run_or_leaves_the_disk(tmp_path):

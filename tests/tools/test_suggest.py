@@ -163,6 +163,37 @@ def test_a_review_is_heard_and_chance_is_repeatable(data):
         for s in ("1", "1", "2", "3", "4")
     ]
     assert chance[0] == chance[1] and any(c != chance[0] for c in chance[2:])
+    for seed in "1234":  # marked first and accepted never, by chance too
+        ids = [e["image_id"] for e in run(data, "--suggest", "3", "--suggest-by", "random",
+               "--seed", seed, "--review", str(data / "review.json"))]  # fmt: skip
+        assert ids[0] == 1 and sorted(ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"recipe": "f" * 64}, "review of labels of recipe ffff"),
+     ({"images": [{"image_id": 77, "verdict": "accept"}]}, "image 77 has no labels")],
+)  # fmt: skip
+def test_a_review_of_other_labels_is_refused(data, change, message):
+    verdicts = [{"image_id": 4, "verdict": "accept"}]
+    review = {"kind": "wsis_d2 review", "images": verdicts, **change}
+    (data / "review.json").write_text(json.dumps(review))
+    with pytest.raises(InputError, match=message):
+        run(data, "--suggest", "3", "--review", str(data / "review.json"))
+
+
+def test_predictions_of_other_pictures_are_refused_and_missing_ones_told(data, caplog):
+    content = json.loads((data / "pred.json").read_text())
+    predictions = ["--pred-json", str(data / "pred.json"), "--pred-dir", str(data / "pred")]
+    content["annotations"] = content["annotations"][:1]
+    (data / "pred.json").write_text(json.dumps(content))
+    run(data, "--suggest", "1", *predictions)
+    assert "lacks 3 of the 4 images" in caplog.text
+    for image in content["images"]:
+        image["file_name"] = f"other_{image['file_name']}"
+    (data / "pred.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"pred\.json: holds predictions of none"):
+        run(data, "--suggest", "1", *predictions)
 
 
 @pytest.mark.parametrize(

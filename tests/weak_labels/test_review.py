@@ -81,3 +81,18 @@ def test_a_review_of_other_labels_is_refused(store, tmp_path):
         review(write(tmp_path / "r.json", "0" * 64, i1="refuse"), store)
     with pytest.raises(InputError, match="9"):
         review(write(tmp_path / "r.json", store.recipe_hash, i9="refuse"), store)
+
+
+def test_a_review_of_another_data_set_of_the_recipe_is_refused(store, tmp_path):
+    path = tmp_path / "r.json"
+    write(path, store.recipe_hash, i1="refuse", i2="accept")
+    content = json.loads(path.read_text())
+    for entry, name in zip(content["images"], ("1.png", "other.png"), strict=True):
+        entry["name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"image 2 is other\.png, in .* it is 2\.png"):
+        review(str(path), store)
+    assert (LabelStore.open(store.path).semantic(1) == 0).all()
+    content["images"][1]["name"] = "2.png"
+    path.write_text(json.dumps(content))
+    assert review(str(path), store) == 0

@@ -13,7 +13,6 @@ from wsis_d2.utils.files import check_writable
 from wsis_d2.utils.json_io import read_json, write_json
 
 SCHEMA = 1
-TASKS = ("panoptic_seg", "apr", "sem_seg", "segm")
 META_FIELDS = (
     "supervision", "dataset", "variant", "seed", "config", "commit", "device", "seconds",
 )  # fmt: skip
@@ -53,14 +52,17 @@ def make_meta(
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout around this package, None where there is none."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """Return the commit of the checkout that this package is part of, None where it is of none."""
+    here = Path(__file__)
+    # Installed below a checkout of something else, in its .venv, it is no part of that one.
+    for command in (("ls-files", "--error-unmatch", here.name), ("rev-parse", "HEAD")):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *command],
+                capture_output=True, text=True, timeout=10, check=True,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return None
     return done.stdout.strip()
 
 

@@ -284,14 +284,14 @@ def figure_6(runs: Sequence[Run], backbone: str = "R_101") -> list[RoundPoint]:
     """Return figure 6's points.
 
     Args:
-        runs: those of the recipes ``semantic_<backbone>_weak_round_K`` on Cityscapes count, of
-            single rounds or of tools/train_iterative.py.
+        runs: those of the recipes ``semantic_<backbone>_weak_round_K`` on Cityscapes val count, of
+            single rounds or of tools/train_iterative.py; ablations do not.
         backbone: whose recipes count.
     """
     by_round: dict[int, list[Run]] = {}
     for run in runs:
         found = _ROUND.match(run.recipe)
-        if found and found[1] == backbone and run.family == CITYSCAPES:
+        if found and found[1] == backbone and run.family == CITYSCAPES and _belongs(run):
             by_round.setdefault(int(found[2]), []).append(run)
     points = []
     for panel, lines in FIGURE_6:
@@ -307,6 +307,7 @@ def draw_figure_6(points: Sequence[RoundPoint], path: Path) -> None:
     """Draw figure 6 as PNG: ours by round, the paper's last value as a dashed line."""
     from matplotlib.figure import Figure
 
+    last = max([5, *(p.round for p in points)])
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, (panel, lines) in zip(figure.subplots(1, 2), FIGURE_6, strict=True):
         for color, (line, _, _, paper) in enumerate(lines):
@@ -317,7 +318,9 @@ def draw_figure_6(points: Sequence[RoundPoint], path: Path) -> None:
                 marker="o", capsize=3, color=f"C{color}", label=f"{line}, here",
             )  # fmt: skip
             axes.axhline(paper, color=f"C{color}", ls="--", lw=1, label=f"{line}, paper's last")
-        axes.set(title=panel, xlabel="round of the labels", ylabel="percent", xlim=(-0.3, 5.3))
+        axes.set(
+            title=panel, xlabel="round of the labels", ylabel="percent", xlim=(-0.3, last + 0.3)
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     with atomic_write(path) as file:

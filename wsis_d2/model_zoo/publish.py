@@ -26,7 +26,9 @@ from wsis_d2.utils.json_io import read_json
 
 WEIGHTS_FOLDER = "weights"
 # Results of single classes stay out of the index; the card has the main ones.
-_MAIN = ("mIoU", "APr_vol", "APr_vol_th", "APr_vol_st", "PQ", "PQ_th", "PQ_st", "SQ", "DQ", "AP")
+_MAIN = (
+    "mIoU", "APr_vol", "APr_vol_th", "APr_vol_st", "PQ", "PQ_th", "PQ_st", "SQ", "DQ", "AP", "mAP",
+)  # fmt: skip
 
 
 def strip_checkpoint(checkpoint: Any, path: str | Path, half: bool) -> dict[str, torch.Tensor]:
@@ -201,7 +203,7 @@ def _read_metrics(
     from wsis_d2.evaluation.results import read_results_json
 
     path = Path(given) if given is not None else default
-    if given is None and not path.is_file():
+    if given is None and run_name is None and not path.is_file():
         return {}, {}
     runs = read_results_json(path)["runs"]
     if run_name is None and len(runs) == 1:
@@ -212,8 +214,9 @@ def _read_metrics(
         )
     run = runs[run_name]
     metrics = {
-        task: {k: round(v, 2) for k in _MAIN if isinstance(v := run[task].get(k), int | float)}
-        for task in ("panoptic_seg", "apr", "sem_seg")
+        task: {k: round(v, 2) for k in _MAIN if isinstance(v := values.get(k), int | float)}
+        for task, values in run.items()
+        if task != "meta" and isinstance(values, dict)
     }
     keep = ("supervision", "dataset", "variant", "seed")
     meta = {k: run["meta"].get(k) for k in keep}

@@ -4,7 +4,7 @@
 Addition, not in the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +109,7 @@ def _rest(labels: np.ndarray, predicted: np.ndarray | None, outside: np.ndarray)
 
 
 def suggest(
-    gains: Sequence[ImageGain], count: int, first: Sequence[int | str] = ()
+    gains: Sequence[ImageGain], count: int, first: Collection[int | str] = ()
 ) -> list[tuple[ImageGain, float]]:
     """Choose images one after the other, each the one with the highest gain so far.
 
@@ -128,7 +128,7 @@ def suggest(
     values = np.array([[g.objects.get(c, 0.0) for c in classes] + [g.rest] for g in gains])
     counts = np.array([[g.count.get(c, 0) for c in classes] + [1] for g in gains])
     values = values.reshape(len(gains), len(classes) + 1)
-    marked = np.array([g.image_id in set(first) for g in gains], bool)
+    marked = np.array([g.image_id in first for g in gains], bool)
     left = np.ones(len(gains), bool)
     chosen = np.zeros(len(classes) + 1)
     result = []

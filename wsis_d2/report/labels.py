@@ -64,13 +64,13 @@ def label_report(
             labels of another annotation or picture.
     """
     stores = {name: store.in_classes(data.table) for name, store in stores.items()}
-    records = [r for r in data.records if any(s.has(r) for s in stores.values())]
-    if not records:
-        raise InputError(
-            f"store {', '.join(stores)}: holds no image of {data.name}; make labels with "
-            "tools/make_weak_labels.py"
-        )
-    records = spread(records, limit)
+    for name, store in stores.items():
+        if not any(store.has(r) for r in data.records):
+            raise InputError(
+                f"store {name}: holds no image of {data.name}; make labels with "
+                "tools/make_weak_labels.py"
+            )
+    records = spread([r for r in data.records if any(s.has(r) for s in stores.values())], limit)
     sums = {name: _Sums(len(data.classes)) for name in stores}
     items = list(_items(records, data, stores, sums))  # pictures are drawn later, one by one
     sort, ascending = "coverage", True
@@ -135,10 +135,11 @@ def _items(
         present = [v for v in layers.values() if v is not None]
         if len(present) > 1:
             scores["disagreement"] = disagreement(present[0], present[1])
+        if len(stores) > 1:
             for kind in ("IoU", "coverage"):
                 values = [v for k, v in scores.items() if k.startswith(kind + " ")]
                 if values:
-                    scores = {kind: _mean(np.array(values)), **scores}
+                    scores = {kind: _mean(np.array(values, float)), **scores}
         yield {
             "record": record,
             "id": image_id,
@@ -172,11 +173,11 @@ def _tables(
     for name, store in stores.items():
         total = sums[name]
         quality = class_quality(total.table)
-        row = [name, len(total.coverage), len(store.failed), 100 * float(np.mean(total.coverage))]
+        means = [np.array(total.coverage)]
         if data.truth is not None:
-            row += [100 * v if (v := _mean(quality[k])) is not None else None
-                    for k in ("IoU", "precision", "recall")]  # fmt: skip
-        rows.append(row)
+            means += [quality[k] for k in ("IoU", "precision", "recall")]
+        row = [100 * v if (v := _mean(values)) is not None else None for values in means]
+        rows.append([name, len(total.coverage), len(store.failed), *row])
     columns = ["store", "images", "failed", "coverage %"]
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []

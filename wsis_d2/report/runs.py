@@ -44,6 +44,7 @@ METRICS = (
 )
 _HIDDEN = ("iteration", "eta_seconds", "data_time", "time", "rank_data_time")
 _MAX_POINTS = 400
+_MAX_BARS = 6  # runs
 
 
 @dataclass
@@ -89,14 +90,15 @@ def open_run(name: str, folder: str | Path) -> Run:
     return run
 
 
-def find_rounds(run: Run) -> list[Run]:
-    """Return the rounds of an iterative run, in order; [] for a plain one."""
+def find_rounds(run: Run, prefix: str = "") -> list[Run]:
+    """Return an iterative run's rounds, named ``prefix`` and "round K", in order; else []."""
     found = []
     for folder in run.folder.iterdir():
         match = re.fullmatch(r"round[_-]?(\d+)", folder.name)
         if match and folder.is_dir():
             try:
-                found.append((int(match.group(1)), open_run(f"round {match.group(1)}", folder)))
+                name = f"{prefix}round {match.group(1)}"
+                found.append((int(match.group(1)), open_run(name, folder)))
             except InputError:
                 continue  # a round that has only just begun
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
@@ -144,8 +146,7 @@ def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             xs = list(points)[:: max(1, len(points) // _MAX_POINTS)]
             series.append({"name": run.name, "x": xs, "y": [points[x] for x in xs]})
         if series:
-            chart = {"title": key, "x_label": "iteration", "y_label": "", "series": series}
-            charts.append(chart)
+            charts.append({"title": key, "x_label": "iteration", "y_label": "", "series": series})
     return charts
 
 
@@ -201,32 +202,35 @@ def class_bars(results: Mapping[str, Any], names: Sequence[str]) -> list[dict[st
             if any(_value(found, task, prefix + n) is not None for n in names)
         ]
         if series:
-            charts.append(
-                {"title": title, "labels": list(names), "series": series[:6], "unit": " %"}
-            )
+            chart = {"title": title, "labels": list(names), "series": series[:_MAX_BARS]}
+            if len(series) > _MAX_BARS:
+                chart["note"] = f"The first {_MAX_BARS} of {len(series)} runs."
+            charts.append({**chart, "unit": " %"})
     return charts
 
 
-def round_curves(rounds: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the main numbers against the round, a chart for IoU, AP^r and PQ each."""
+def round_curves(rounds: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return the main numbers against the round, a chart for IoU, AP^r and PQ each.
+
+    Args:
+        rounds: name of a run to its rounds.
+    """
     charts = []
     for group in (METRICS[:1], METRICS[1:4], METRICS[4:7]):
         series = []
         for task, key, title in group:
-            xs, ys = [], []
-            for run in rounds:
-                for found in run.results.values():
-                    value = _value(found, task, key)
-                    if value is not None:
-                        xs.append(int(run.name.split()[-1]))
-                        ys.append(value)
-                        break
-            if xs:
-                series.append({"name": title, "x": xs, "y": ys})
+            for name, own in rounds.items():
+                points = {}
+                for run in own:
+                    values = [_value(found, task, key) for found in run.results.values()]
+                    if values := [v for v in values if v is not None]:
+                        points[int(run.name.split()[-1])] = values[0]
+                if points:
+                    label = title if len(rounds) == 1 else f"{title}, {name}"
+                    series.append({"name": label, "x": list(points), "y": list(points.values())})
         if series:
-            title = f"{series[0]['name']} by round"
-            chart = {"title": title, "x_label": "round", "y_label": "percent", "series": series}
-            charts.append(chart)
+            axes = {"x_label": "round", "y_label": "percent"}
+            charts.append({"title": f"{group[0][2]} by round", **axes, "series": series})
     return charts
 
 
@@ -253,16 +257,21 @@ def run_report(
         data: the images that were predicted, with annotation and truth; None shows none.
         results: a ``results.json`` to show instead of those in the folders.
         store: opened label store whose labels are shown, of ``label_data`` or of ``data``.
-        label_data: training images that are shown with their pseudo labels, after the others.
+        label_data: training images that are shown with their pseudo labels, after the others;
+            their classes and those of ``data`` meet by name.
         label_limit: at most so many of them.
         limit: at most so many predicted images, spread evenly; 0 shows all.
         title: text at the top; "" makes one.
 
     Raises:
-        InputError: a folder that is no run's, or predictions of none of the images.
+        InputError: a folder that is no run's, predictions of none of the images, or ``label_data``
+            of other classes than ``data``.
     """
     opened = [open_run(name, folder) for name, folder in runs.items()]
-    rounds = [r for run in opened for r in find_rounds(run)]
+    by_run = {r.name: find_rounds(r, f"{r.name} " if len(opened) > 1 else "") for r in opened}
+    rounds = [one for own in by_run.values() for one in own]
+    if data is not None and label_data is not None:
+        label_data = label_data.in_classes(data)
     if results is not None:
         found = read_results_json(results)["runs"]
     else:
@@ -305,7 +314,7 @@ def run_report(
         subtitle=f"Output of {', '.join(str(Path(f).name) for f in runs.values())}.",
         tables=result_tables(found),
         bars=class_bars(found, names),
-        curves=round_curves(rounds) + training_curves(opened + rounds),
+        curves=round_curves(by_run) + training_curves(opened + rounds),
         sort="IoU" if has_iou else "disagreement" if has_two else "",
         ascending=has_iou or not has_two,
         footer="Grey hatching marks ignored pixels. Scores are per image, 0 to 1.",

@@ -4,14 +4,14 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsis_d2.evaluation.image_match import joint_histogram
-from wsis_d2.structures.classes import ClassTable
+from wsis_d2.structures.classes import ClassTable, match_classes, record_in_classes
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
@@ -38,6 +38,21 @@ class DataSource:
     table: ClassTable
     truth: Any = None
     label_store: str | None = None
+
+    def in_classes(self, other: "DataSource") -> "DataSource":
+        """Return the same images in the classes of other data: those of one name are the same.
+
+        Raises:
+            InputError: see :func:`wsis_d2.structures.classes.match_classes`.
+        """
+        places = match_classes(other.table, self.table)
+        return replace(
+            self,
+            records=[record_in_classes(record, places) for record in self.records],
+            classes=other.classes,
+            table=other.table,
+            truth=None if self.truth is None else self.truth.in_classes(other.table),
+        )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +92,9 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     if cfg is not None:
         register_own_datasets(cfg)
     store, gt_json, gt_dir = None, args.gt_json, args.gt_dir
+    if (args.annotations is None) != (args.images is None):
+        raise InputError("expected both --annotations A.json and --images DIR, its images' folder")
     if args.annotations is not None:
-        if args.images is None:
-            raise InputError("--annotations needs --images DIR, the folder of the images")
         file = read_weak_file(args.annotations, args.images, supervision="mixed")
         name, records, table = args.annotations, file.records, file.classes
     else:

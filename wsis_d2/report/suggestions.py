@@ -4,6 +4,7 @@
 Addition, not in the paper.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from wsis_d2.utils.progress import progress
 from wsis_d2.visualization.layers import LabelLayer
 from wsis_d2.weak_labels.store import LabelStore
 
+logger = logging.getLogger(__name__)
+
 
 class Predictions:
     """A network's output on the weak images, by image.
@@ -43,12 +46,32 @@ class Predictions:
         self._unified = {c["id"]: k for k, c in enumerate(data.classes)}
         self._named = {str(i["id"]) for i in file.images if isinstance(i.get("file_name"), str)}
 
-    def __call__(self, record: Mapping) -> tuple[LabelLayer | None, np.ndarray | None]:
-        """Return the labels and (H, W) float32 confidence of an image; None where it is missing."""
+    def _key(self, record: Mapping) -> str | None:
+        """Return the file's key of an image, None where it is missing."""
         named = self._file.pictures.ids(str(record["file_name"]))
         key = next(iter(named)) if len(named) == 1 else str(record["image_id"])
         other = key not in named and key in self._named
-        if other or key not in self._file.annotations:
+        return None if other or key not in self._file.annotations else key
+
+    def check(self, records: Sequence[Mapping]) -> None:
+        """Tell how many images have no prediction.
+
+        Raises:
+            InputError: none has one.
+        """
+        missing = sum(self._key(record) is None for record in records)
+        if records and missing == len(records):
+            raise InputError(f"{self._file.json_file}: holds predictions of none of the images")
+        if missing:
+            logger.warning(
+                "%s: lacks %d of the %d images, which their labels alone rank",
+                self._file.json_file, missing, len(records),
+            )  # fmt: skip
+
+    def __call__(self, record: Mapping) -> tuple[LabelLayer | None, np.ndarray | None]:
+        """Return the labels and (H, W) float32 confidence of an image; None where it is missing."""
+        key = self._key(record)
+        if key is None:
             return None, None
         ids, segments = self._file.ids(key), self._file.segments(key)
         if ids.shape != (record["height"], record["width"]):

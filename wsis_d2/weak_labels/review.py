@@ -4,7 +4,7 @@
 Addition, not in the paper. ::
 
     {"kind": "wsis_d2 review", "recipe": "the store's recipe hash",
-     "images": [{"image_id": 7, "verdict": "accept"}]}
+     "images": [{"image_id": 7, "name": "7.jpg", "verdict": "accept"}]}
 
 ``accept``: the labels are good. ``refuse``: they become ignore, so that nothing is learned from
 them. ``full``: the image is worth masks by hand; its labels stay until it has them.
@@ -12,7 +12,7 @@ them. ``full``: the image is worth masks by hand; its labels stay until it has t
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wsis_d2.utils.errors import InputError
@@ -33,15 +33,40 @@ class Review:
         path: the file they came from, for messages.
         recipe: hash of the labels' recipe; "" is unknown.
         verdicts: image id to verdict.
+        names: image id to the picture's name, as far as the file has names.
     """
 
     path: str
     recipe: str
     verdicts: dict[int | str, str]
+    names: dict[int | str, str] = field(default_factory=dict)
 
     def of(self, verdict: str) -> list[int | str]:
         """Return the images with a verdict."""
         return [image_id for image_id, found in self.verdicts.items() if found == verdict]
+
+    def check(self, store: LabelStore) -> None:
+        """Make sure that these are verdicts on a store's labels.
+
+        Raises:
+            InputError: they are of other labels, or of an image that the store lacks or knows by
+                another name: labels of another data set may have the same recipe.
+        """
+        if self.recipe and self.recipe != store.recipe_hash:
+            raise InputError(
+                f"{self.path}: is a review of labels of recipe {self.recipe[:12]}, {store.path} "
+                f"holds recipe {store.recipe_hash[:12]}; make a report of this store and review "
+                "that"
+            )
+        for image_id in self.verdicts:
+            if not store.done(image_id):
+                raise InputError(f"{self.path}: image {image_id!r} has no labels in {store.path}")
+            name, found = self.names.get(image_id), store.file_name(image_id)
+            if name is not None and name != found:
+                raise InputError(
+                    f"{self.path}: image {image_id!r} is {name}, in {store.path} it is {found}; "
+                    "make a report of this store and review that"
+                )
 
 
 def read_review(path: str | os.PathLike) -> Review:
@@ -58,6 +83,7 @@ def read_review(path: str | os.PathLike) -> Review:
     if not isinstance(entries, list):
         raise InputError(f'{path}: "images" is no list; {expected}')
     verdicts: dict[int | str, str] = {}
+    names: dict[int | str, str] = {}
     for place, entry in enumerate(entries):
         where = f"{path}: images[{place}]"
         image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
@@ -70,7 +96,9 @@ def read_review(path: str | os.PathLike) -> Review:
         if image_id in verdicts:
             raise InputError(f"{where}: image {image_id!r} is there twice; export it once")
         verdicts[image_id] = entry["verdict"]
-    return Review(os.fspath(path), str(content.get("recipe") or ""), verdicts)
+        if isinstance(entry.get("name"), str):
+            names[image_id] = entry["name"]
+    return Review(os.fspath(path), str(content.get("recipe") or ""), verdicts, names)
 
 
 def apply_review(
@@ -89,14 +117,7 @@ def apply_review(
     """
     review = read_review(review_path)
     store = LabelStore.open(store_path, writable=True)
-    if review.recipe and review.recipe != store.recipe_hash:
-        raise InputError(
-            f"{review.path}: is a review of labels of recipe {review.recipe[:12]}, {store_path} "
-            f"holds recipe {store.recipe_hash[:12]}; make a report of this store and review that"
-        )
-    for image_id in review.verdicts:
-        if not store.done(image_id):
-            raise InputError(f"{review.path}: image {image_id!r} has no labels in {store_path}")
+    review.check(store)
     refused = set(review.of("refuse"))
     before = {i for i in store.image_ids() if store.counters(i).get("refused")}
     again = before - refused

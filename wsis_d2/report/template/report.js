@@ -22,21 +22,26 @@
   const fmt = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 100 ? v.toFixed(0)
     : Number.isInteger(v) ? String(v) : Math.abs(v) >= 10 ? v.toFixed(1) : v.toFixed(3);
 
-  /* Review: verdicts by image id, kept by the browser for the labels of this recipe. */
+  /* Review: verdicts by image id, kept by the browser for the labels of this recipe, with the names
+     of the images: other pages of the recipe may show some of them only, or another data set. */
   const KEYS = { a: "accept", x: "refuse", f: "full" };
   const SAID = { accept: "accepted", refuse: "refused", full: "to annotate fully" };
   const STORAGE = "wsis_d2 review " + data.review;
-  const verdicts = new Map();
+  const verdicts = new Map(), imageNames = new Map(data.items.map((i) => [i.id, i.name]));
+  const isHere = ([id, , name]) => imageNames.get(id) === name;
+  const kept = () => JSON.parse(localStorage.getItem(STORAGE) || "[]");
   if (data.review) {
     try {
-      const ids = new Set(data.items.map((i) => i.id));
-      for (const [id, v] of JSON.parse(localStorage.getItem(STORAGE) || "[]")) if (ids.has(id) && SAID[v]) verdicts.set(id, v);
+      for (const entry of kept()) if (isHere(entry) && SAID[entry[1]]) verdicts.set(entry[0], entry[1]);
     } catch { /* no storage: verdicts last as long as the page */ }
   }
   function judge(card, verdict) {
     if (!card) return;
     verdict ? verdicts.set(card.item.id, verdict) : verdicts.delete(card.item.id);
-    try { localStorage.setItem(STORAGE, JSON.stringify([...verdicts])); } catch { /* as above */ }
+    try {
+      const mine = [...verdicts].map(([id, v]) => [id, v, imageNames.get(id)]);
+      localStorage.setItem(STORAGE, JSON.stringify([...kept().filter((entry) => !isHere(entry)), ...mine]));
+    } catch { /* as above */ }
     drawCard(card);
     drawReview();
   }
