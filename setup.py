@@ -204,7 +204,7 @@ setup(
         # Segment Anything as a source of masks.
         "sam": ["transformers>=4.44"],
         "docs": ["sphinx>=8.2", "myst-parser", "furo", "nbclient", "ipykernel"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "build", "pre-commit"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "build", "pre-commit", "selenium"],
     },
     ext_modules=get_extensions(),
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -170,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_json(unchecked, content)
         try:
-            read_weak_file(unchecked, args.images)  # what is written loads, or this tells why
+            # What is written loads, or this tells why.
+            read_weak_file(unchecked, args.images, supervision="mixed")
         except InputError as error:
             raise InputError(str(error).replace(str(unchecked), args.output)) from None
         os.replace(unchecked, args.output)
@@ -219,7 +220,7 @@ def _add_scribbles(
 ) -> list[Picture]:  # fmt: skip
     """Add PNG scribbles to what was read."""
     names = {c["id"]: c["name"] for c in known or ()}
-    if args.classes and args.format != "yolo":
+    if args.classes:
         names = read_yolo_classes([args.classes])[0]
     if not names:
         raise InputError(

@@ -43,7 +43,7 @@ class Experiment:
         output: folder of all experiments' runs.
         seed: of every training.
         data: folder of the photographs and annotation; None is the experiment's own default.
-        quick: a few steps of everything.
+        quick: a few steps of everything, in ``OUTPUT/NAME_quick``.
 
     Raises:
         InputError: no such experiment, or its file is not as expected.
@@ -67,7 +67,8 @@ class Experiment:
         content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
         self.runs: dict[str, dict[str, Any]] = content["runs"]
         self.groups: dict[str, list[str]] = content.get("groups", {})
-        self.folder = output / self.configs.name.lower()
+        # Of its own: a training would go on from the few steps of a quick one.
+        self.folder = output / (self.configs.name.lower() + ("_quick" if quick else ""))
         self.data = Path(data or content["data"])
         self.datasets = content["datasets"]
         self.seed = seed
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", nargs="+", help="runs or groups of experiment.yaml; default: all")
     parser.add_argument("--workers", type=positive, default=2, help="processes at once")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    parser.add_argument("--quick", action="store_true", help="a few steps, in OUTPUT/NAME_quick")
     args = parser.parse_args(argv)
     jobs: dict[str, Job] = {}
     for seed in args.seeds:

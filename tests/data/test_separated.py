@@ -3,6 +3,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -149,6 +150,47 @@ def test_an_object_without_a_mask_keeps_its_box_where_masks_are_not_needed(weak,
     found = sorted((a["category_id"], a["bbox"]) for a in alone["annotations"])
     assert found == sorted((a["category_id"], xywh(a)) for a in record["annotations"])
     assert not any("segmentation" in a or "ignore_segmentation" in a for a in alone["annotations"])
+
+
+def test_boxes_drawn_beside_the_truth_make_no_second_objects(weak, tmp_path):
+    folder = weak[0] / "wsis_sample"
+    content = json.loads((folder / "weak_train.json").read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + 1, y + 1, w - 1.5, h - 1.5]
+    (folder / "by_hand.json").write_text(json.dumps(content))
+    register_weak_panoptic(
+        "own_by_hand", folder / "by_hand.json", folder / "images/train", supervision="full",
+        panoptic_json=folder / "panoptic_train.json", panoptic_dir=folder / "panoptic_train",
+    )  # fmt: skip
+    try:
+        for name in ("own_by_hand", "own_full"):
+            register_separated(name, tmp_path / name, keep_all=True)
+        found, wanted = (
+            [r["annotations"] for r in DatasetCatalog.get(f"{name}_separated")]
+            for name in ("own_by_hand", "own_full")
+        )
+        assert found == wanted and any(found)
+    finally:
+        unregister("own_by_hand_separated")
+        unregister("own_by_hand")
+
+
+def test_a_photograph_of_16_bits_is_that_of_other_trainings(tmp_path):
+    """Detectron2's reader makes it white."""
+    grey = np.linspace(0, 65535, 20 * 30).reshape(20, 30).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    Image.fromarray(np.full((20, 30), 255, np.uint8)).save(tmp_path / "map.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "height": 20, "width": 30}
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = 0, (20,), "none"
+    tested = SeparatedMapper(cfg, False)({**record, "annotations": []})
+    np.testing.assert_array_equal(tested["image"].numpy(), np.stack(3 * [grey >> 8]))
+    assert "annotations" not in tested
+    trained = {**record, "annotations": [], "sem_seg_file_name": str(tmp_path / "map.png")}
+    sample = SeparatedMapper(cfg, True)(trained)
+    np.testing.assert_array_equal(sample["image"].numpy(), np.stack(3 * [grey >> 8]))
+    assert sample["sem_seg"].shape == (20, 30) and (sample["sem_seg"] == 255).all()
 
 
 def test_groups_are_crowds_and_nested_boxes_find_their_masks(tmp_path):

@@ -95,6 +95,8 @@ def test_a_full_record_tells_its_tags_by_its_segments_and_silence_is_an_error(re
         mapper()(record)
     full = {**record, "supervision": "full", "segments_info": [{"id": 1, "category_id": 2}]}
     assert mapper(is_train=False)(full)["tags"].tolist() == [1, 1, 1, 0, 0]
+    # Sets that are registered have the field, empty where the file has none.
+    assert mapper()({**full, "image_tags": []})["tags"].tolist() == [1, 1, 1, 0, 0]
     with pytest.raises(InputError, match="no image_tags"):
         mapper()({**full, "supervision": "weak"})
 

@@ -97,7 +97,8 @@ def test_jobs_end_with_their_runner(tmp_path, number):
         "main_with_errors(main)"
     )
     script = (
-        "import sys\nfrom wsis_d2.engine.jobs import Job, run_jobs\n"
+        "import signal, sys\nfrom wsis_d2.engine.jobs import Job, run_jobs\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup has it ignored
         f"run_jobs([Job('a', [sys.executable, '-c', {code!r}])], {str(tmp_path / 'jobs')!r}, "
         "workers=1)"
     )

@@ -67,6 +67,18 @@ def test_what_is_no_recipe_is_named(twin):
         stock_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", twin)
 
 
+def test_a_test_set_is_compared_with_its_annotation_of_now(twin, tmp_path):
+    """What an earlier run in the folder has made of the set says nothing of it."""
+    cfg = stock_config(list(RECIPES)[1], twin, twin, opts=["OUTPUT_DIR", str(tmp_path)])
+    stale = tmp_path / "inference" / f"{twin}_coco_format.json"
+    stale.parent.mkdir()
+    stale.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    evaluator = StockTrainer.build_evaluator(cfg, twin)
+    records = DatasetCatalog.get(twin)
+    assert sorted(evaluator._coco_api.getImgIds()) == sorted(r["image_id"] for r in records)
+    assert len(evaluator._coco_api.getAnnIds()) == sum(len(r["annotations"]) for r in records) > 0
+
+
 class Hostile:
     def __init__(self, trace):
         self.trace = trace

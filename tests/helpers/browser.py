@@ -14,20 +14,20 @@ FLAGS = (
 
 def open_browser(profile):
     """Yield a browser whose profile lies in a folder; skip where there is none."""
-    selenium = pytest.importorskip("selenium", reason="selenium is missing: pip install selenium")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not binary or not driver:
         pytest.skip("no Chromium with driver: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = selenium.webdriver.ChromeOptions()
+    options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in FLAGS.split():
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = selenium.webdriver.Chrome(options=options, service=Service(driver))
+    found = webdriver.Chrome(options=options, service=Service(driver))
     yield found
     found.quit()
 

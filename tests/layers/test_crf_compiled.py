@@ -57,6 +57,7 @@ def compile_library(target: Path, sources, flags) -> None:
         f"-isystem{packages / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
         f"-isystem{sysconfig.get_paths()['include']}",
     ]
+    flags = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", *flags]
     command = ["g++", "-std=c++20", "-fPIC", "-shared", "-fopenmp", *flags, *includes]
     command += ["-x", "c++", *map(str, sources), "-o", str(target)]
     command += [f"-L{packages / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]

@@ -122,10 +122,12 @@ def test_autocast_computes_in_float32():
     _, scores, lattice, weights = operator_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = mean_field(scores.bfloat16(), picture(12, 14))
-        raw, _ = torch.ops.wsis_d2.mean_field(
-            scores.bfloat16(), *lattice, *weights, 3.0, False, 2, 0
-        )
-    assert out.dtype == raw.dtype == torch.float32
+        assert out.dtype == torch.float32
+        if hasattr(torch.library, "register_autocast"):  # torch 2.5
+            raw, _ = torch.ops.wsis_d2.mean_field(
+                scores.bfloat16(), *lattice, *weights, 3.0, False, 2, 0
+            )
+            assert raw.dtype == torch.float32
 
 
 @pytest.mark.long

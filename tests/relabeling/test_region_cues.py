@@ -126,7 +126,17 @@ def test_the_labels_know_how_far_tags_vouch_for_a_segmenters_classes(
     # What cannot be read or has no tags tells nothing; of very many images some do.
     gone = {**records[0], "file_name": str(root / "gone.png")}
     untagged = {**records[0], "image_tags": [], "crop_tags": None}
-    np.testing.assert_allclose(labeller.reliability([gone, untagged, *records]), found, atol=1e-6)
+    things_only = [{**crop, "tags": [min(THINGS)]} for crop in records[0]["crop_tags"]]
+    silent = [gone, untagged, {**records[0], "image_tags": [0], "crop_tags": things_only}]
+    windows = []
+
+    def counting(shares, *rest):
+        windows.append(len(shares))
+        return tag_reliability(shares, *rest)
+
+    monkeypatch.setattr("wsis_d2.relabeling.region_cues.tag_reliability", counting)
+    np.testing.assert_allclose(labeller.reliability([*silent, *records]), found, atol=1e-6)
+    assert windows == [len(tagged)]
     assert (labeller.reliability([gone]) == 1).all()
     monkeypatch.setattr("wsis_d2.relabeling.region_cues._MOST_RECORDS", 2)
     thinned = labeller.reliability([records[0], records[2]])

@@ -12,11 +12,13 @@ from detectron2.data import MetadataCatalog
 from helpers.iterative_data import label_bytes, make_run
 
 from wsis_d2.data.datasets.own.custom import unregister
+from wsis_d2.data.datasets.sample.dataset import CATEGORIES
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.modeling.semantic import SemanticSubnetwork
 from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.rounds import train_iterative
+from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.reliability import save_reliability
 from wsis_d2.weak_labels.store import LabelStore
@@ -97,6 +99,35 @@ def test_the_first_round_may_be_a_network_that_is_trained_already(prepared, undi
     assert all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(InputError, match="FIRST_WEIGHTS: no.pth: no such file; train on"):
         train_iterative(config(prepared, "other", "ITERATIVE.FIRST_WEIGHTS", "no.pth"), 1)
+
+
+def test_all_rounds_have_the_class_order_of_the_network_they_begin_with(
+    prepared, undisturbed, monkeypatch, tmp_path
+):
+    """A later round begins with the last one's network, which must still tell its classes."""
+    shutil.copy(undisturbed / "round_0" / "model_final.pth", tmp_path)
+    things, stuff = ([c for c in CATEGORIES if c["isthing"] == kind] for kind in (1, 0))
+    turned = [{**c, "id": other["id"]} for c, other in zip(stuff, stuff[::-1], strict=True)]
+    order = [c["name"] for c in things + stuff[::-1]]
+    metadata = parse_categories(things + turned, "x").metadata()
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    seen = []
+
+    def noting(stage, function):
+        def noted(*args, **kwargs):
+            seen.append((stage, MetadataCatalog.get(NAME).stuff_classes))
+            return function(*args, **kwargs)
+
+        return noted
+
+    monkeypatch.setattr(WSISTrainer, "train", noting("train", WSISTrainer.train))
+    monkeypatch.setattr(WSISTrainer, "test", staticmethod(noting("test", lambda *_: {})))
+    monkeypatch.setattr(round_stages, "relabel", noting("labels", round_stages.relabel))
+    first = ["ITERATIVE.FIRST_WEIGHTS", str(tmp_path / "model_final.pth")]
+    opts = [*first, "DATASETS.TEST", f"('{NAME}',)", "SOLVER.MAX_ITER", 1]
+    train_iterative(config(prepared, "turned", *opts), 2)
+    assert [stage for stage, _ in seen] == ["test", "labels", "train", "test", "labels"]
+    assert all(names == order for _, names in seen)
 
 
 def test_a_rounds_labels_of_images_together_are_those_of_each_alone(

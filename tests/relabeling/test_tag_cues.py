@@ -99,7 +99,7 @@ def test_records_together_have_the_cues_of_each_alone(scenes, classifier, segmen
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
 def test_a_classifier_with_the_classes_in_another_order_says_the_same(
-    scenes, kind, request, tmp_path
+    scenes, kind, request, tmp_path, caplog
 ):
     """Its last layer's rows and its ``metadata.json`` turned round: the same cues."""
     weights, records = request.getfixturevalue(kind), scenes[1]
@@ -115,9 +115,12 @@ def test_a_classifier_with_the_classes_in_another_order_says_the_same(
     metadata = parse_categories(things, "turned").metadata()
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     for name, file in (("right", weights), ("turned", tmp_path / "model_final.pth")):
+        caplog.clear()
         make_tag_labels(
             plain_config(), records, CATEGORIES, tmp_path / name, classifier=file, run=ALONE
         )
+        # What tells no classes is taken for the data's order, aloud.
+        assert (f"--classifier {file}: no metadata.json" in caplog.text) == (name == "right")
     right, other = (LabelStore.open(tmp_path / name) for name in ("right", "turned"))
     for record in records:
         semantic = right.semantic(record["image_id"])

@@ -1,8 +1,8 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The report in a real browser: toggling, sorting, keyboard, nothing leaves the disk.
 
-Needs Chromium with its driver (Debian: ``apt-get install chromium chromium-driver``) and
-``pip install selenium``; skipped with the reason elsewhere.
+Needs Chromium with its driver (Debian: ``apt-get install chromium chromium-driver``); skipped with
+the reason elsewhere.
 """
 
 import json

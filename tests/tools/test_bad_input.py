@@ -141,6 +141,9 @@ def program(tmp_path_factory):
     """A small exported program; a model of its own, since damage comes before the network runs."""
     from wsis_d2.export.model import OUTPUTS
 
+    if not hasattr(torch.export.Dim, "AUTO"):
+        pytest.skip("this torch exports no program of any size")
+
     class Joins(torch.nn.Module):
         def forward(self, image, boxes, scores, classes):
             label = image.argmax(dim=0)

@@ -11,10 +11,15 @@ import pytest
 import torch
 from helpers.load_tool import ROOT, load_tool
 from PIL import Image
+from torch.fx.experimental import _config
 
 from wsis_d2.utils.errors import InputError
 
 CONFIG = str(ROOT / "configs" / "Sample-Panoptic" / "tiny_instance.yaml")
+
+exports = pytest.mark.skipif(
+    not hasattr(_config, "backed_size_oblivious"), reason="needs torch 2.8 or newer"
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,7 @@ def run_outside(folder, *arguments):
     )
 
 
+@exports
 @pytest.mark.long
 def test_the_whole_network_runs_outside_the_project(tmp_path):
     """The shipped model, detector and CRF inside, on scenes of three sizes."""
@@ -81,6 +87,7 @@ def test_the_whole_network_runs_outside_the_project(tmp_path):
     assert found_things >= 3
 
 
+@exports
 @pytest.mark.long
 def test_with_given_detections_it_equals_the_model(run, tmp_path):
     from wsis_d2.inference.predictor import PanopticPredictor

@@ -50,6 +50,16 @@ def overrides(command):
     return dict(zip(command[start::2], command[start + 1 :: 2], strict=True))
 
 
+def test_a_quick_look_leaves_nothing_that_a_real_run_goes_on_from():
+    """Trainings resume, also with another SOLVER.MAX_ITER."""
+    quick, real = (tool.Experiment("VOCAnimals", Path("out"), 1, quick=q) for q in (True, False))
+    first, second = (
+        {part for job in own.plan(["weak"]).values() for part in job.command if "out/" in part}
+        for own in (quick, real)
+    )
+    assert first and second and not first & second
+
+
 def reaches(jobs, name):
     """A job and all jobs that it needs, directly or not."""
     found = {name}

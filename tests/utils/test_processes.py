@@ -20,6 +20,10 @@ with only_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
 """
+WITH_A_WORKER = HOLD.replace("import sys, time", "import os, sys, time").replace(
+    '    print("held"',
+    '    if os.fork() == 0:\n        time.sleep(1)\n        os._exit(0)\n    print("held"',
+)
 PARENT = """
 import subprocess, sys, time
 code = "import time; from wsis_d2.utils.processes import end_with_parent; end_with_parent();" \\
@@ -63,6 +67,16 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_is_gone(
         with pytest.raises(InputError, match=f"process {os.getpid()} on "):
             with only_writer(tmp_path / "run"):
                 pass
+    with only_writer(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_workers_of_a_killed_process_are_waited_for(tmp_path):
+    holder = start(WITH_A_WORKER, tmp_path / "run")
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.wait()
     with only_writer(tmp_path / "run"):
         pass
 

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,9 +292,10 @@ def test_no_field_of_a_mask_reaches_a_worker():
     assert set(plain["annotations"][0]) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
 
 
+_IMPORTED_FROM = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 _RUN = """
 import sys, functools
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_driver import *
 if __name__ == "__main__":
     run(functools.partial(make_worker, slow=0.1), [make_record(i) for i in range(12)],
@@ -305,7 +307,7 @@ if __name__ == "__main__":
 def test_kill_and_continue_gives_the_same_bytes(tmp_path):
     script = tmp_path / "run.py"
     path = tmp_path / "killed"
-    script.write_text(_RUN.format(tests=os.path.dirname(__file__), path=str(path)))
+    script.write_text(_RUN.format(tests=_IMPORTED_FROM, path=str(path)))
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     deadline = time.monotonic() + 120
     while len(list(path.glob("status/*.json"))) < 3:
@@ -332,7 +334,7 @@ def test_two_ray_nodes_give_the_same_bytes(tmp_path):
         bad = functools.partial(make_worker, bad=(2,))
         ray.init(
             address=cluster.address,
-            runtime_env={"env_vars": {"PYTHONPATH": os.path.dirname(__file__)}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_IMPORTED_FROM)}},
         )
         result = run(bad, records, create(tmp_path / "ray"), ray_address=cluster.address)
         assert result.made == 5 and list(result.failed) == [2]

@@ -10,7 +10,13 @@ from wsis_d2.structures.annotation import AnnotatedClasses, touched_boxes
 from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.driver import LabelRun
-from wsis_d2.weak_labels.merge import clean_options, make_merged_labels, merge_record
+from wsis_d2.weak_labels.merge import (
+    clean_options,
+    clean_record,
+    make_merged_labels,
+    merge_record,
+    record_possible_classes,
+)
 from wsis_d2.weak_labels.store import LabelStore
 
 ALONE = LabelRun(workers=1)
@@ -91,6 +97,30 @@ def test_tags_filter_by_image_where_there_are_no_crops():
     options = clean_options(config(), annotation)
     labels = merge_record(record(image_tags=[3]), CUES, MASKS, annotation, options)
     assert labels.semantic.tolist() == [[0, 0, 0, N, N, N], [0, 0, 0, 0, 3, N]]
+
+
+def test_an_image_whose_tags_are_of_things_alone_keeps_any_stuff():
+    """Things may be listed among tags; that tells nothing of stuff."""
+    predicted = np.array([[0, 0, 0, 0, 2, 3], [0, 0, 0, 0, 1, 3]], np.uint8)
+    annotation = AnnotatedClasses(frozenset({0, 1}))
+    options = clean_options(config(), annotation, round_number=9)
+    cow = {"category_id": 1, "points": [[4.5, 1.5, 1]]}
+    for changes, wanted in (
+        ({"image_tags": []}, [[2, 3], [N, 3]]),
+        ({"image_tags": [0]}, [[2, 3], [N, 3]]),
+        ({"image_tags": [0, 2]}, [[2, N], [N, N]]),
+        ({"image_tags": [0, 1], "unboxed": [cow]}, [[2, 3], [1, 3]]),
+        ({"crop_tags": [{"box": [0, 0, 6, 2], "tags": [0]}]}, [[2, 3], [N, 3]]),
+        ({"crop_tags": [{"box": [0, 0, 5, 2], "tags": []},
+                        {"box": [4, 0, 2, 2], "tags": [3]}]}, [[N, 3], [N, 3]]),
+    ):  # fmt: skip
+        given = record(**changes)
+        found = clean_record(given, predicted, annotation, options).semantic
+        np.testing.assert_array_equal(found[:, 4:], wanted, err_msg=str(changes))
+        assert (found[:, :4] == 0).all()
+        possible = record_possible_classes(given, (2, 6), 4, annotation, options)
+        kept = np.take_along_axis(possible, predicted[None].astype(int), 0)[0]
+        np.testing.assert_array_equal(kept, found != N)
 
 
 def test_background_outside_boxes_needs_no_cue_and_no_tag():

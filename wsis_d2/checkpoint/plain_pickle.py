@@ -131,15 +131,16 @@ class PlainUnpickler(_Unpickler):
 def stand_ins() -> list[Any]:
     """Return the stand-ins for torch's ``weights_only`` reader.
 
-    It finds an object by ``__module__`` and ``__qualname__``, so they have those of what they
-    stand for; and it gives a state to objects whose types are among these.
+    It finds an object by ``__module__`` and ``__qualname__`` (``__name__`` before torch 2.5), so
+    they have those of what they stand for; and it gives a state to objects whose types are among
+    these.
     """
     made = [_Array]
     for (module, name), found in _NAMES.items():
-        if module.startswith(("numpy", "builtins")):
+        if module != "collections":  # torch has that itself
             if not isinstance(found, type):
                 found = functools.partial(found)
-            found.__module__, found.__qualname__ = module, name
+            found.__module__, found.__qualname__, found.__name__ = module, name, name
             made.append(found)
     return made
 

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,12 +118,21 @@ def _torch_load(path: Path, trust: bool) -> Any:
     if trust:
         return torch.load(path, map_location="cpu", weights_only=False)
     _check_memory(path)
-    allow = getattr(torch.serialization, "safe_globals", None)
-    if allow is None:  # torch 2.4
-        torch.serialization.add_safe_globals(stand_ins())
-        allow = contextlib.nullcontext
+    allow = getattr(torch.serialization, "safe_globals", _safe_globals)
     with allow(stand_ins()):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _safe_globals(found: list[Any]) -> Iterator[None]:
+    """As ``torch.serialization.safe_globals``, which torch 2.4 lacks."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(found)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _check_memory(path: Path) -> None:

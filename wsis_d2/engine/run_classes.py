@@ -78,14 +78,14 @@ def run_classes(
         mapped = "DETECTOR_WEIGHTS" in keys and cfg.MODEL.WSIS.DETECTOR_CLASSES
         trained.append(trained_classes(node) if node and not mapped else None)
         if trained[-1] is None and node and not mapped and Path(node).is_file():
-            _tell_unknown(".".join(keys), node, first)
+            tell_unknown(".".join(keys), node, first)
     begun = Path(cfg.OUTPUT_DIR) / METADATA
     if resumes and begun.is_file() and (begun.parent / "last_checkpoint").is_file():
         trained.insert(0, ClassTable.of_metadata(read_json(begun), str(begun)))
     elif cfg.MODEL.WEIGHTS:
         found = trained_classes(cfg.MODEL.WEIGHTS)
         if evaluates and found is None and Path(cfg.MODEL.WEIGHTS).is_file():
-            _tell_unknown("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, first)
+            tell_unknown("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, first)
         try:
             if found is not None:
                 match_classes(found, first)
@@ -108,7 +108,7 @@ def run_classes(
     return reference
 
 
-def _tell_unknown(key: str, weights: str, classes: ClassTable) -> None:
+def tell_unknown(key: str, weights: str, classes: ClassTable) -> None:
     """Tell that a trained model is used whose classes nothing tells."""
     logger.warning(
         "%s %s: no %s beside it tells its classes; they are taken for those of %s in this order: "

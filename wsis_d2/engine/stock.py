@@ -11,7 +11,12 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator
 from detectron2.model_zoo import get_config_file
@@ -43,11 +48,22 @@ class StockTrainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=SeparatedMapper(cfg, True))
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Return Detectron2's loader with :class:`SeparatedMapper`."""
+        mapper = SeparatedMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Return PQ by panopticapi, or AP of a model without a semantic part."""
         output = os.path.join(cfg.OUTPUT_DIR, "inference")
         if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
             return COCOPanopticEvaluator(dataset_name, output)
+        metadata = MetadataCatalog.get(dataset_name)
+        if not metadata.get("json_file"):  # Detectron2 would take what an earlier run has written
+            path = os.path.join(output, f"{dataset_name}_coco_format.json")
+            convert_to_coco_json(dataset_name, path, allow_cached=False)
+            metadata.json_file = path
         return COCOEvaluator(dataset_name, output_dir=output)
 
 

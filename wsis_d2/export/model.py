@@ -98,7 +98,7 @@ def export_model(model: nn.Module, detect: bool = True) -> torch.export.Exported
         detect: see :class:`PanopticGraph`.
 
     Raises:
-        InputError: another stage or inference mode.
+        InputError: another stage or inference mode; a torch that cannot export it.
     """
     model = model.eval()
     graph = PanopticGraph(model, detect).eval()
@@ -110,6 +110,11 @@ def export_model(model: nn.Module, detect: bool = True) -> torch.export.Exported
         )
     from torch.fx.experimental import _config
 
+    if not hasattr(_config, "backed_size_oblivious"):
+        raise InputError(
+            f"torch {torch.__version__} cannot export a network whose number of boxes may be 0 or "
+            "1; install torch 2.8 or newer for this command (the model's files stay as they are)"
+        )
     auto = torch.export.Dim.AUTO
     dynamic = {"image": {1: auto, 2: auto}}
     example = (torch.rand(3, 100, 131, device=model.device) * 255,)

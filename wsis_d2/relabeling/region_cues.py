@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from wsis_d2.modeling.meta_arch.tag_segmenter import TagSegmenter
-from wsis_d2.structures.annotation import record_crops, touched_boxes, whole_image_groups
+from wsis_d2.structures.annotation import (
+    record_crops,
+    stuff_crops,
+    touched_boxes,
+    whole_image_groups,
+)
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record
@@ -106,7 +111,7 @@ class RegionCueLabeller:
         shares, tagged, places = [], [], []
         chosen = records[:: -(-len(records) // _MOST_RECORDS) or 1]
         for record in progress(chosen, desc="reliability of tags"):
-            crops = record_crops(record)
+            crops = stuff_crops(record, self.segmenter.thing_ids)
             if not crops:
                 continue
             try:

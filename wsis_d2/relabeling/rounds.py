@@ -8,6 +8,7 @@ One folder holds it all::
     OUTPUT_DIR/rounds.png             the same, drawn (the paper's figure 6)
     OUTPUT_DIR/round_0/               the first round's training, as tools/train_net.py leaves it
     OUTPUT_DIR/round_0/config.yaml    what it trained with: tools/train_net.py can do the same
+    OUTPUT_DIR/round_0/metadata.json  the classes of its network, in their order
     OUTPUT_DIR/round_0/labels/NAME/   the label store that its model made, for round 1
 
 Rounds count from 0, as in the paper: round K trains on labels that K networks have refined. A round
@@ -34,6 +35,7 @@ from wsis_d2.config_checks.runs import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.data.records import load_records
 from wsis_d2.engine.launch import launch
+from wsis_d2.engine.setup import write_metadata
 from wsis_d2.evaluation import build_evaluator
 from wsis_d2.relabeling.earlier_labels import check_refinement
 from wsis_d2.relabeling.identity import config_fingerprint
@@ -227,18 +229,19 @@ class IterativeRun:
         return cfg
 
     def _train(self, number: int) -> None:
+        cfg = self.round_config(number)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        if self.is_main:
+            write_metadata(cfg)  # what later stages begin with must tell its classes' order
         if number == 0 and self.cfg.ITERATIVE.FIRST_WEIGHTS:
             if not self.is_main:
                 return
-            self.round_folder(0).mkdir(parents=True, exist_ok=True)
             with (
                 PathManager.open(self.cfg.ITERATIVE.FIRST_WEIGHTS, "rb") as trained,
                 atomic_write(self.round_folder(0) / "model_final.pth") as file,
             ):
                 shutil.copyfileobj(trained, file)
             return
-        cfg = self.round_config(number)
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         if self.is_main:
             with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
                 file.write(cfg.dump().encode())

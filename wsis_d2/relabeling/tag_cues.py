@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from wsis_d2.engine.run_classes import trained_classes
+from wsis_d2.engine.run_classes import tell_unknown, trained_classes
 from wsis_d2.modeling.grad_cam import GradCAM
 from wsis_d2.modeling.meta_arch import TagClassifier
 from wsis_d2.modeling.semantic.inference import in_groups
@@ -260,9 +260,12 @@ def make_tag_labels(
         driver.report_plan(records, categories, recipe, output, run)
         return 0
     places = None
+    classes = parse_categories(categories, "the annotated data")
     trained = trained_classes(os.fspath(classifier))
-    if trained is not None:
-        places = match_classes(parse_categories(categories, "the annotated data"), trained)
+    if trained is None:
+        tell_unknown("--classifier", os.fspath(classifier), classes)
+    else:
+        places = match_classes(classes, trained)
         places = None if in_order(places) else places
     # Errors now, not by image.
     labeller: Any = build_labeller(own, classifier, thing_ids, has_boxes, places)

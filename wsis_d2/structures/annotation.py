@@ -242,3 +242,19 @@ def record_crops(record: Mapping, extra: Collection[int] = ()) -> list[CropTags]
         return []
     tags = frozenset(record["image_tags"]) | extra
     return [CropTags(0, 0, record["width"], record["height"], tags)]
+
+
+def stuff_crops(
+    record: Mapping, thing_ids: Collection[int], extra: Collection[int] = ()
+) -> list[CropTags]:
+    """Return :func:`record_crops`, or [] where all tags are of things.
+
+    Nobody has tagged the stuff of such an image: any may be there.
+
+    Args:
+        record, extra: as for :func:`record_crops`.
+        thing_ids: contiguous ids of the things.
+    """
+    if all(crop.tags <= set(thing_ids) for crop in record_crops(record)):
+        return []
+    return record_crops(record, extra)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from wsis_d2.utils.errors import InputError, printable
 
@@ -20,6 +21,7 @@ except ImportError:  # Windows
 LOCK = ".lock"
 RUNNER = "WSIS_D2_RUNNER"  # environment variable: the process whose jobs end with it
 _POLL = 1.0
+_PATIENCE = 20.0  # seconds for the workers of a process that was killed
 
 
 def usable_cores() -> int:
@@ -60,6 +62,9 @@ def _end_with(parent: int | None) -> None:
 def only_writer(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder for this process alone; however the process ends, the folder is free again.
 
+    Processes that it starts hold it too: the workers of one that was killed end soon after it,
+    which is waited for.
+
     Raises:
         InputError: another process holds it.
     """
@@ -67,18 +72,39 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = printable(file.read(200).decode(errors="replace")) or "unknown"
-                raise InputError(
-                    f"{folder}: another command writes there (process {holder}); wait for its end, "
-                    "or name another folder"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+            _lock(file, folder)
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
+
+
+def _lock(file: IO[bytes], folder: str | os.PathLike) -> None:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = printable(file.read(200).decode(errors="replace")) or "unknown"
+        except OSError:
+            return  # a file system without locks
+        if time.monotonic() > end or not _has_ended(holder):
+            raise InputError(
+                f"{folder}: another command writes there (process {holder}); wait for its end, or "
+                "name another folder"
+            )
+        time.sleep(0.1)
+
+
+def _has_ended(holder: str) -> bool:
+    process, _, host = holder.partition(" on ")
+    if host != socket.gethostname() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -16,8 +16,8 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import (
     AnnotatedClasses,
-    record_crops,
     record_marks,
+    stuff_crops,
     touched_boxes,
     whole_image_groups,
 )
@@ -67,14 +67,15 @@ def clean_record(
     """Clean a map with the annotation of one weak record.
 
     Args:
-        record: the weak record; without crop tags its image tags hold for the whole image.
+        record: the weak record; without crop tags its image tags hold for the whole image. Where
+            it has no tag of stuff, any stuff may be there.
         labels: (H, W) uint8.
         annotation: the dataset's classes.
         options: the steps.
         scores: (H, W) float, the labels' probabilities.
         masks: (H, W) uint8, the map of the box masks.
     """
-    crops = record_crops(record, annotation.outside_classes)
+    crops = stuff_crops(record, annotation.thing_ids, annotation.outside_classes)
     tags = annotation.outside_classes.union(record.get("image_tags") or (), *[c[4] for c in crops])
     return clean_labels(
         labels,
@@ -101,7 +102,7 @@ def record_possible_classes(
         shape,
         num_classes,
         [*touched_boxes(record), *whole_image_groups(record, annotation.thing_ids)],
-        record_crops(record, annotation.outside_classes),
+        stuff_crops(record, annotation.thing_ids, annotation.outside_classes),
         annotation.thing_ids,
         options,
     )

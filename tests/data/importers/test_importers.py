@@ -164,6 +164,33 @@ def test_coco_particulars(photos, tmp_path):
     }  # fmt: skip
 
 
+def test_boxes_keep_the_ids_that_files_of_masks_name_them_by(photos, tmp_path):
+    path = write_coco(tmp_path, TRUTH, CLASSES)
+    content = json.loads(path.read_text())
+    # The images are not in the order of their names, nor the boxes in that of their ids.
+    b, a = (next(i["id"] for i in content["images"] if i["file_name"] == n)
+            for n in ("b.png", "a.png"))  # fmt: skip
+    content["images"].reverse()
+    content["images"][-1]["supervision"] = "full"
+    marked = content["images"][-1]["file_name"]
+    places = [(b, 1, 5), (a, 3, 15), (a, 2, 25), (a, 7, 35), (b, 7, 25), (b, None, 35)]
+    content["annotations"] = [
+        {"id": own, "image_id": image, "category_id": 11, "bbox": [x, 5, 9, 9]}
+        for image, own, x in places
+    ]
+    path.write_text(json.dumps(content))
+    log = ImportLog()
+    pictures, categories = read_coco(path, ImageIndex(photos), log)
+    own = to_own_data(pictures, log, known=categories)
+    ids = {(e["image_id"], e["bbox"][0]): e["id"] for e in own["annotations"]}
+    assert (ids[b, 5], ids[a, 15], ids[a, 25]) == (1, 3, 2)
+    others = {ids[a, 35], ids[b, 25], ids[b, 35]}  # two of one id, one of none
+    assert len(others) == 3 and not others & {1, 2, 3, 7}
+    assert {e["file_name"]: e.get("supervision") for e in own["images"]} == {
+        name: "full" if name == marked else None for name in TRUTH
+    }
+
+
 def test_labelme_particulars(photos, tmp_path):
     folder = write_labelme(tmp_path, {"a.png": TRUTH["a.png"]})
     content = json.loads((folder / "a.json").read_text())
@@ -264,6 +291,19 @@ def test_stuff_ignore_and_known_classes(photos, tmp_path):
     assert {d["why"] for d in log.dropped} == {'class "dog" is not known'}
     with pytest.raises(InputError, match="no such class; there are cow, dog"):
         to_own_data(pictures, ImportLog(), stuff=["dgo"])
+
+
+def test_a_yolo_file_may_have_the_name_of_a_list(photos, tmp_path):
+    """train.txt is a list of images, or the boxes of train.jpg."""
+    draw(photos, {"train.jpg": (40, 20, []), "test.jpg": (40, 20, [])})
+    (tmp_path / "train.txt").write_text("\n1 0.5 0.5 0.5 0.2\n")
+    (tmp_path / "val.txt").write_text("photos/a.png\n")
+    (tmp_path / "test.txt").write_text("photos/b c d e.png\n")
+    (tmp_path / "classes.txt").write_text("dog\ncow\n")
+    found = read_yolo(tmp_path, ImageIndex(photos), ImportLog(), classes=dict(enumerate(CLASSES)))
+    assert [(p.file_name, p.boxes) for p in found] == [
+        ("train.jpg", [("cow", 10.0, 8.0, 20.0, 4.0, False)])
+    ]
 
 
 def test_yolo_classes(tmp_path):

@@ -33,7 +33,8 @@ def read_coco(
     Boxes without ``bbox`` are made of the polygon or run lengths; CVAT's ``rotation`` attribute
     gives the upright box of the turned one. ``image_tags`` of an image entry are names or category
     ids; its ``tags``, where tools put names of splits too, count where they are known classes;
-    own-data ``crop_tags``, ``points`` and ``scribbles`` are kept; visible key points are points.
+    own-data ``crop_tags``, ``points``, ``scribbles`` and ``supervision`` are kept; visible key
+    points are points.
 
     Args:
         path, images, log: as for all readers.
@@ -43,7 +44,7 @@ def read_coco(
         known: class names beside the file's that ``tags`` may name.
 
     Returns:
-        The pictures, whose ids are kept, and the file's categories, whose ids are kept too.
+        The pictures and the file's categories; ids of both, and of boxes, are kept.
     """
     source = os.fspath(path)
     content = read_json(source)
@@ -91,6 +92,7 @@ def read_coco(
         used.add(found)
         pictures[entry["id"]] = picture
         picture.image_id = entry["id"]
+        picture.full = entry.get("supervision") == "full"
         picture.tags |= _names(entry.get("image_tags"), names, where, log)
         for name in sorted(_names(entry.get("tags"), names, where, log)):
             if fold(name) in tag_names:
@@ -154,6 +156,8 @@ def read_coco(
             log.change("box", where, "a group (iscrowd), taken as an object")
         place = add_box(picture, name, corners, where, log, crowd and not crowds_as_objects)
         if place is not None:
+            if type(annotation.get("id")) in (int, str):
+                picture.box_ids[place] = annotation["id"]
             for line, inside in marks:
                 add_mark(picture, name, line, where, log, place, inside)
     return [p for p in pictures.values() if p is not None], categories

@@ -115,7 +115,7 @@ def to_own_data(
                 log.change("box", picture.file_name, f'"{name}" is stuff, so its box became a tag')
                 continue
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name],
+                {"id": picture.box_ids.get(place), "image_id": image_id, "category_id": ids[name],
                  "bbox": [x, y, w, h], "iscrowd": int(crowd)}
             )  # fmt: skip
             own[place] = annotations[-1]
@@ -134,7 +134,15 @@ def to_own_data(
         entry["image_tags"] = sorted({ids[t] for t in tags} | {t for c in crops for t in c["tags"]})
         if crops:
             entry["crop_tags"] = crops
+        if picture.full:
+            entry["supervision"] = "full"
         images.append(entry)
+    # Files of masks name boxes by ids; one that two boxes have names none.
+    named = Counter(str(a["id"]) for a in annotations if a["id"] is not None)
+    free = (n for n in itertools.count(1) if not named[str(n)])
+    for annotation in annotations:
+        if annotation["id"] is None or named[str(annotation["id"])] > 1:
+            annotation["id"] = next(free)
     if log.dropped and not annotations and not any(e["image_tags"] for e in images):
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(images)} images{_because(log)}"
@@ -195,8 +203,7 @@ def _marks(
             rest.setdefault(key, []).append({"category_id": ids[mark.name], "xy": mark.xy})
             continue
         if owner not in own:
-            own[owner] = {"id": len(annotations) + 1, "image_id": image_id,
-                          "category_id": ids[mark.name]}  # fmt: skip
+            own[owner] = {"id": None, "image_id": image_id, "category_id": ids[mark.name]}
             annotations.append(own[owner])
         xy = mark.xy if mark.inside else [*mark.xy, 0]
         own[owner].setdefault(key, []).append(xy)

@@ -53,6 +53,8 @@ class Picture:
         marks: points and scribbles.
         image_id: the id that the source has for it, so that other files which name it still fit;
             None: it gets a number.
+        box_ids: the same of boxes, by their places, of those that have one.
+        full: the source says that the image trains from truth.
     """
 
     file_name: str
@@ -65,6 +67,8 @@ class Picture:
     )
     marks: list[Mark] = field(default_factory=list)
     image_id: int | str | None = None
+    box_ids: dict[int, int | str] = field(default_factory=dict)
+    full: bool = False
 
 
 def add_box(

@@ -55,7 +55,7 @@ def read_yolo(
     """
     pictures, records = [], []
     for file, where in annotation_files(path, ".txt"):
-        if file.name in _NO_LABELS:
+        if file.name in _NO_LABELS and not _holds_boxes(file):
             continue
         found = images.by_stem(relative_stem(file, path), where, log)
         picture = images.picture(found, where, log) if found else None
@@ -116,6 +116,13 @@ def read_yolo(
         corners = [c * s for c, s in zip(corners, size, strict=True)]
         add_box(picture, name, corners, label, log, relative=True)
     return unique(pictures, log)
+
+
+def _holds_boxes(file: Path) -> bool:
+    """Whether a file that is named like a list is that of a picture: train.txt of train.jpg."""
+    lines = read_bytes(file).decode("utf-8-sig", "replace").split("\n")
+    values = next((line.split() for line in lines if line.strip()), [])
+    return len(values) >= 5 and all(to_number(value) is not None for value in values)
 
 
 def _corners(values: list[float]) -> list[float]:

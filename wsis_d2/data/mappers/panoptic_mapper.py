@@ -17,7 +17,7 @@ from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
 from wsis_d2.data.records import supervision_of
-from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
+from wsis_d2.structures.annotation import AnnotatedClasses, stuff_crops
 from wsis_d2.structures.labels import IGNORE
 from wsis_d2.structures.segments import picture_ids
 from wsis_d2.structures.stages import stage_named
@@ -248,11 +248,10 @@ class PanopticMapper:
         annotation = AnnotatedClasses.of_dataset(MetadataCatalog.get(record["dataset_name"]))
         windows = []
         things = annotation.thing_ids
-        crops = record_crops(record)
-        if all(crop.tags <= things for crop in crops):
+        crops = stuff_crops(record, things)
+        if not crops:
             target = torch.full((self.num_classes,), UNKNOWN)  # nobody has tagged its stuff
             windows.append(((0, 0, record["width"], record["height"]), target))
-            crops = []
         for x0, y0, x1, y1, tags in crops:
             target = torch.zeros(self.num_classes)
             target[list(annotation.outside_classes)] = UNKNOWN

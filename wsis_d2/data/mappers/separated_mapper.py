@@ -4,6 +4,8 @@
 Addition, not in the paper.
 """
 
+import copy
+
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -11,6 +13,8 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks
+
+from wsis_d2.utils.image_io import image_tensor, read_label_png, read_record
 
 
 class SeparatedMapper(DatasetMapper):
@@ -20,6 +24,23 @@ class SeparatedMapper(DatasetMapper):
     the masks; and objects without a mask pixel stay, with a mask that is all unknown. Arguments are
     those of :class:`DatasetMapper`; masks are bit masks.
     """
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Return the sample of a record, its photograph read as everywhere in this project."""
+        sample = copy.deepcopy(dataset_dict)
+        path, semantic = sample.pop("sem_seg_file_name", None), None
+        if path is not None:
+            semantic = read_label_png(path)
+        augmented = T.AugInput(read_record(sample, self.image_format), sem_seg=semantic)
+        transforms = self.augmentations(augmented)
+        sample["image"] = image_tensor(augmented.image)
+        if semantic is not None:
+            sample["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
+        if self.is_train:
+            self._transform_annotations(sample, transforms, augmented.image.shape[:2])
+        else:
+            sample.pop("annotations", None)
+        return sample
 
     def _transform_annotations(
         self, dataset_dict: dict, transforms: T.TransformList, image_shape: tuple[int, int]

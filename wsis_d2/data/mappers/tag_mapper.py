@@ -166,10 +166,11 @@ def image_tags(record: Mapping) -> list[int]:
     Raises:
         InputError: the record tells neither.
     """
-    if record.get("image_tags") is not None:
-        return list(record["image_tags"])
-    if record.get("supervision") == "full" and "segments_info" in record:
+    tags = record.get("image_tags")
+    if not tags and record.get("supervision") == "full" and "segments_info" in record:
         return sorted({int(segment["category_id"]) for segment in record["segments_info"]})
+    if tags is not None:
+        return list(tags)
     raise InputError(
         f"{record['file_name']}: no image_tags, which the tag classifier learns from; add them to "
         "the annotation file"

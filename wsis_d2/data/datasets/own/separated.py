@@ -9,8 +9,9 @@ semantic map in which 0 is "things" and 1... are the stuff classes. This module 
 from pseudo ground truth (the label store of a weak set) or from truth (a full set).
 
 Objects have their annotated boxes, not those of their masks, which may be small parts of them;
-those without a box have that of their mask. In the semantic map unknown pixels are 255, the ignore
-value; inside an object's box they are also its ``ignore_segmentation``.
+those without a box have that of their mask. So has every object of a fully annotated image, whose
+masks are whole, and annotated boxes fit them more or less. In the semantic map unknown pixels are
+255, the ignore value; inside an object's box they are also its ``ignore_segmentation``.
 
 With :class:`wsis_d2.data.mappers.separated_mapper.SeparatedMapper` and the mask head
 ``IgnoringMaskHead`` (``tools/train_stock.py``), the mask loss leaves them out and objects without a
@@ -55,7 +56,7 @@ from wsis_d2.weak_labels.store_status import image_key
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 
 
 def register_separated(
@@ -131,9 +132,9 @@ def load_separated(
 
     Returns:
         Dataset dicts with ``file_name``, ``image_id``, ``height``, ``width``,
-        ``sem_seg_file_name`` and ``annotations``: ``bbox`` as annotated, ``category_id`` of the
-        things, ``iscrowd``, and with ``masks`` ``segmentation`` and, of objects,
-        ``ignore_segmentation`` (compressed RLE), the unknown pixels of the box.
+        ``sem_seg_file_name`` and ``annotations``: ``bbox`` as annotated, or of the mask,
+        ``category_id`` of the things, ``iscrowd``, and with ``masks`` ``segmentation`` and, of
+        objects, ``ignore_segmentation`` (compressed RLE), the unknown pixels of the box.
 
     Raises:
         InputError: a label is missing, with the command that makes it.
@@ -237,6 +238,7 @@ def _separate(
         else:
             ids = read_panoptic_png(record["pan_seg_file_name"])
             segments = record["segments_info"]
+            record = {**record, "annotations": []}
             semantic = np.full(ids.shape, IGNORE, np.uint8)
             for segment in segments:
                 semantic[ids == segment["id"]] = to_stuff[segment["category_id"]]
