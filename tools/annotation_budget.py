@@ -4,7 +4,7 @@
 
 Times are the paper's (7 s per box, 1 s per tag, 79 s per mask) unless changed. Given the
 results.json of runs, the tool plots quality against hours and makes a recommendation. With
---suggest N it lists the N weak images for which full masks should help most.
+--suggest N it lists N weak images to annotate fully next.
 """
 
 import argparse
@@ -42,12 +42,15 @@ EPILOG = """examples:
   tools/annotation_budget.py --dataset sample_train_weak --results output/demo/results.json \\
       --plot budget.png --output budget.json --budget-hours 2
 
-  # the 50 images to annotate fully next, with a page, and the list that full_images reads
+  # 50 images to annotate fully next, at random, as the list that full_images reads
+  tools/annotation_budget.py --annotations cows.json --images photos --suggest 50 \\
+      --store cow_labels --suggest-list next.txt
+
+  # the 50 whose labels are known least, with a page
   tools/demo.py --model output/run --input photos --output output/predictions
   tools/annotation_budget.py --annotations cows.json --images photos --suggest 50 \\
-      --store cow_labels --pred-json output/predictions/panoptic.json \\
-      --pred-dir output/predictions/panoptic --suggest-report next.html \\
-      --suggest-list next.txt
+      --suggest-by gain --store cow_labels --pred-json output/predictions/panoptic.json \\
+      --pred-dir output/predictions/panoptic --suggest-report next.html
 
   # a run that was trained from fewer images, and a mixed one with a fifth of them full
   tools/annotation_budget.py --dataset sample_train_weak --results results.json \\
@@ -112,8 +115,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="review exported by a label report: images marked f come first, accepted ones never",
     )  # fmt: skip
     which.add_argument(
-        "--suggest-by", choices=("gain", "random"), default="gain",
-        help="rank by expected gain, or at random for comparison (%(default)s)",
+        "--suggest-by", choices=("random", "gain"), default="random",
+        help="at random, which trained better where it was measured, or those whose labels are "
+        "known least (%(default)s)",
     )  # fmt: skip
     which.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
     which.add_argument("--suggest-report", type=Path, metavar="R.html", help="HTML page of them")

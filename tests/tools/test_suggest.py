@@ -15,6 +15,7 @@ from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.store import LabelStore
 
 HEIGHT, WIDTH = 10, 20
+BY_GAIN = ["--suggest-by", "gain"]
 CATEGORIES = [
     {"id": 1, "name": "cow", "isthing": 1}, {"id": 2, "name": "dog", "isthing": 1},
     {"id": 5, "name": "sky", "isthing": 0},
@@ -120,7 +121,7 @@ def run(data, *options):
 def test_the_tool_names_images_and_writes_what_training_reads(data):
     page, names = data / "next.html", data / "next.txt"
     predictions = ["--pred-json", str(data / "pred.json"), "--pred-dir", str(data / "pred")]
-    found = run(data, "--suggest", "2", *predictions, "--suggest-report", str(page),
+    found = run(data, "--suggest", "2", *BY_GAIN, *predictions, "--suggest-report", str(page),
                 "--suggest-list", str(names))  # fmt: skip
     assert [entry["image_id"] for entry in found] == [4, 3]
     assert found[0]["ignored"] == pytest.approx(0.6) and found[0]["disagreement"] == 0
@@ -156,7 +157,7 @@ def test_a_review_is_heard_and_chance_is_repeatable(data):
     verdicts = [{"image_id": 1, "verdict": "full"}, {"image_id": 4, "verdict": "accept"}]
     review = {"kind": "wsis_d2 review", "images": verdicts}
     (data / "review.json").write_text(json.dumps(review))
-    found = run(data, "--suggest", "3", "--review", str(data / "review.json"))
+    found = run(data, "--suggest", "3", *BY_GAIN, "--review", str(data / "review.json"))
     assert [entry["image_id"] for entry in found] == [1, 3, 2]
     chance = [
         [e["image_id"] for e in run(data, "--suggest", "2", "--suggest-by", "random", "--seed", s)]
