@@ -58,6 +58,8 @@ class Experiment:
         quick: bool = False,
     ) -> None:
         self.configs = CONFIGS / name
+        if not self.configs.is_dir():
+            self.configs = Path(name).resolve()
         self.file = self.configs / "experiment.yaml"
         if not self.file.is_file():
             names = ", ".join(

@@ -60,6 +60,19 @@ def test_a_quick_look_leaves_nothing_that_a_real_run_goes_on_from():
     assert first and second and not first & second
 
 
+def test_an_experiment_may_lie_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "Mine").mkdir()
+    runs = {"detector": {"tool": "train_net", "recipe": "detector.yaml"}}
+    content = {"data": "photos", "datasets": {}, "runs": runs}
+    (tmp_path / "Mine" / "experiment.yaml").write_text(json.dumps(content))
+    (tmp_path / "Mine" / "detector.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name in ("Mine", tmp_path / "Mine"):
+        own = experiment(str(name))
+        assert str(tmp_path / "Mine" / "detector.yaml") in own.plan()["detector_seed1"].command
+        assert own.folder == Path("out") / "mine"
+
+
 def reaches(jobs, name):
     """A job and all jobs that it needs, directly or not."""
     found = {name}

@@ -113,7 +113,7 @@ def export_model(model: nn.Module, detect: bool = True) -> torch.export.Exported
     if not hasattr(_config, "backed_size_oblivious"):
         raise InputError(
             f"torch {torch.__version__} cannot export a network whose number of boxes may be 0 or "
-            "1; install torch 2.8 or newer for this command (the model's files stay as they are)"
+            "1; use a newer one for this command, such as that of requirements.txt"
         )
     auto = torch.export.Dim.AUTO
     dynamic = {"image": {1: auto, 2: auto}}
