@@ -2,18 +2,21 @@
 """Proposals and checkpoints: sound files of arrays, damaged and read."""
 
 import io
+import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from fuzz.damage import Choices, damaged_bytes
+from fuzz.damage import Choices, damaged_bytes, damaged_json
 from fuzz.files import SIZE, base, put, put_json
 
 
-def mat(data: bytes, packed: bool | None = None) -> None:
+def mat(data: bytes) -> None:
     from scipy.io import savemat
 
     from wsis_d2.weak_labels.proposals.files import read_mat
@@ -23,10 +26,21 @@ def mat(data: bytes, packed: bool | None = None) -> None:
     labels[0, 0], labels[1, 0] = np.array([[1, 2]], np.uint16), np.array([[3]], np.uint16)
     superpixels = np.repeat(np.arange(1, 5, dtype=np.uint16), 48).reshape(SIZE)
     buffer = io.BytesIO()
-    content = {"superpixels": superpixels, "labels": labels}
-    savemat(buffer, content, do_compression=bool(choices.below(2)))
+    content = {"superpixels": superpixels, "labels": labels, "other": {"a": [1.5, "x"]}}
+    if choices.below(16) == 1:
+        savemat(buffer, {"superpixels": superpixels}, format="4")  # which knows no cells
+    else:
+        savemat(buffer, content)
+    file = buffer.getvalue()
+    if choices.below(2):
+        file = file[:128] + damaged_bytes(file[128:], choices)
+    else:
+        file = damaged_bytes(file, choices)
+    if choices.below(2):  # compressed, as MATLAB writes it: the damage lies inside
+        body = zlib.compress(file[128:], 1)
+        file = file[:128] + struct.pack("<II", 15, len(body)) + body
     with np.errstate(all="ignore"):
-        read_mat(put("p.mat", damaged_bytes(buffer.getvalue(), choices)), SIZE)
+        read_mat(put("p.mat", file), SIZE)
 
 
 def mat_73(data: bytes) -> None:
@@ -62,8 +76,27 @@ def masks_json(data: bytes) -> None:
 def contour_weights(data: bytes) -> None:
     from wsis_d2.weak_labels.proposals import contours
 
+    choices = Choices(data)
     content = Path(contours.WEIGHTS).read_bytes()
-    contours.load_weights.__wrapped__(put("w.npz", damaged_bytes(content, Choices(data))))
+    if choices.below(2):
+        content = damaged_bytes(content, choices)
+    else:
+        content = damaged_archive(content, choices, ".npy")
+    contours.load_weights.__wrapped__(put("w.npz", content))
+
+
+def damaged_archive(content: bytes, choices: Choices, ending: str) -> bytes:
+    """Damage the parts with an ending of a ZIP archive, whose checksums are right again."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        parts = old.namelist()
+        chosen = choices.of([name for name in parts if name.endswith(ending)])
+        for name in parts:
+            part = old.read(name)
+            if name == chosen:  # its first bytes say what the others are
+                part = damaged_bytes(part[:512], choices) + part[512:]
+            new.writestr(name, part)
+    return made.getvalue()
 
 
 def checkpoint_pth(data: bytes) -> None:
@@ -79,14 +112,7 @@ def checkpoint_pth(data: bytes) -> None:
     if legacy or not choices.below(4):
         content = damaged_bytes(content, choices)
     else:
-        made = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
-            for name in old.namelist():
-                part = old.read(name)
-                if name.endswith("data.pkl"):
-                    part = damaged_bytes(part, choices)
-                new.writestr(name, part)
-        content = made.getvalue()
+        content = damaged_archive(content, choices, "data.pkl")
     read_weights(str(put("c.pth", content)), "KEY")
 
 
@@ -106,8 +132,30 @@ def checkpoint_safetensors(data: bytes) -> None:
 
     from wsis_d2.checkpoint.names import read_weights
 
-    content = save({"w": torch.arange(6.0).reshape(2, 3)})
-    read_weights(str(put("c.safetensors", damaged_bytes(content, Choices(data)))), "KEY")
+    choices = Choices(data)
+    content = save({"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(1)}, {"format": "pt"})
+    if choices.below(2):
+        content = damaged_bytes(content, choices)
+    else:
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.dumps(damaged_json(json.loads(content[8 : 8 + length]), choices)).encode()
+        content = struct.pack("<Q", len(header)) + header + content[8 + length :]
+    read_weights(str(put("c.safetensors", content)), "KEY")
+
+
+def caffemodel(data: bytes) -> None:
+    from wsis_d2.modeling.semantic.public_pspnet import read_caffemodel
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 & 127 | 128 | 2, number >> 4, len(content)]) + content
+
+    blob = field(7, field(1, b"\2\3")) + field(5, np.arange(6, dtype="<f4").tobytes())
+    old = b"\x08\1\x10\1\x18\2\x20\3" + field(5, np.arange(6, dtype="<f4").tobytes())
+    layer = field(1, b"conv1") + field(7, blob) + field(7, old)
+    content = field(1, b"net") + field(100, layer)
+    path = put("net.caffemodel", damaged_bytes(content, Choices(data)))
+    for arrays in read_caffemodel(path).values():
+        assert all(array.dtype == np.float32 for array in arrays)
 
 
 READERS = (
@@ -118,4 +166,5 @@ READERS = (
     checkpoint_pth,
     checkpoint_pkl,
     checkpoint_safetensors,
+    caffemodel,
 )

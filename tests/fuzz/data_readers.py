@@ -8,7 +8,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from fuzz.damage import Choices, damaged_bytes, damaged_png
+from fuzz.damage import Choices, damaged_bytes, damaged_png, damaged_text
 from fuzz.files import CATEGORIES, SIZE, base, put, put_json
 
 
@@ -20,12 +20,16 @@ def own_json(data: bytes) -> None:
 
     content = {
         "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 12, "image_tags": [5],
-                    "crop_tags": [{"box": [0, 0, 8, 12], "tags": [5]}]},
+                    "crop_tags": [{"box": [0, 0, 8, 12], "tags": [5]}],
+                    "points": [{"category_id": 5, "xy": [3, 4]}],
+                    "scribbles": [{"category_id": 5, "xy": [[1, 1], [6, 2]]}]},
                    {"id": "b", "file_name": "b.png", "width": 16, "height": 12,
                     "supervision": "weak"}],
         "categories": CATEGORIES,
         "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 8, 6],
-                         "iscrowd": 0}],
+                         "iscrowd": 0, "points": [[3, 4], [2, 2, 0]],
+                         "scribbles": [[[3, 4], [5, 5]]]},
+                        {"id": "x", "image_id": "b", "category_id": 3, "points": [[3, 4, 1]]}],
     }  # fmt: skip
     path = put_json("own.json", content, Choices(data))
     for record in read_weak_file(path, base() / "images", supervision="mixed").records:
@@ -106,9 +110,19 @@ def pictures() -> list[tuple[str, bytes]]:
         buffer = io.BytesIO()
         image.convert(mode).save(buffer, kind)
         found.append((kind, buffer.getvalue()))
-    deep = io.BytesIO()
-    Image.fromarray(rng.integers(0, 65535, SIZE, np.uint16)).save(deep, "PNG")
-    return [*found, ("PNG", deep.getvalue())]
+    deep = Image.fromarray(rng.integers(0, 65535, SIZE, np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    others = ((deep, "PNG", {}), (deep, "TIFF", {}), (image.convert("RGBA"), "PNG", {}),
+              (image.convert("LA"), "PNG", {}), (image.convert("1"), "PNG", {}),
+              (image.convert("CMYK"), "JPEG", {}), (image, "JPEG", {"exif": turned}),
+              (image, "PNG", {"exif": turned}), (image.convert("F"), "TIFF", {}),
+              (image.convert("L"), "PNG", {"transparency": 3}))  # fmt: skip
+    for made, kind, options in others:
+        buffer = io.BytesIO()
+        made.save(buffer, kind, **options)
+        found.append((kind, buffer.getvalue()))
+    return found
 
 
 def picture(data: bytes) -> None:
@@ -122,6 +136,31 @@ def picture(data: bytes) -> None:
     assert read_picture(path).shape[:2] == picture_size(path)[::-1]
 
 
+def box_file(data: bytes) -> None:
+    import torch
+    from detectron2.data import MetadataCatalog
+
+    from wsis_d2.modeling.meta_arch.detector import BoxesFromFiles, Limits
+
+    known = MetadataCatalog.get("fuzz_boxes")
+    known.set(thing_ids=[0], thing_dataset_id_to_contiguous_id={3: 0})
+    row = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 8, 6], "score": 0.5}
+    content = [row, row | {"image_id": "b", "bbox": [1, 2, 3, 4.5]}]
+    path = put_json("boxes.json", content, Choices(data))
+    boxes = BoxesFromFiles(files={"fuzz_boxes": str(path)}, limits=Limits(0.1, 0.5, 9))
+    found = boxes.detect([torch.zeros(3, *SIZE)], [{"dataset_name": "fuzz_boxes", "image_id": 1}])
+    assert found[0].pred_boxes.tensor.isfinite().all() and found[0].scores.isfinite().all()
+
+
+def list_file(data: bytes) -> None:
+    from wsis_d2.data.datasets.own.full_images import mark_full
+
+    images = str(base() / "images")
+    records = [{"image_id": k, "file_name": f"{images}/{k}.png"} for k in "ab"]
+    path = put("full.txt", damaged_text(b"a.png\nb.png\n", Choices(data)))
+    mark_full(records, str(path), images, "here")
+
+
 READERS = (
     own_json,
     panoptic_json,
@@ -129,4 +168,6 @@ READERS = (
     panoptic_picture,
     label_picture,
     picture,
+    box_file,
+    list_file,
 )

@@ -3,6 +3,8 @@
 
 examples:
   PYTHONPATH=tests python tests/fuzz/run.py own_json --seconds 60
+  PYTHONPATH=tests python tests/fuzz/run.py own_json --seconds 3600 --atheris --corpus /tmp/own_json
+  PYTHONPATH=tests python tests/fuzz/run.py own_json --lines --corpus /tmp/own_json
   PYTHONPATH=tests python tests/fuzz/run.py coco --input 4a00ff     # once, with a finding's bytes
 
 A finding (a traceback, a line that is none, an endless read, memory above the limit) ends it with
@@ -11,6 +13,7 @@ code they have reached.
 """
 
 import argparse
+import collections
 import contextlib
 import faulthandler
 import importlib.util
@@ -25,19 +28,20 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from types import CodeType, FrameType
 
 from fuzz.damage import random_choices
-from fuzz.readers import READERS, attempt
 
 MOST_MB = 1024  # beside what the process had before
 MOST_SECONDS = 20  # of CPU for one file
+FOLLOWED = ("wsis_d2", "PIL", "yaml", "fvcore", "yacs")  # whose code guides atheris
 
 
 class Coverage:
     """Lines of wsis_d2 that were reached, by the monitoring of Python 3.12 or a trace."""
 
     def __init__(self) -> None:
-        self.lines: set[tuple[str, int]] = set()
+        self.reached: dict[CodeType, set[int]] = collections.defaultdict(set)
 
     def start(self) -> None:
         if hasattr(sys, "monitoring"):
@@ -48,22 +52,39 @@ class Coverage:
         else:
             sys.settrace(self._call)
 
-    def _line(self, code, line: int):
-        if "wsis_d2" in code.co_filename:
-            self.lines.add((code.co_filename, line))
+    def _line(self, code: CodeType, line: int) -> object:
+        if "/wsis_d2/" in code.co_filename:
+            self.reached[code].add(line)
         return sys.monitoring.DISABLE
 
-    def _call(self, frame, event, argument):
+    def _call(self, frame: FrameType, event: str, argument: object) -> object:
         return self._trace if "/wsis_d2/" in frame.f_code.co_filename else None
 
-    def _trace(self, frame, event, argument):
+    def _trace(self, frame: FrameType, event: str, argument: object) -> object:
         if event == "line":
-            self.lines.add((frame.f_code.co_filename, frame.f_lineno))
+            self.reached[frame.f_code].add(frame.f_lineno)
         return self._trace
+
+    def missed(self) -> dict[CodeType, list[int]]:
+        """The lines that were not reached, of each function that was entered."""
+        lines = {
+            code: {n for *_, n in code.co_lines() if n} - {code.co_firstlineno}
+            for code in self.reached
+            if code.co_name != "<module>"
+        }
+        return {code: sorted(lines[code] - self.reached[code]) for code in lines}
+
+    def __str__(self) -> str:
+        missed = self.missed()
+        left = sum(map(len, missed.values()))
+        lines = sum(len(self.reached[code] - {code.co_firstlineno}) for code in missed)
+        return f"{lines} of {lines + left} lines of {len(missed)} functions reached"
 
 
 def guarded(name: str, data: bytes) -> bool:
     """Read one damaged file; AssertionError where it takes too long or too much memory."""
+    from fuzz.readers import attempt
+
     before = resource.getrusage(resource.RUSAGE_SELF)
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     try:
@@ -98,7 +119,7 @@ def at_random(name: str, seconds: float, seed: int) -> tuple[int, int, bytes | N
     return count, taken, None
 
 
-def by_coverage(name: str, seconds: float) -> None:
+def by_coverage(name: str, seconds: float, corpus: Path | None) -> None:
     """As at_random, with atheris, which ends the process itself."""
     import atheris
 
@@ -109,31 +130,57 @@ def by_coverage(name: str, seconds: float) -> None:
         for file in root.rglob("*.py")
         if re.search(r"import (numba|njit)", file.read_text())
     ]
-    with atheris.instrument_imports(include=["wsis_d2"], exclude=compiled):
+    # Only what is imported from here on tells atheris where it was: nothing may be imported before.
+    early = sorted(m for m in sys.modules if m.partition(".")[0] in FOLLOWED)
+    assert not early, f"imported before they could be followed: {early}"
+    with atheris.instrument_imports(include=list(FOLLOWED), exclude=compiled):
+        from fuzz.readers import attempt
+
         attempt(name, b"")  # what it reads with is imported now
-    folder = tempfile.mkdtemp(prefix="wsis_d2_fuzz_found_")
+    found = tempfile.mkdtemp(prefix="wsis_d2_fuzz_found_")
+    corpus = corpus or Path(tempfile.mkdtemp(prefix="wsis_d2_fuzz_corpus_"))
+    corpus.mkdir(parents=True, exist_ok=True)
+    for seed in range(200):  # from nothing, long inputs would be found late
+        (corpus / f"random_{seed}").write_bytes(random_choices(seed))
 
     def one(data: bytes) -> None:
         guarded(name, data)
 
     atheris.Setup(
-        [sys.argv[0], f"-max_total_time={max(1, int(seconds))}", "-max_len=64",
-         "-rss_limit_mb=8192", f"-artifact_prefix={folder}/", "-print_final_stats=1"],
+        [sys.argv[0], str(corpus), f"-max_total_time={max(1, int(seconds))}", "-max_len=64",
+         "-len_control=0", "-timeout=60", "-rss_limit_mb=8192", f"-artifact_prefix={found}/",
+         "-print_final_stats=1"],
         one,
     )  # fmt: skip
     atheris.Fuzz()
+
+
+def read_corpus(name: str, corpus: Path) -> None:
+    """Read what a fuzzer kept, and print how much of the code it reaches and what it does not."""
+    coverage = Coverage()
+    coverage.start()
+    files = sorted(corpus.iterdir())
+    taken = sum(guarded(name, file.read_bytes()) for file in files)
+    print(f"{name}: {len(files)} cases kept, {taken} taken, {coverage}")
+    for code, lines in coverage.missed().items():
+        if lines:
+            print(f"  {code.co_filename}: {code.co_qualname}: {lines}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("reader", choices=sorted(READERS))
+    parser.add_argument("reader", help="a name of fuzz.readers.READERS")
     parser.add_argument("--seconds", type=float, default=60.0, help="of CPU (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices")
     parser.add_argument("--input", help="hexadecimal bytes: read one file so damaged")
     parser.add_argument("--atheris", action="store_true", help="guided by coverage")
+    parser.add_argument("--corpus", type=Path, help="folder of the cases that atheris keeps")
+    parser.add_argument("--lines", action="store_true", help="lines that --corpus does not reach")
     args = parser.parse_args()
+    if args.lines and args.corpus is None:
+        parser.error("--lines needs --corpus")
     faulthandler.enable()
     if os.access("/dev/shm", os.W_OK):
         # A file written over again is written to the disk at once: three times as slow.
@@ -145,13 +192,18 @@ def main() -> int:
         print("taken" if guarded(args.reader, bytes.fromhex(args.input)) else "refused")
         return 0
     if args.atheris:
-        by_coverage(args.reader, args.seconds)
+        by_coverage(args.reader, args.seconds, args.corpus)
+    from fuzz.readers import attempt
+
     with contextlib.suppress(Exception):
         attempt(args.reader, b"")  # what is imported and built once
+    if args.lines:
+        read_corpus(args.reader, args.corpus)
+        return 0
     coverage = Coverage()
     coverage.start()
     count, taken, found = at_random(args.reader, args.seconds, args.seed)
-    print(f"{args.reader}: {count} cases, {taken} taken, {len(coverage.lines)} lines reached")
+    print(f"{args.reader}: {count} cases, {taken} taken, {coverage}")
     if found is not None:
         print(f"finding: --input {found.hex()}")
     return 1 if found is not None else 0

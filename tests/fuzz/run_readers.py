@@ -84,6 +84,33 @@ def results(data: bytes) -> None:
         format_results(run)
 
 
+def review(data: bytes) -> None:
+    from wsis_d2.weak_labels.review import KIND, read_review
+    from wsis_d2.weak_labels.store import LabelStore
+
+    content = {"kind": KIND, "recipe": "", "images": [
+        {"image_id": 1, "verdict": "accept", "name": "a.png"}]}  # fmt: skip
+    read_review(put_json("review.json", content, Choices(data))).check(
+        LabelStore.open(label_store())
+    )
+
+
+def metrics_lines(data: bytes) -> None:
+    from wsis_d2.report.runs import Run, read_metrics, training_curves
+
+    line = {"iteration": 19, "total_loss": 1.5, "lr": 0.1, "eta_seconds": 3.0}
+    text = b"".join(
+        json.dumps(line | {"iteration": n, "total_loss": 1 / n}).encode() + b"\n" for n in (1, 2, 3)
+    )
+    choices = Choices(data)
+    if choices.below(2):
+        text = json.dumps(damaged_json(line, choices)).encode() + b"\n" + text
+    else:
+        text = damaged_text(text, choices)
+    entries = read_metrics(put("metrics.json", text))
+    json.dumps(training_curves([Run("a", base(), metrics=entries)]), allow_nan=False)
+
+
 def metadata(data: bytes) -> None:
     from wsis_d2.model_zoo.publish import read_metadata
     from wsis_d2.structures.classes import ClassTable
@@ -120,5 +147,7 @@ READERS = (
     round_state,
     results,
     metadata,
+    review,
+    metrics_lines,
     config,
 )

@@ -14,17 +14,11 @@ from hypothesis import strategies as st
 from fuzz.readers import IN_C, READERS, attempt
 
 HERE = Path(__file__).parent
-# What once ended in a traceback, took gigabytes or did not end: bytes for the harness.
+# What once ended in a traceback, took gigabytes or did not end: bytes for the harness. They mean
+# something else when its sound file changes: what was found before has a test of the reader then.
 FINDINGS: dict[str, list[str]] = {
     "checkpoint_pkl": ["4fcdfb022106758565f269bc4209"],
-    "coco": ["8a8a2f7a7a7a7a232832147a7afffffffffffffff5040460", "ffffff0a05ff5a05ff5a5a5a5a"],
-    "label_studio": [
-        "e68276e4dc7563d4d8936315da215f04188f97",
-        "896f6f6f6f6f6f0127e8ff0aff3132ffff085f",
-    ],
-    "labelme": ["00fffffffffffffffff6"],
     "panoptic_picture": ["93fb39ca126b5ed9f1d9d76edd6fd8"],
-    "mat": ["e0246dcfe433efaf10b69b2f47500d156371"],
     "checkpoint_pth": ["d03c49", "4a58b791df6af1d8cd"],
     "store_files": ["e68276e4dc7563d4d8936315da215f04188f97", "6d0489d2bdf912ec717c47ca2260"],
     "round_state": ["def88d860e06d4c7d5da38322d094c0e8792"],
@@ -72,6 +66,6 @@ def test_a_minute_of_damaged_files(name):
         command.append("--atheris")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if name in (*IN_C, "mat") and done.returncode < 0:  # a reader in C, of HDF5 or of scipy
+    if name in IN_C and done.returncode < 0:
         pytest.skip(f"it ended by signal {-done.returncode}: see SECURITY.md")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

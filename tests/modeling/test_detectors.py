@@ -185,6 +185,14 @@ def test_boxes_of_a_file(data, tmp_path):
     path.write_text(json.dumps({"annotations": rows}))
     with pytest.raises(InputError, match="expected a COCO result file"):
         build_model(cfg).detector.detect([first["image"]], [first])
+    for wrong in (
+        {"score": float("nan")},
+        {"bbox": [0, 0, float("inf"), 5]},
+        {"bbox": [1e300] * 4},
+    ):
+        path.write_text(json.dumps([{**rows[0], **wrong}]))
+        with pytest.raises(InputError, match="in finite numbers"):
+            build_model(cfg).detector.detect([first["image"]], [first])
     with pytest.raises(InputError, match="nothing to train"):
         build_model(tiny_cfg(tmp_path, STAGE, "detector", *files, train="tiny_full"))
 

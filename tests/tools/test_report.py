@@ -15,7 +15,7 @@ from helpers.tiny_panoptic import renumber
 from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
 from wsis_d2.evaluation.results import read_results_json
 from wsis_d2.report.html import write_report
-from wsis_d2.report.runs import class_bars, run_report
+from wsis_d2.report.runs import class_bars, open_run, run_report
 from wsis_d2.report.sources import open_data
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
@@ -147,6 +147,14 @@ def test_curves_of_a_run_that_was_killed_while_writing(tiny_copy, tmp_path):
     page = tmp_path / "run.html"
     load_tool("report").main(["run", "--run", str(tiny_copy.run), "--output", str(page)])
     assert "total_loss" in page.read_text() and page_data(page)["items"] == []
+
+
+@pytest.mark.parametrize("iteration", ["NaN", '"5"', "[5]", "true", "1.5"])
+def test_a_line_of_no_training_is_named(tiny_copy, iteration):
+    lines = (tiny_copy.run / "metrics.json").read_text()
+    (tiny_copy.run / "metrics.json").write_text(f'{{"iteration": {iteration}}}\n{lines}')
+    with pytest.raises(InputError, match="metrics.json: line 1 is no line of a training"):
+        open_run("a", tiny_copy.run)
 
 
 def test_rounds_are_shown(tiny_copy, tmp_path):

@@ -65,6 +65,61 @@ def test_a_cell_array_of_more_cells_than_bytes_is_not_made(tmp_path, packed, inn
         read_matlab(path, ["a"])
 
 
+def element(kind, content):
+    return struct.pack("<II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
+
+
+def version_5(*variables, order=b"IM"):
+    return b"MATLAB 5.0".ljust(124) + b"\0\1" + order + b"".join(variables)
+
+
+def array(name, flags, *parts, sides=(1, 1)):
+    shape = struct.pack(f"<{len(sides)}i", *sides)
+    return element(14, element(6, struct.pack("<II", flags, 0)) + element(5, shape)
+                   + element(1, name) + b"".join(parts))  # fmt: skip
+
+
+NUMBER = element(9, struct.pack("<d", 5.0))
+A_CELL = array(b"", 6, NUMBER)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        array(b"a", 6 | 0x800, NUMBER),  # complex, without a part of imaginary values
+        array(b"a", 6, element(99, b"12345678")),
+        array(b"a", 6, A_CELL),
+        array(b"a", 6),
+        array(b"a", 6, NUMBER, sides=(-1, -1)),
+        array(b"a", 77, NUMBER),
+        array(b"a", 1, A_CELL, NUMBER, sides=(1, 2)),
+        array(b"a", 1, A_CELL, sides=(1, 2)),
+        array(b"a", 1, array(b"", 6 | 0x800, NUMBER)),
+        array(b"a", 2, element(5, struct.pack("<i", 2)), element(1, b"x\0y\0"), A_CELL),
+        array(b"a", 5, element(5, bytes(4)), element(5, bytes(8))),
+        array(b"a", 17, NUMBER),
+        element(14, element(6, struct.pack("<II", 17, 0)) + element(1, b"a") + A_CELL),
+    ],
+    ids=range(13),
+)
+def test_an_array_that_would_lead_scipy_past_its_end_is_refused(tmp_path, variable):
+    """scipy ends the process over the first few."""
+    path = tmp_path / "a.mat"
+    path.write_bytes(version_5(array(b"b", 6, NUMBER), variable))
+    with pytest.raises(InputError, match=r"a\.mat: no MATLAB file with a"):
+        read_matlab(path, ["a"])
+
+
+def test_arrays_made_by_hand_are_read_beside_objects_of_matlab(tmp_path):
+    path = tmp_path / "a.mat"
+    table = element(14, element(6, struct.pack("<II", 17, 0)) + element(1, b"t")
+                    + element(1, b"MCOS") + element(1, b"table") + A_CELL)  # fmt: skip
+    pair = array(b"a", 1, A_CELL, A_CELL, sides=(1, 2))
+    path.write_bytes(version_5(table, pair, array(b"c", 6 | 0x800, NUMBER, NUMBER)))
+    found = read_matlab(path, ["a", "c"])
+    assert [part.item() for part in found["a"].ravel()] == [5, 5] and found["c"].item() == 5 + 5j
+
+
 def test_sparse_and_empty_arrays_are_read(tmp_path):
     """A sparse array has more places than bytes."""
     path = tmp_path / "a.mat"

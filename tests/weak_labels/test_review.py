@@ -66,6 +66,10 @@ def test_refused_images_become_ignore_and_may_come_back(store, tmp_path):
         ({"kind": "other"}, "no review"),
         ({"kind": "wsis_d2 review", "images": [{"image_id": 1, "verdict": "x"}]}, "accept"),
         ({"kind": "wsis_d2 review", "images": [{"verdict": "full"}]}, "image_id"),
+        (
+            {"kind": "wsis_d2 review", "images": [{"verdict": "full", "image_id": "a" * 300}]},
+            "image_id",
+        ),
         ({"kind": "wsis_d2 review", "images": [{"image_id": 1, "verdict": "full"}] * 2}, "twice"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.data.panoptic_format import PanopticFile
 from wsis_d2.evaluation.results import fs_percent, read_results_json
 from wsis_d2.report.html import write_report
@@ -108,7 +109,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the lines of a ``metrics.json``; a last line cut off by a kill is left out.
 
     Raises:
-        InputError: a line that is no JSON object.
+        InputError: a line that is no JSON object, or whose iteration is no integer.
     """
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     entries = []
@@ -117,11 +118,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             entry = json.loads(line) if line.strip() else {}
             if not isinstance(entry, dict):
                 raise ValueError(f"{type(entry).__name__}, expected an object")
+            if type(entry.get("iteration", 0)) is not int:
+                raise ValueError(f"its iteration is {shorten(entry['iteration'])}")
             entries.append(entry)
         except ValueError as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}: line {number} is no JSON object ({error})") from None
+            raise InputError(f"{path}: line {number} is no line of a training ({error})") from None
     return [entry for entry in entries if "iteration" in entry]
 
 
@@ -130,16 +133,14 @@ def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     keys: dict[str, None] = {}
     for run in runs:
         for entry in run.metrics:
-            keys.update(dict.fromkeys(k for k, v in entry.items() if isinstance(v, int | float)))
+            keys.update(dict.fromkeys(k for k, v in entry.items() if is_number(v)))
     wanted = [k for k in keys if k not in _HIDDEN and "-" not in k and not k.startswith("rank")]
     wanted.sort(key=lambda k: (k != "total_loss", not k.startswith("loss"), k != "lr", k))
     charts = []
     for key in wanted:
         series = []
         for run in runs:
-            points = {
-                e["iteration"]: e[key] for e in run.metrics if isinstance(e.get(key), int | float)
-            }
+            points = {e["iteration"]: e[key] for e in run.metrics if is_number(e.get(key))}
             points = {x: y for x, y in sorted(points.items()) if math.isfinite(y)}
             if len(points) < 2:
                 continue

@@ -18,6 +18,7 @@ from typing import Any
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import is_image_id
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def read_review(path: str | os.PathLike) -> Review:
     for place, entry in enumerate(entries):
         where = f"{path}: images[{place}]"
         image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
-        if isinstance(image_id, bool) or not isinstance(image_id, int | str):
+        if not is_image_id(image_id):
             raise InputError(f"{where}: has no image_id; {expected}")
         if entry.get("verdict") not in VERDICTS:
             raise InputError(

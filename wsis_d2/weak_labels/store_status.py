@@ -6,6 +6,7 @@ import os
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,16 @@ def image_key(image_id: int | str) -> str:
     if isinstance(image_id, (int, np.integer)):
         return f"{int(image_id):012d}"
     return urllib.parse.quote(str(image_id), safe=" ")
+
+
+def is_image_id(value: Any) -> bool:
+    """Whether a value of a file can be an image's id: :func:`image_key` names a file with it."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        return False
+    try:
+        return len(image_key(value)) <= 240
+    except (UnicodeEncodeError, ValueError):  # half a character; more digits than Python writes
+        return False
 
 
 def done_status(

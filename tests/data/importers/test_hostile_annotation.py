@@ -11,6 +11,8 @@ from PIL import Image
 from wsis_d2.data.importers.coco import read_coco
 from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
+from wsis_d2.data.importers.label_studio import read_label_studio
+from wsis_d2.data.importers.own_data import to_own_data
 from wsis_d2.data.importers.per_image import read_labelme, read_voc
 from wsis_d2.data.importers.yolo import read_yolo
 from wsis_d2.utils.errors import InputError
@@ -63,6 +65,8 @@ HOSTILE_FILES = {
     "labelme NaN": ("json", LABELME % "[[NaN, 1], [2, 3]]", "finite"),
     "labelme huge": ("json", LABELME % ("[[1, 1], [2, 1" + "0" * 400 + "]]"), "finite"),
     "labelme points": ("json", LABELME % '"all"', "finite"),
+    "labelme point": ("json", LABELME.replace('"label"', '"shape_type": "point", "label"') % 5,
+                      "finite"),
     "labelme nested": ("json", "[" * 100000, "nested|cut off"),
 }  # fmt: skip
 
@@ -103,6 +107,10 @@ HOSTILE_COCO = {
         "a.png has 60 x 40 pixels, its annotation says 61 x 40",
     ),
     "image id": (("images", "id", []), "with an id"),
+    "image id without end": (("images", "id", "a" * 300), "with an id"),
+    "image id of half a character": (("images", "id", "\ud800"), "with an id"),
+    "image id that is no number": (("images", "id", True), "with an id"),
+    "crop tags": (("images", "crop_tags", 16), "crop 16: expected box and tags"),
     "box NaN": (("annotations", "bbox", [math.nan, 1, 2, 3]), "finite"),
     "box huge": (("annotations", "bbox", [10**400, 1, 2, 3]), "finite"),
     "box text": (("annotations", "bbox", "1 2 3 4"), "finite"),
@@ -122,6 +130,56 @@ def test_hostile_coco_is_named(case, photos, tmp_path):
     (tmp_path / "coco.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=expected):
         read_coco(tmp_path / "coco.json", ImageIndex(photos), ImportLog())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 10**6])
+def test_turned_boxes_of_voc_may_turn_around_many_times(photos, tmp_path, turns):
+    angle = math.radians(90) + 2 * math.pi * turns
+    values = {"cx": 20, "cy": 15, "w": 10, "h": 4, "angle": angle}
+    inner = "".join(f"<{k}>{v!r}</{k}>" for k, v in values.items())
+    text = f"<annotation><object><name>cow</name><robndbox>{inner}</robndbox></object></annotation>"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.xml").write_text(text)
+    (picture,) = read_voc(tmp_path / "notes", ImageIndex(photos), ImportLog())
+    assert picture.boxes[0][1:5] == pytest.approx((18, 10, 4, 10), abs=1e-3)
+    (tmp_path / "notes" / "a.xml").write_text(text.replace(repr(angle), "1e308"))
+    (picture,) = read_voc(tmp_path / "notes", ImageIndex(photos), ImportLog())
+    assert len(picture.boxes) == 1
+
+
+def test_boxes_and_names_that_mean_nothing_are_passed_over(photos, tmp_path):
+    """A box whose width has no digits left, a parent that is no name, an image called NUL."""
+    content = json.loads(json.dumps(COCO))
+    content["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [1, 2, 1e-6, 4]})
+    content["categories"][0]["supercategory"] = math.inf
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    log = ImportLog()
+    pictures, categories = read_coco(tmp_path / "coco.json", ImageIndex(photos), log)
+    assert [p.boxes for p in pictures] == [[("cow", 1, 2, 3, 4, False)]]
+    assert [entry["why"] for entry in log.dropped] == ["no area"]
+    json.dumps(to_own_data(pictures, log, known=categories), allow_nan=False)
+    (tmp_path / "notes").mkdir()
+    text = LABELME.replace("a.png", "\\u0000") % "[[1, 1], [2, 3]]"
+    (tmp_path / "notes" / "a.json").write_text(
+        text.replace('"label"', '"shape_type": "rectangle", "label"')
+    )
+    found = read_labelme(tmp_path / "notes", ImageIndex(photos), ImportLog())
+    assert [p.file_name for p in found] == ["a.png"] and len(found[0].boxes) == 1
+
+
+@pytest.mark.parametrize("region", [{"id": {"id": 8}}, {"id": ["a"]}, {"id": "a" * 3000}])
+def test_label_studio_ids_may_be_anything(photos, tmp_path, region):
+    value = {"x": 10, "y": 10, "width": 20, "height": 20, "rectanglelabels": ["cow"]}
+    result = [{"type": "rectanglelabels", "value": value, **region}]
+    task = {**region, "data": {"image": "a.png"}, "annotations": [{"result": result}]}
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    found = read_label_studio(tmp_path / "tasks.json", ImageIndex(photos), ImportLog())
+    assert [len(p.boxes) for p in found] == [1]
+    task["annotations"] = []
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    log = ImportLog()
+    assert read_label_studio(tmp_path / "tasks.json", ImageIndex(photos), log) == []
+    assert all(len(line) < 500 for line in log.lines())
 
 
 def test_bad_images_are_named(tmp_path):

@@ -12,11 +12,12 @@ from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold, to_flag
 from wsis_d2.data.importers.own_data import file_categories
-from wsis_d2.data.importers.picture import Picture, add_box, add_mark
+from wsis_d2.data.importers.picture import Picture, add_box, add_crop, add_mark
 from wsis_d2.data.importers.tags import split_names
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
+from wsis_d2.weak_labels.store_status import is_image_id
 
 
 def read_coco(
@@ -69,8 +70,8 @@ def read_coco(
     used: set[str] = set()
     for k, entry in enumerate(content["images"]):
         where = f"{source}: images[{k}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-            log.bad("image", where, "expected an object with an id")
+        if not isinstance(entry, dict) or not is_image_id(entry.get("id")):
+            log.bad("image", where, "expected an object with an id: an integer or a short name")
             continue
         if entry["id"] in pictures:
             log.bad("image", where, f"id {shorten(entry['id'])} is used twice")
@@ -102,10 +103,10 @@ def read_coco(
                 log.drop("tag", where, why)
         for crop in _listed(entry.get("crop_tags")):
             box = crop.get("box") if isinstance(crop, dict) else None
-            if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+            if not isinstance(box, list):
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
-            picture.crop_tags.append((tuple(box), _names(crop.get("tags"), names, where, log)))
+            add_crop(picture, box, _names(crop.get("tags"), names, where, log), where, log)
         for key in ("points", "scribbles"):
             for mark in _listed(entry.get(key)):
                 category = mark.get("category_id") if isinstance(mark, dict) else None

@@ -88,9 +88,8 @@ def read_voc(
             turned = [to_number(item.findtext(f"robndbox/{e}")) for e in _TURNED]
             if item.find("bndbox") is None and all(map(is_finite, turned)):
                 cx, cy, w, h, angle = turned
-                corners_of_box = upright(
-                    cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, math.degrees(angle)
-                )
+                degrees = math.degrees(math.remainder(angle, 2 * math.pi))
+                corners_of_box = upright(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, degrees)
                 log.change("box", label, "turned, taken by its upright box")
                 add_box(picture, item.findtext("name"), corners_of_box, label, log)
                 continue
@@ -151,7 +150,7 @@ def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) ->
         for k, shape in enumerate(content["shapes"]):
             label = f"{where}: shapes[{k}]"
             kind = shape.get("shape_type") if isinstance(shape, dict) else None
-            is_mark = kind in _MARKS and shape.get("points")
+            is_mark = kind in _MARKS and isinstance(shape.get("points"), list) and shape["points"]
             corners = shape["points"] if is_mark else _shape_corners(shape, label, log)
             if corners is None:
                 continue

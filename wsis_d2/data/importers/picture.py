@@ -99,19 +99,36 @@ def add_box(
         shown = shorten([round(v, 4) for v in (x0, y0, x1, y1)])
         log.bad("box", where, f"its corners {shown} are relative to the image, expected pixels")
         return None
-    if x1 <= x0 or y1 <= y0:
+    if round(x1 - x0, 4) <= 0 or round(y1 - y0, 4) <= 0:
         log.drop("box", where, "no area")
         return None
     u0, v0 = max(x0, 0.0), max(y0, 0.0)
     u1, v1 = min(x1, float(picture.width)), min(y1, float(picture.height))
-    if u1 <= u0 or v1 <= v0:
+    x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
+    if w <= 0 or h <= 0:
         log.drop("box", where, "wholly outside the image")
         return None
     if max(u0 - x0, v0 - y0, x1 - u1, y1 - v1) > 1:
         log.change("box", where, "more than a pixel outside the image, clipped")
-    x, y, w, h = (round(v, 4) for v in (u0, v0, u1 - u0, v1 - v0))
     picture.boxes.append((name, x, y, w, h, bool(crowd)))
     return len(picture.boxes) - 1
+
+
+def add_crop(picture: Picture, xywh: list, tags: set[str], where: str, log: ImportLog) -> None:
+    """Add the tags of a part of the image; one that leaves the image, or is none, is an error."""
+    if len(xywh) != 4 or not all(is_number(v) and math.isfinite(v) for v in xywh):
+        log.bad("tag", where, f"crop {shorten(xywh)}: expected x, y, width, height")
+        return
+    x, y, w, h = xywh
+    inside = min(x + w, picture.width) > max(x, 0) and min(y + h, picture.height) > max(y, 0)
+    if w > 0 and h > 0 and max(x + w, y + h) <= 1:
+        log.bad("tag", where, f"crop {shorten(xywh)} is relative to the image; expected pixels")
+    elif min(x, y) < -1 or x + w > picture.width + 1 or y + h > picture.height + 1:
+        log.bad("tag", where, f"crop {shorten(xywh)} leaves its image {picture.file_name}")
+    elif not inside:
+        log.bad("tag", where, f"crop {shorten(xywh)} has no area; expected x, y, width, height")
+    else:
+        picture.crop_tags.append(((x, y, w, h), tags))
 
 
 def add_mark(

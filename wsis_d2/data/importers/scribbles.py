@@ -10,13 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from wsis_d2.data.datasets.own.marks import MAX_SHARE
-from wsis_d2.data.importers.files import annotation_files, relative_stem
+from wsis_d2.data.importers.files import annotation_files, bad_file, relative_stem
 from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Mark, Picture
+from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import opened_png
 
 #: The value of what was not drawn on.
 UNMARKED = 255
@@ -82,10 +83,10 @@ def read_scribbles(
 
 def _values(file: Path, where: str, log: ImportLog) -> np.ndarray | None:
     try:
-        with Image.open(file) as image:
+        with opened_png(file) as image:
             mode, values = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        log.bad("file", where, f"cannot be read as PNG ({error})")
+    except InputError as error:
+        bad_file(error, where, log)
         return None
     if mode not in ("L", "P", "1") or values.ndim != 2:
         log.bad("file", where, f"has {mode} pixels, expected one channel of class numbers")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
-from wsis_d2.data.importers.files import is_finite, read_bytes, to_number
+from wsis_d2.data.importers.files import read_bytes, to_number
 from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold
-from wsis_d2.data.importers.picture import Picture
+from wsis_d2.data.importers.picture import Picture, add_crop
 from wsis_d2.utils.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
@@ -105,15 +105,7 @@ def read_tags_csv(
         if not crop_columns:
             picture.tags |= tags
             continue
-        x, y, w, h = crop = [to_number(row[c]) for c in crop_columns]
-        if not all(map(is_finite, crop)) or w <= 0 or h <= 0:
-            log.bad("tag", where, f"crop {shorten(crop)}: expected x, y, width, height")
-        elif max(x + w, y + h) <= 1:
-            log.bad("tag", where, f"crop {shorten(crop)} is relative to the image; expected pixels")
-        elif min(x, y) < -1 or x + w > picture.width + 1 or y + h > picture.height + 1:
-            log.bad("tag", where, f"crop {shorten(crop)} leaves its image {found}")
-        else:
-            picture.crop_tags.append(((x, y, w, h), tags))
+        add_crop(picture, [to_number(row[c]) for c in crop_columns], tags, where, log)
     return list(by_name.values())
 
 

@@ -317,17 +317,19 @@ class BoxesFromFiles(nn.Module):
                     )
                 else:
                     index = list(things).index(place)
-                if index >= 0 and row["score"] > self.limits.score:
-                    x, y, w, h = map(float, row["bbox"])
-                    own = result.setdefault(str(row["image_id"]), [])
-                    own.append([x, y, x + w, y + h, float(row["score"]), index])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                x, y, w, h = map(float, row["bbox"])
+                values = [x, y, x + w, y + h, float(row["score"])]
+                if not all(abs(v) < 1e9 for v in values):  # nor a float that is none
+                    raise ValueError(f"bbox {row['bbox']}, score {row['score']}"[:120])
+                if index >= 0 and values[4] > self.limits.score:
+                    result.setdefault(str(row["image_id"]), []).append([*values, index])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"MODEL.WSIS.DETECTOR_BOXES: {path}: {type(error).__name__} {error}; expected a "
                 "COCO result file, a list of image_id, category_id, bbox [x, y, width, height], "
-                "score"
+                "score, in finite numbers"
             ) from None
         return result
 

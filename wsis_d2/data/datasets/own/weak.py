@@ -33,7 +33,7 @@ from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.store_status import image_key
+from wsis_d2.weak_labels.store_status import is_image_id
 
 WEAK_RECORD_FIELDS = frozenset(
     {"file_name", "image_id", "height", "width", "annotations", "image_tags", "crop_tags",
@@ -201,16 +201,6 @@ def _kind(value: Any) -> str:
     return "missing" if value is None else f"{type(value).__name__} {shorten(value, 40)}"
 
 
-def _is_id(value: Any) -> bool:
-    """Whether a value names an image, and its labels' files."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        return False
-    try:
-        return len(image_key(value)) <= 240
-    except (UnicodeEncodeError, ValueError):  # half a character; more digits than Python writes
-        return False
-
-
 def _tags(tags: Any, where: str, label: str, classes: ClassTable) -> list[int]:
     if not isinstance(tags, list):
         raise InputError(f"{where}: {label} is {_kind(tags)}; expected a list of category ids")
@@ -235,7 +225,7 @@ def _image_record(
     if not isinstance(entry, dict):
         raise InputError(f"{where}: is {_kind(entry)}; expected an object")
     image_id = entry.get("id")
-    if not _is_id(image_id):
+    if not is_image_id(image_id):
         raise InputError(
             f"{where}: id is {_kind(image_id)}; expected an integer or a name, short enough for a "
             "file of its own"
