@@ -99,5 +99,36 @@ def test_errors(tmp_path):
     with pytest.raises(InputError, match="COCO 2014 train: found 2 images, .* gives 82783"):
         run_prepare("prepare_coco", "--root", tmp_path)
     (tmp_path / "coco" / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
-    with pytest.raises(InputError, match="COCO_val2014_000000000042.jpg: missing"):
+    with pytest.raises(
+        InputError, match="COCO_val2014_000000000042.jpg: .*unpack the official archive"
+    ):
+        prepare(tmp_path, "2014")
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("categories", {"name": None}, "category 'person' missing"),
+        ("categories", {"name": ["person"]}, "not an instance file of COCO"),
+        ("annotations", {"bbox": None}, "not an instance file of COCO .*NoneType"),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotation [0-9]+: bbox or area"),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "annotation [0-9]+: bbox or area"),
+        ("annotations", {"bbox": [1, 2, 3, 10**400]}, "not an instance file of COCO .*Overflow"),
+        ("annotations", {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]}, "far outside"),
+        ("annotations", {"segmentation": [[1, 1, 5, 5]]}, "a polygon needs three points"),
+        ("images", {"file_name": "../../secret.jpg"}, "image [0-9]+: file_name, height or width"),
+        ("images", {"height": 10**9}, "image [0-9]+: file_name, height or width"),
+        ("images", {"height": 1}, "pixels, its annotation says [0-9]+ x 1;"),
+    ],
+    ids=range(11),
+)
+def test_a_broken_instance_file_is_named(tmp_path, section, change, message):
+    make_coco(tmp_path, "2014")
+    path = tmp_path / "coco" / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    for entry in content[section]:
+        if section != "categories" or entry["name"] == "person":
+            entry.update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
         prepare(tmp_path, "2014")

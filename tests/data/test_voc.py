@@ -22,6 +22,8 @@ from helpers.official_trees import (
     sbd_maps,
 )
 from PIL import Image
+from scipy import sparse
+from scipy.io import savemat
 
 from wsis_d2.data.datasets.builtin import voc
 from wsis_d2.utils.errors import InputError
@@ -258,6 +260,24 @@ def test_bad_sources_are_named(tree):
     mat.write_bytes(b"not a mat file")
     with pytest.raises(InputError, match="2008_000004.mat: no MATLAB file with GTinst"):
         prepare(tree)
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"2007_000032\n\xff\xfe\n")
+    with pytest.raises(InputError, match=r"train\.txt: no list of names .*unpack VOC again"):
+        voc.read_list(tmp_path / "train.txt", "VOC")
+
+
+def test_a_boundary_that_points_outside_its_image_is_refused(tmp_path):
+    """scipy would write past the end of the picture's memory."""
+    border = sparse.csc_matrix(np.eye(3, 4))
+    border.indices[0] = 1 << 20
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = border
+    content = {"Segmentation": np.ones((3, 4), np.uint8), "Categories": [3], "Boundaries": cells}
+    savemat(tmp_path / "a.mat", {"GTinst": content})
+    with pytest.raises(InputError, match=r"a\.mat: no SBD file"):
+        voc.read_sbd(str(tmp_path / "a.mat"), "GTinst")
 
 
 def test_without_sbd(tree):

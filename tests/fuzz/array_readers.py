@@ -16,19 +16,16 @@ from fuzz.damage import Choices, damaged_bytes, damaged_json
 from fuzz.files import SIZE, base, put, put_json
 
 
-def mat(data: bytes) -> None:
+def damaged_mat(content: dict, choices: Choices) -> bytes:
+    """Damage a MATLAB file of version 5 (of 4, in which cells are missing), compressed or not."""
     from scipy.io import savemat
 
-    from wsis_d2.weak_labels.proposals.files import read_mat
-
-    choices = Choices(data)
-    labels = np.empty((2, 1), object)
-    labels[0, 0], labels[1, 0] = np.array([[1, 2]], np.uint16), np.array([[3]], np.uint16)
-    superpixels = np.repeat(np.arange(1, 5, dtype=np.uint16), 48).reshape(SIZE)
     buffer = io.BytesIO()
-    content = {"superpixels": superpixels, "labels": labels, "other": {"a": [1.5, "x"]}}
     if choices.below(16) == 1:
-        savemat(buffer, {"superpixels": superpixels}, format="4")  # which knows no cells
+        plain = {
+            k: v for k, v in content.items() if getattr(v, "dtype", None) not in (None, object)
+        }
+        savemat(buffer, plain or {"a": 1}, format="4")
     else:
         savemat(buffer, content)
     file = buffer.getvalue()
@@ -39,8 +36,36 @@ def mat(data: bytes) -> None:
     if choices.below(2):  # compressed, as MATLAB writes it: the damage lies inside
         body = zlib.compress(file[128:], 1)
         file = file[:128] + struct.pack("<II", 15, len(body)) + body
+    return file
+
+
+def mat(data: bytes) -> None:
+    from wsis_d2.weak_labels.proposals.files import read_mat
+
+    labels = np.empty((2, 1), object)
+    labels[0, 0], labels[1, 0] = np.array([[1, 2]], np.uint16), np.array([[3]], np.uint16)
+    superpixels = np.repeat(np.arange(1, 5, dtype=np.uint16), 48).reshape(SIZE)
+    content = {"superpixels": superpixels, "labels": labels, "other": {"a": [1.5, "x"]}}
     with np.errstate(all="ignore"):
-        read_mat(put("p.mat", file), SIZE)
+        read_mat(put("p.mat", damaged_mat(content, Choices(data))), SIZE)
+
+
+def sbd(data: bytes) -> None:
+    from collections import Counter
+
+    from scipy import sparse
+
+    from wsis_d2.data.datasets.builtin.voc import fuse, read_sbd
+
+    objects = np.repeat(np.uint8([0, 1, 2, 0]), 48).reshape(SIZE)
+    borders = np.empty((2, 1), object)
+    borders[:, 0] = [sparse.csc_matrix(objects == k) for k in (1, 2)]
+    content = {"Segmentation": objects, "Categories": np.uint8([[3], [5]]), "Boundaries": borders}
+    with np.errstate(all="ignore"):
+        file = put("s.mat", damaged_mat({"GTinst": content}, Choices(data)))
+        found, classes, _ = read_sbd(str(file), "GTinst")
+        if found.shape == SIZE:  # else refused: another size than its image's
+            fuse(np.repeat(np.int32([0, 3, 5, 255]), 48).reshape(SIZE), found, classes, Counter())
 
 
 def mat_73(data: bytes) -> None:
@@ -161,6 +186,7 @@ def caffemodel(data: bytes) -> None:
 READERS = (
     mat,
     mat_73,
+    sbd,
     masks_json,
     contour_weights,
     checkpoint_pth,

@@ -152,6 +152,34 @@ def box_file(data: bytes) -> None:
     assert found[0].pred_boxes.tensor.isfinite().all() and found[0].scores.isfinite().all()
 
 
+def coco_official(data: bytes) -> None:
+    from wsis_d2.data.datasets.builtin.coco import converter, make_jobs
+    from wsis_d2.data.datasets.builtin.metadata import COCO_NAMES, VOC_CATEGORIES
+
+    names = [COCO_NAMES.get(c["name"], c["name"]) for c in VOC_CATEGORIES if c["id"]]
+    row = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [1, 2, 8, 6], "area": 40.0,
+           "iscrowd": 0, "segmentation": [[1, 2, 9, 2, 9, 8, 1, 8]]}  # fmt: skip
+    crowd = {"iscrowd": 1, "segmentation": {"size": [12, 16], "counts": [20, 5, 167]}}
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 12, "width": 16}],
+        "annotations": [row, row | crowd],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=1)],
+    }
+    put("coco/val2017/a.png", (base() / "images/a.png").read_bytes())
+    put_json("coco/annotations/instances_val2017.json", content, Choices(data))
+    for job in make_jobs(base() / "coco", "2017", "val")[0]:
+        converter()(job)
+
+
+def voc_lists(data: bytes) -> None:
+    from wsis_d2.data.datasets.builtin.voc import split_lists
+
+    folder = "voc/ImageSets/Segmentation"
+    put(f"{folder}/val.txt", b"c\n")
+    put(f"{folder}/train.txt", damaged_text(b"a  1\nb -1\n", Choices(data)))
+    split_lists(base() / "voc", None, partial_tree=True)
+
+
 def list_file(data: bytes) -> None:
     from wsis_d2.data.datasets.own.full_images import mark_full
 
@@ -169,5 +197,7 @@ READERS = (
     label_picture,
     picture,
     box_file,
+    coco_official,
+    voc_lists,
     list_file,
 )

@@ -11,6 +11,7 @@ them. Here an image is taken if it has at least one object, not a crowd, of a VO
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 
 from wsis_d2.data.datasets.builtin.metadata import COCO_NAMES, VOC_CATEGORIES
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
+from wsis_d2.data.datasets.builtin.segments import image_size
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 
@@ -78,17 +80,35 @@ def make_jobs(
         min_area: an image needs an object of a VOC class larger than this, in pixels.
     """
     content = read_instances(coco, year, part)
-    to_voc = voc_category_ids(content["categories"], f"instances_{part}{year}.json")
+    path = f"instances_{part}{year}.json"
+    try:
+        return _jobs_of(content, path, coco, f"{part}{year}", min_area), len(content["images"])
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"{path}: not an instance file of COCO ({type(error).__name__} {str(error)[:120]}); "
+            "take COCO's official file"
+        ) from None
+
+
+def _jobs_of(
+    content: dict[str, Any], path: str, coco: Path, folder: str, min_area: float
+) -> list[ImageJob]:
+    to_voc = voc_category_ids(content["categories"], path)
     by_image: dict[int, list[dict[str, Any]]] = {}
     chosen = set()
     for annotation in content["annotations"]:
         if annotation["category_id"] not in to_voc:
             continue
+        box = annotation["bbox"]
+        if len(box) != 4 or not all(map(math.isfinite, [*box, annotation["area"]])):
+            raise ValueError(f"annotation {annotation['id']}: bbox or area")
         crowd = int(annotation.get("iscrowd", 0))
         by_image.setdefault(annotation["image_id"], []).append(
             {
                 "category_id": to_voc[annotation["category_id"]],
-                "bbox": annotation["bbox"],
+                "bbox": box,
                 "iscrowd": crowd,
                 "area": annotation["area"],
                 "segmentation": annotation["segmentation"],
@@ -99,12 +119,15 @@ def make_jobs(
     jobs = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
         if image["id"] in chosen:
-            name = f"{part}{year}/{image['file_name']}"
+            name = f"{folder}/{image['file_name']}"
             size = (image["height"], image["width"])
+            plain = Path(name).parent.as_posix() == folder and "\0" not in name
+            if not plain or not all(type(v) is int and 0 < v < 1 << 16 for v in size):
+                raise ValueError(f"image {image['id']}: file_name, height or width")
             jobs.append(
                 ImageJob(image["id"], (str(coco / name),), (name, *size, by_image[image["id"]]))
             )
-    return jobs, len(content["images"])
+    return jobs
 
 
 def converter() -> Callable[[ImageJob], Converted]:
@@ -114,6 +137,12 @@ def converter() -> Callable[[ImageJob], Converted]:
 
 def _convert(job: ImageJob) -> Converted:
     name, height, width, objects = job.data
+    found = image_size(job.sources[0])
+    if found != (height, width):
+        raise InputError(
+            f"{job.sources[0]}: has {found[1]} x {found[0]} pixels, its annotation says {width} x "
+            f"{height}; both must come from the official archives"
+        )
     counts: Counter[str] = Counter()
     annotations = []
     for thing in objects:
@@ -164,6 +193,11 @@ def decode(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
         if isinstance(segmentation, dict):
             rle = checked_rle(segmentation, (height, width))
         else:
+            if not all(
+                len(part) >= 6 and len(part) % 2 == 0 and all(abs(v) < 1 << 16 for v in part)
+                for part in segmentation
+            ):  # pycocotools would draw, or write, far outside
+                raise ValueError("a polygon needs three points, none of them far outside")
             rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
         return mask_util.decode(rle).astype(bool)
     except Exception as error:

@@ -53,12 +53,14 @@ def read_list(path: str | Path, what: str) -> list[str]:
     """Return the names of an official list: first word of each line, blank lines skipped.
 
     Raises:
-        InputError: the list is missing, or names an image twice.
+        InputError: the list is missing, no text, or names an image twice.
     """
     try:
         names = [line.split()[0] for line in Path(path).read_text().splitlines() if line.strip()]
     except FileNotFoundError:
         raise InputError(f"{path}: list missing; unpack {what}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no list of names ({error}); unpack {what} again") from None
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise InputError(f"{path}: {twice[0]} is listed twice; take the official list of {what}")
@@ -244,6 +246,8 @@ def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
             classes = np.asarray(struct["Categories"]).astype(np.int64).reshape(-1)
         for cell in np.asarray(struct["Boundaries"]).reshape(-1) if "Boundaries" in names else ():
             if cell.shape == segmentation.shape:
+                if sparse.issparse(cell):
+                    cell.check_format(full_check=True)  # it would write past its end
                 part = cell.toarray() if sparse.issparse(cell) else np.asarray(cell)
                 boundaries = part > 0 if boundaries is None else boundaries | (part > 0)
     except InputError as error:
