@@ -67,6 +67,10 @@ class Experiment:
             )
             raise InputError(f"{name}: no such experiment, expected one of {names}")
         content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
+        for key, kind in (("runs", dict), ("datasets", dict), ("data", str)):
+            found = content.get(key) if isinstance(content, dict) else None
+            if not isinstance(found, kind):
+                raise InputError(f"{self.file}: {key} is {found!r:.60}, expected a {kind.__name__}")
         self.runs: dict[str, dict[str, Any]] = content["runs"]
         self.groups: dict[str, list[str]] = content.get("groups", {})
         # Of its own: a training would go on from the few steps of a quick one.
@@ -76,6 +80,10 @@ class Experiment:
         self.seed = seed
         self.quick = quick
         self.jobs: dict[str, Job] = {}
+        for section in ("datasets", "runs"):
+            for name, fields in content[section].items():
+                if not isinstance(fields, dict):
+                    raise InputError(f"{self.file}: {section}: {name} has no fields")
         for run, fields in self.runs.items():
             self._check(run, fields)
 

@@ -107,6 +107,21 @@ def test_nothing_that_weak_supervision_needs_is_told_of_masks(name):
         assert weak and not any("panoptic_json" in entry for entry in weak)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "runs is None, expected a dict"),
+        ("runs: {}\ndata: x", "datasets is None"),
+        ("runs: {}\ndatasets: {a: {}}\ndata: 5", "data is 5, expected a str"),
+        ("runs: {a: null}\ndatasets: {}\ndata: x", "runs: a has no fields"),
+    ],
+)
+def test_an_experiment_that_lacks_a_part_is_named(tmp_path, text, message):
+    (tmp_path / "experiment.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"experiment\.yaml: {message}"):
+        experiment(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_jobs_come_after_what_they_need(name):
     done = set()

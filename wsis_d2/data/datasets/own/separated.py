@@ -97,7 +97,8 @@ def register_separated(
     file_ids = list(classes.ids)
     if base.panoptic_json and os.path.isfile(base.panoptic_json):
         content = read_json(base.panoptic_json)
-        truth = parse_categories(content.get("categories"), base.panoptic_json)
+        categories = content.get("categories") if isinstance(content, dict) else None
+        truth = parse_categories(categories, base.panoptic_json)
         for category, place in zip(truth.ids, match_classes(classes, truth), strict=True):
             file_ids[place] = category
     DatasetCatalog.register(twin, lambda: load_separated(name, folder, masks, keep_all))
@@ -154,7 +155,7 @@ def load_separated(
         index = json.loads(index_file.read_text())
     except (OSError, ValueError):
         index = {}
-    if index.get("fingerprint") != fingerprint:
+    if not isinstance(index, dict) or index.get("fingerprint") != fingerprint:
         index = {"fingerprint": fingerprint, "annotations": {}, "unlabelled": []}
         for record, semantic, annotations in progress(
             _separate(records, base, twin, store), total=len(records), desc=f"separating {name}"
