@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from wsis_d2.utils.errors import InputError, check_choice, os_reason
+from wsis_d2.utils.png import check_png
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,6 @@ _SIDEWAYS = (5, 6, 7, 8)
 # A 16-bit picture that uses less of its range holds 12 bits or fewer, and would come out black.
 _LEAST_OF_16_BITS = 4096
 _BAND = 1 << 22  # pixels
-_MOST_OF_DEFLATE = 1032  # times that its format can shrink anything
 _SAVE_8_BITS = "save it with 8 bits a channel"
 _DARK = (
     "uses less than a sixteenth of the levels of its 16 bits and would be black; stretch its "
@@ -155,8 +155,6 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS) as image:
-                if image.format == "PNG":
-                    _check_bytes(path, image)
                 yield image
         return
     except FileNotFoundError:
@@ -181,6 +179,8 @@ def _refuse_unread(path: str | Path, error: Exception) -> None:
 def _read(path: str | Path) -> np.ndarray:
     """Return a photograph decoded, turned and in RGB, uint8 (H, W, 3)."""
     with _opened(path) as image:
+        if image.format == "PNG":
+            check_png(path)  # before memory is taken for its pixels
         image.load()
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
@@ -225,7 +225,7 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG",)) as image:
-                _check_bytes(path, image)
+                check_png(path)
                 yield image
         return
     except InputError:
@@ -237,17 +237,6 @@ def opened_png(path: str | Path, hint: str = "copy it again") -> Iterator[Image.
         text = " ".join(str(error).replace(str(path), "file").split())[:200]
         reason = text or type(error).__name__
     raise InputError(f"{path}: cannot be read as PNG ({reason}); {hint}")
-
-
-def _check_bytes(path: str | Path, image: Image.Image) -> None:
-    """Refuse a PNG of fewer bytes than its pixels can be packed into, before they are allocated.
-
-    Pillow fills with zeros what such a file lacks.
-    """
-    bits = 24 if image.mode.startswith("RGB") else 1  # a pixel, at least
-    size = Path(path).stat().st_size
-    if image.width * image.height * bits > size * 8 * _MOST_OF_DEFLATE:
-        raise ValueError(f"{size} bytes cannot hold {image.width} x {image.height} pixels")
 
 
 def image_tensor(image: np.ndarray) -> "torch.Tensor":
