@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsis_d2.data import panoptic_format
+from wsis_d2.data.panoptic_format import read_panoptic_png, write_panoptic_png
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_label_png, read_picture
 from wsis_d2.utils.png import check_png
@@ -39,6 +41,26 @@ def test_no_flipped_bit_makes_another_label_map(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"a\.png: "):
             read_label_png(path)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_flipped_bit_makes_other_segments(tmp_path, monkeypatch, fast):
+    path = tmp_path / "a.png"
+    ids = label_map() * np.int32(70_001)
+    write_panoptic_png(path, ids)
+    sound = path.read_bytes()
+    if not fast:
+        monkeypatch.setattr(panoptic_format, "fast_png", None)
+    for bit in range(0, 8 * len(sound), 3):
+        broken = bytearray(sound)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        try:
+            found = read_panoptic_png(path)
+        except InputError as error:
+            assert "a.png: " in str(error)
+        else:  # a bit behind the pixels
+            np.testing.assert_array_equal(found, ids)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
