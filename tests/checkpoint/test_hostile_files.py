@@ -132,3 +132,20 @@ def test_a_last_checkpoint_outside_the_run_is_refused(tmp_path, name):
     (run / "last_checkpoint").write_text(name)
     with pytest.raises(InputError, match="last_checkpoint: names .*expected a file of this folder"):
         RunCheckpointer(torch.nn.Linear(1, 1), str(run)).find_last()
+
+
+def test_no_flipped_bit_makes_other_weights(tmp_path):
+    """torch does not look at the checksums that it writes."""
+    path = tmp_path / "a.pth"
+    weight = torch.arange(64.0).reshape(8, 8)
+    torch.save({"model": {"layer.weight": weight}}, path)
+    sound = path.read_bytes()
+    first = sound.index(weight.numpy().tobytes())
+    for bit in range(8 * first, 8 * (first + 256), 5):
+        broken = bytearray(sound)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"a\.pth: .*checksum of its record .*data/0 is wrong"):
+            read_weights(str(path), "KEY")
+    path.write_bytes(sound)
+    assert torch.equal(read_weights(str(path), "KEY").arrays["layer.weight"], weight)

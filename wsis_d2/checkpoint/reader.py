@@ -117,7 +117,7 @@ def _safetensors_load(path: Path) -> dict[str, torch.Tensor]:
 def _torch_load(path: Path, trust: bool) -> Any:
     if trust:
         return torch.load(path, map_location="cpu", weights_only=False)
-    _check_memory(path)
+    _check_records(path)
     allow = getattr(torch.serialization, "safe_globals", _safe_globals)
     with allow(stand_ins()):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -135,12 +135,12 @@ def _safe_globals(found: list[Any]) -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _check_memory(path: Path) -> None:
-    """Refuse a file that would unpack to more than it holds.
+def _check_records(path: Path) -> None:
+    """Refuse a file that would unpack to more than it holds, or whose weights are damaged.
 
     Raises:
-        ValueError: records are compressed or lie in one another, which torch never writes; or it
-            asks for memory without content.
+        ValueError: records are compressed or lie in one another, which torch never writes; it
+            asks for memory without content; or a checksum is wrong, at which torch does not look.
     """
     with contextlib.ExitStack() as stack:
         stream: IO[bytes] = stack.enter_context(open(path, "rb"))
@@ -150,6 +150,8 @@ def _check_memory(path: Path) -> None:
             stored = all(r.compress_type == zipfile.ZIP_STORED for r in records)
             if not stored or sum(r.file_size for r in records) > path.stat().st_size:
                 raise ValueError("its records are compressed, which torch does not do")
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of its record {damaged} is wrong")
             pickles: list[IO[bytes]] = [
                 stack.enter_context(archive.open(r)) for r in records
                 if r.filename.endswith("/data.pkl")
