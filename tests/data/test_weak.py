@@ -129,6 +129,7 @@ BAD = {
     "a mask": (box(segmentation=[[1, 2, 3, 4, 5, 6]]), "weak annotation holds no mask"),
     "image id twice": (image(id="b"), "used twice"),
     "image id twice as text": (lambda c: c["images"][1].update(id="7"), "used twice"),
+    "image id twice as a file": (lambda c: c["images"][1].update(id="000000000007"), "used twice"),
     "image file twice": (image(file_name="sub/b.jpg"), "keep one entry"),
     "image id missing": (drop("images", "id"), "id is missing"),
     "image id true": (image(id=True), "integer or a name"),

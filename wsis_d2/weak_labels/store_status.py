@@ -31,6 +31,11 @@ def image_key(image_id: int | str) -> str:
     return urllib.parse.quote(str(image_id), safe=" ")
 
 
+def id_names(image_id: int | str) -> set[str]:
+    """Return what an image id is called in files; the ids of two images must share none of it."""
+    return {str(image_id), image_key(image_id)}
+
+
 def is_image_id(value: Any) -> bool:
     """Whether a value of a file can be an image's id: :func:`image_key` names a file with it."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":

@@ -182,6 +182,15 @@ def test_label_studio_ids_may_be_anything(photos, tmp_path, region):
     assert all(len(line) < 500 for line in log.lines())
 
 
+@pytest.mark.parametrize("twin", [1, "1", "000000000001"])
+def test_ids_that_name_one_file_of_labels_are_refused(photos, tmp_path, twin):
+    content = json.loads(json.dumps(COCO))
+    content["images"].append({"id": twin, "file_name": "b.png"})
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"images\[1\]: id .* is used twice"):
+        read_coco(tmp_path / "coco.json", ImageIndex(photos), ImportLog())
+
+
 def test_bad_images_are_named(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

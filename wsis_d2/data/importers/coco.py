@@ -17,7 +17,7 @@ from wsis_d2.data.importers.tags import split_names
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.store_status import is_image_id
+from wsis_d2.weak_labels.store_status import id_names, is_image_id
 
 
 def read_coco(
@@ -68,14 +68,16 @@ def read_coco(
     tag_names = {fold(name) for name in (*names.values(), *known)}
     pictures: dict[Any, Picture | None] = {}
     used: set[str] = set()
+    called: set[str] = set()
     for k, entry in enumerate(content["images"]):
         where = f"{source}: images[{k}]"
         if not isinstance(entry, dict) or not is_image_id(entry.get("id")):
             log.bad("image", where, "expected an object with an id: an integer or a short name")
             continue
-        if entry["id"] in pictures:
+        if called & id_names(entry["id"]):
             log.bad("image", where, f"id {shorten(entry['id'])} is used twice")
             continue
+        called |= id_names(entry["id"])
         pictures[entry["id"]] = None
         found = images.find(entry.get("file_name"), where, log)
         if found is None:

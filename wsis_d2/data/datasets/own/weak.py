@@ -33,7 +33,7 @@ from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.structures.classes import ClassTable, parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
-from wsis_d2.weak_labels.store_status import is_image_id
+from wsis_d2.weak_labels.store_status import id_names, is_image_id
 
 WEAK_RECORD_FIELDS = frozenset(
     {"file_name", "image_id", "height", "width", "annotations", "image_tags", "crop_tags",
@@ -112,11 +112,13 @@ def read_weak_file(
         raise InputError(f'{source}: "images" is empty; nothing to load')
     records: dict[Any, dict] = {}
     names: dict[str, Any] = {}
+    called: set[str] = set()
     for position, entry in enumerate(content["images"]):
         record = _image_record(entry, position, source, image_root, classes, supervision)
         key, where = str(record["image_id"]), f"{source}: images[{position}]"
-        if key in records:
+        if called & id_names(record["image_id"]):
             raise InputError(f"{where}: image id {key} is used twice; make ids unique")
+        called |= id_names(record["image_id"])
         if record["file_name"] in names:
             raise InputError(
                 f'{where} (id {key}): file_name "{entry["file_name"]}" is that of image id '
