@@ -268,16 +268,43 @@ def test_a_list_that_is_no_text_is_named(tmp_path):
         voc.read_list(tmp_path / "train.txt", "VOC")
 
 
-def test_a_boundary_that_points_outside_its_image_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("sound", "broken"),
+    [
+        ([7, 8, 9], [1 << 20, 8, 9]),
+        ([7, 8, 9], [7, 8, -5]),
+        ([0, 1, 2, 3, 3], [0, 1, 2, 1 << 28, 3]),
+        ([0, 1, 2, 3, 3], [0, 1, 2, 3, 1 << 28]),
+        ([0, 1, 2, 3, 3], [0, 1 << 20, 2, 3, 0]),
+        ([0, 1, 2, 3, 3], [-1, 1, 2, 3, 3]),
+    ],
+    ids=range(6),
+)
+def test_a_boundary_that_points_outside_its_image_is_refused(tmp_path, sound, broken):
     """scipy would write past the end of the picture's memory."""
-    border = sparse.csc_matrix(np.eye(3, 4))
-    border.indices[0] = 1 << 20
     cells = np.empty((1, 1), object)
-    cells[0, 0] = border
-    content = {"Segmentation": np.ones((3, 4), np.uint8), "Categories": [3], "Boundaries": cells}
+    cells[0, 0] = sparse.csc_matrix(np.eye(10, 4, -7))
+    content = {"Segmentation": np.ones((10, 4), np.uint8), "Categories": [3], "Boundaries": cells}
     savemat(tmp_path / "a.mat", {"GTinst": content})
-    with pytest.raises(InputError, match=r"a\.mat: no SBD file"):
+    read, written = (
+        (tmp_path / "a.mat").read_bytes(),
+        [np.int32(v).tobytes() for v in (sound, broken)],
+    )
+    assert read.count(written[0]) == 1
+    (tmp_path / "a.mat").write_bytes(read.replace(*written))
+    with pytest.raises(InputError, match=r"a\.mat: no (SBD|MATLAB) file"):
         voc.read_sbd(str(tmp_path / "a.mat"), "GTinst")
+
+
+def test_boundaries_are_where_scipy_says(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-1, 2, (7, 5)) for _ in range(3)]
+    cells = np.empty((3, 1), object)
+    cells[:, 0] = [sparse.csc_matrix(a.astype(float)) for a in arrays]
+    content = {"Segmentation": np.ones((7, 5), np.uint8), "Categories": [3], "Boundaries": cells}
+    savemat(tmp_path / "a.mat", {"GTinst": content})
+    found = voc.read_sbd(str(tmp_path / "a.mat"), "GTinst")[2]
+    np.testing.assert_array_equal(found, np.max(arrays, 0) > 0)
 
 
 def test_without_sbd(tree):

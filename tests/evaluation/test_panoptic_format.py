@@ -63,9 +63,10 @@ def test_fast_reader_equals_pillow(tmp_path, with_fast_reader, damage):
             data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         path.write_bytes(data)
         fast, slow = outcome(path, panoptic_format.fast_png), outcome(path, None)
-        assert (fast is None) == (slow is None), trial
         if slow is None:
             refused += 1
+            # A bit behind the pixels, at which only one of them looks, changes none.
+            assert fast is None or (damage == "bit" and np.array_equal(fast, picture)), trial
             continue
         np.testing.assert_array_equal(fast, slow)
         if damage == "none":

@@ -246,10 +246,8 @@ def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
             classes = np.asarray(struct["Categories"]).astype(np.int64).reshape(-1)
         for cell in np.asarray(struct["Boundaries"]).reshape(-1) if "Boundaries" in names else ():
             if cell.shape == segmentation.shape:
-                if sparse.issparse(cell):
-                    cell.check_format(full_check=True)  # it would write past its end
-                part = cell.toarray() if sparse.issparse(cell) else np.asarray(cell)
-                boundaries = part > 0 if boundaries is None else boundaries | (part > 0)
+                part = _positive(cell) if sparse.issparse(cell) else np.asarray(cell) > 0
+                boundaries = part if boundaries is None else boundaries | part
     except InputError as error:
         raise InputError(f"{error}; {hint}") from None
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
@@ -257,3 +255,19 @@ def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nd
             f"{path}: no SBD file with {name}.Segmentation ({error}); {hint}"
         ) from None
     return segmentation, classes, boundaries
+
+
+def _positive(array: sparse.csc_matrix) -> np.ndarray:
+    """Return where a sparse array of a file is positive, bool (H, W).
+
+    scipy's own conversion writes past the end of the array that it makes where places are wrong.
+    """
+    ends, rows = array.indptr, array.indices
+    if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] > min(len(rows), len(array.data)):
+        raise ValueError("a sparse array whose columns do not follow one another")
+    rows = rows[: ends[-1]]
+    if len(rows) and rows.min() < 0:
+        raise ValueError("a sparse array with a place outside")
+    found = np.zeros(array.shape, bool)
+    found[rows, np.repeat(np.arange(array.shape[1]), np.diff(ends))] = array.data[: ends[-1]] > 0
+    return found
