@@ -149,3 +149,15 @@ def test_no_flipped_bit_makes_other_weights(tmp_path):
             read_weights(str(path), "KEY")
     path.write_bytes(sound)
     assert torch.equal(read_weights(str(path), "KEY").arrays["layer.weight"], weight)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "set_crc32_options"), reason="torch always computes checksums"
+)
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": {"layer.weight": torch.ones(3)}}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(str(tmp_path / "a.pth"), "KEY").arrays["layer.weight"].sum() == 3

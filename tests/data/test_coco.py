@@ -115,12 +115,13 @@ def test_errors(tmp_path):
         ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "annotation [0-9]+: bbox or area"),
         ("annotations", {"bbox": [1, 2, 3, 10**400]}, "not an instance file of COCO .*Overflow"),
         ("annotations", {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]}, "far outside"),
-        ("annotations", {"segmentation": [[1, 1, 5, 5]]}, "a polygon needs three points"),
+        ("annotations", {"segmentation": [[1, 1, 5, 5, 1]]}, "half a point"),
+        ("annotations", {"segmentation": []}, "half a point"),
         ("images", {"file_name": "../../secret.jpg"}, "image [0-9]+: file_name, height or width"),
         ("images", {"height": 10**9}, "image [0-9]+: file_name, height or width"),
         ("images", {"height": 1}, "pixels, its annotation says [0-9]+ x 1;"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_a_broken_instance_file_is_named(tmp_path, section, change, message):
     make_coco(tmp_path, "2014")
@@ -132,3 +133,10 @@ def test_a_broken_instance_file_is_named(tmp_path, section, change, message):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         prepare(tmp_path, "2014")
+
+
+def test_parts_of_two_points_draw_nothing():
+    square = [1, 1, 8, 1, 8, 8, 1, 8]
+    drawn = coco.decode([square, [2, 2, 3, 3]], 10, 12, "x")
+    assert np.array_equal(drawn, coco.decode([square], 10, 12, "x")) and drawn.sum() == 49
+    assert not coco.decode([[2, 2, 3, 3]], 10, 12, "x").any()

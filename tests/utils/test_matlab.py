@@ -110,6 +110,37 @@ def test_an_array_that_would_lead_scipy_past_its_end_is_refused(tmp_path, variab
         read_matlab(path, ["a"])
 
 
+def test_sides_without_a_sign_are_read(tmp_path):
+    """Some programs write them so, and scipy takes it."""
+    path = tmp_path / "a.mat"
+    sound = array(b"a", 6, NUMBER)
+    path.write_bytes(version_5(sound.replace(element(5, bytes([1, 0, 0, 0] * 2)),
+                                             element(6, bytes([1, 0, 0, 0] * 2)))))  # fmt: skip
+    assert read_matlab(path, ["a"])["a"].item() == 5
+
+
+def test_what_nobody_asks_for_may_be_anything(tmp_path):
+    """Options beside the labels, which hold functions and strings of MATLAB."""
+    handle = array(b"", 16, A_CELL)
+    options = array(b"o", 2, element(5, struct.pack("<i", 2)), element(1, b"f\0"), handle)
+    path = tmp_path / "a.mat"
+    path.write_bytes(version_5(options, array(b"c", 1, handle), array(b"a", 6, NUMBER)))
+    assert read_matlab(path, ["a"])["a"].item() == 5
+    for name in ("o", "c"):
+        with pytest.raises(InputError, match="unknown class"):
+            read_matlab(path, [name])
+
+
+def test_a_name_that_is_read_otherwise_by_scipy_hides_nothing(tmp_path):
+    """scipy takes sixteen bytes for the flags, whatever they say of their length."""
+    content = array(b"a", 6, element(99, b"12345678"))
+    content = content.replace(struct.pack("<II", 6, 8), struct.pack("<II", 6 | 0x79000000, 8), 1)
+    path = tmp_path / "a.mat"
+    path.write_bytes(version_5(content))
+    with pytest.raises(InputError, match="does not begin with its flags"):
+        read_matlab(path, ["a"])
+
+
 def test_arrays_made_by_hand_are_read_beside_objects_of_matlab(tmp_path):
     path = tmp_path / "a.mat"
     table = element(14, element(6, struct.pack("<II", 17, 0)) + element(1, b"t")

@@ -17,7 +17,7 @@ MOST_BYTES = 512 << 20  # that a file may unpack to
 _INT32, _UINT32, _MATRIX, _COMPRESSED = 5, 6, 14, 15
 _NUMBERS = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18}
 # Classes of arrays: cells, structures and objects hold arrays, the last two behind names.
-_CELL, _STRUCTURE, _OBJECT, _SPARSE, _LAST_WITH_SIDES, _FUNCTION, _OPAQUE = 1, 2, 3, 5, 15, 16, 17
+_CELL, _STRUCTURE, _OBJECT, _SPARSE, _LAST_WITH_SIDES, _OPAQUE = 1, 2, 3, 5, 15, 17
 _OF_ARRAYS = (_CELL, _STRUCTURE, _OBJECT)
 _NAMES = {_STRUCTURE: 3, _OBJECT: 4}
 _COMPLEX = 0x800  # a flag: a part of imaginary values follows
@@ -93,13 +93,13 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 
 
 def _passed_over(data: memoryview, order: str, names: Sequence[str]) -> bool:
-    """Whether a variable is an object of MATLAB's own or a function that nobody asks for."""
+    """Whether nobody asks for a variable: scipy reads no more than its name."""
     parts = [content for _, content in itertools.islice(_elements(data, order), 3)]
-    if len(parts) < 3 or len(parts[0]) < 4:
+    if len(parts) < 3 or len(parts[0]) != 8:
         return False
     class_ = struct.unpack_from(f"{order}I", parts[0])[0] & 0xFF
     name = parts[1 if class_ == _OPAQUE else 2]  # an opaque one has no sides
-    return class_ in (_FUNCTION, _OPAQUE) and bytes(name).decode("latin1") not in names
+    return bytes(name).decode("latin1") not in names
 
 
 def _check_matrix(data: memoryview, order: str, depth: int) -> None:
@@ -114,7 +114,9 @@ def _check_matrix(data: memoryview, order: str, depth: int) -> None:
         return
     parts = list(_elements(data, order))
     kinds = [kind for kind, _ in parts]
-    if kinds[:2] != [_UINT32, _INT32] or len(parts) < 3 or len(parts[0][1]) < 8:
+    # Some programs write sides without a sign.
+    sound = kinds[:2] in ([_UINT32, _INT32], [_UINT32, _UINT32])
+    if not sound or len(parts) < 3 or len(parts[0][1]) != 8:
         raise ValueError("an array does not begin with its flags, sides and name")
     flags = struct.unpack_from(f"{order}I", parts[0][1])[0]
     class_ = flags & 0xFF

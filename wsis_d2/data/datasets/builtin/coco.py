@@ -193,12 +193,14 @@ def decode(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
         if isinstance(segmentation, dict):
             rle = checked_rle(segmentation, (height, width))
         else:
-            if not all(
-                len(part) >= 6 and len(part) % 2 == 0 and all(abs(v) < 1 << 16 for v in part)
-                for part in segmentation
+            if not segmentation or not all(
+                len(part) % 2 == 0 and all(abs(v) < 1 << 16 for v in part) for part in segmentation
             ):  # pycocotools would draw, or write, far outside
-                raise ValueError("a polygon needs three points, none of them far outside")
-            rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+                raise ValueError("a polygon with half a point, or one far outside")
+            parts = [part for part in segmentation if len(part) >= 6]
+            if not parts:  # two points have no area
+                return np.zeros((height, width), bool)
+            rle = mask_util.merge(mask_util.frPyObjects(parts, height, width))
         return mask_util.decode(rle).astype(bool)
     except Exception as error:
         raise InputError(f"{what}: its segmentation cannot be drawn ({error})") from None
