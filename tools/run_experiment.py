@@ -67,7 +67,8 @@ class Experiment:
             )
             raise InputError(f"{name}: no such experiment, expected one of {names}")
         content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
-        for key, kind in (("runs", dict), ("datasets", dict), ("data", str))[: 2 if data else 3]:
+        wanted = {"runs": dict, "datasets": dict, **({} if data else {"data": str})}
+        for key, kind in wanted.items():
             found = content.get(key) if isinstance(content, dict) else None
             if not isinstance(found, kind):
                 raise InputError(f"{self.file}: {key} is {found!r:.60}, expected a {kind.__name__}")

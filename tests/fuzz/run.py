@@ -119,7 +119,7 @@ def at_random(name: str, seconds: float, seed: int) -> tuple[int, int, bytes | N
     return count, taken, None
 
 
-def by_coverage(name: str, seconds: float, corpus: Path | None) -> None:
+def by_coverage(name: str, seconds: float, seed: int, corpus: Path | None) -> None:
     """As at_random, with atheris, which ends the process itself."""
     import atheris
 
@@ -134,20 +134,24 @@ def by_coverage(name: str, seconds: float, corpus: Path | None) -> None:
     early = sorted(m for m in sys.modules if m.partition(".")[0] in FOLLOWED)
     assert not early, f"imported before they could be followed: {early}"
     with atheris.instrument_imports(include=list(FOLLOWED), exclude=compiled):
-        from fuzz.readers import attempt
+        from fuzz.files import base
+        from fuzz.readers import READERS, attempt
 
+        if name not in READERS:
+            sys.exit(f"{name}: no reader, expected one of {', '.join(READERS)}")
         attempt(name, b"")  # what it reads with is imported now
     found = tempfile.mkdtemp(prefix="wsis_d2_fuzz_found_")
-    corpus = corpus or Path(tempfile.mkdtemp(prefix="wsis_d2_fuzz_corpus_"))
+    corpus = corpus or base() / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    for seed in range(200):  # from nothing, long inputs would be found late
-        (corpus / f"random_{seed}").write_bytes(random_choices(seed))
+    for k in range(200):  # from nothing, long inputs would be found late
+        (corpus / f"random_{k}").write_bytes(random_choices(k))
 
     def one(data: bytes) -> None:
         guarded(name, data)
 
     atheris.Setup(
-        [sys.argv[0], str(corpus), f"-max_total_time={max(1, int(seconds))}", "-max_len=64",
+        [sys.argv[0], str(corpus), f"-max_total_time={max(1, int(seconds))}", f"-seed={seed + 1}",
+         "-max_len=64",
          "-len_control=0", "-timeout=60", "-rss_limit_mb=8192", f"-artifact_prefix={found}/",
          "-print_final_stats=1"],
         one,
@@ -181,20 +185,24 @@ def main() -> int:
     args = parser.parse_args()
     if args.lines and args.corpus is None:
         parser.error("--lines needs --corpus")
+    if args.corpus is not None and not (args.lines or args.atheris):
+        parser.error("--corpus needs --atheris or --lines")
     faulthandler.enable()
-    if os.access("/dev/shm", os.W_OK):
+    if "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK):
         # A file written over again is written to the disk at once: three times as slow.
         tempfile.tempdir = "/dev/shm"
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, too_long)
+    if args.atheris:
+        by_coverage(args.reader, args.seconds, args.seed, args.corpus)
+    from fuzz.readers import READERS, attempt
+
+    if args.reader not in READERS:
+        parser.error(f"{args.reader}: no reader, expected one of {', '.join(READERS)}")
     if args.input is not None:
         print("taken" if guarded(args.reader, bytes.fromhex(args.input)) else "refused")
         return 0
-    if args.atheris:
-        by_coverage(args.reader, args.seconds, args.corpus)
-    from fuzz.readers import attempt
-
     with contextlib.suppress(Exception):
         attempt(args.reader, b"")  # what is imported and built once
     if args.lines:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,10 @@ def test_a_minute_of_damaged_files(name):
     if importlib.util.find_spec("atheris") is not None:
         command.append("--atheris")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:  # atheris leaves what it has made
+        environment["TMPDIR"] = folder
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if name in IN_C and done.returncode < 0:
         pytest.skip(f"it ended by signal {-done.returncode}: see SECURITY.md")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

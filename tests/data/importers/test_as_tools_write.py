@@ -328,3 +328,23 @@ def test_a_crop_that_leaves_its_image_is_not_written(photos, tmp_path):
              "--output", str(tmp_path / "weak.json")]
         )  # fmt: skip
     assert not (tmp_path / "weak.json").exists()
+
+
+def test_what_is_wrong_in_what_would_be_written_names_the_output(photos, tmp_path, monkeypatch):
+    """No file that an importer takes is known to lead here: its result is broken by hand."""
+    from helpers.load_tool import load_tool
+
+    tool = load_tool("import_annotations")
+    make = tool.to_own_data
+
+    def broken(*args, **options):
+        content = make(*args, **options)
+        content["images"][0]["crop_tags"] = [{"box": [90, 0, 30, 30], "tags": []}]
+        return content
+
+    monkeypatch.setattr(tool, "to_own_data", broken)
+    path = coco_pair(tmp_path, [{"bbox": [1, 1, 9, 9]}])
+    with pytest.raises(InputError, match=r"^\S*weak\.json: .*crop_tags\[0\].*outside"):
+        tool.main(["coco", "--annotations", str(path), "--images", str(tmp_path / "photos"),
+                   "--output", str(tmp_path / "weak.json")])  # fmt: skip
+    assert not list(tmp_path.glob("*weak.json*"))

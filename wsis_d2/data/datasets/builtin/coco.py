@@ -80,7 +80,7 @@ def make_jobs(
         min_area: an image needs an object of a VOC class larger than this, in pixels.
     """
     content = read_instances(coco, year, part)
-    path = f"instances_{part}{year}.json"
+    path = str(coco / "annotations" / f"instances_{part}{year}.json")
     try:
         return _jobs_of(content, path, coco, f"{part}{year}", min_area), len(content["images"])
     except InputError:
