@@ -24,7 +24,7 @@ from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
-from wsis_d2.utils.image_io import opened_png
+from wsis_d2.utils.image_io import check_bits, opened_png
 from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.png import check_png
 
@@ -202,13 +202,14 @@ def read_id_picture(path: Path) -> np.ndarray:
         uint8 (H, W, 3).
 
     Raises:
-        InputError: not there, truncated, or not RGB.
+        InputError: not there, truncated, or not RGB of 8 bits.
     """
     with opened_png(path, check=False) as image:
         if image.mode != "RGB":
             raise InputError(
                 f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
             )
+        check_bits(path, image)
         if fast_png is not None and image.width * image.height <= _SMALL:
             # It looks at the checksums itself; what it refuses, Pillow explains.
             with contextlib.suppress(Exception):
@@ -258,6 +259,8 @@ def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:
     """
     path = _semantic_json(folder)
     if not path.is_file():
+        path = _semantic_json(Path(folder).resolve())  # the folder may be a link
+    if not path.is_file():
         return np.arange(256, dtype=np.uint8)
     content = read_json(path)
     categories = content.get("categories") if isinstance(content, dict) else None
@@ -265,6 +268,7 @@ def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:
 
 
 def _semantic_json(folder: Path) -> Path:
+    folder = Path(os.path.abspath(folder))  # "." has no name
     return folder.parent / f"{folder.name}.json"
 
 

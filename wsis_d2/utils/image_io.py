@@ -207,7 +207,21 @@ def read_label_png(path: str | Path) -> np.ndarray:
                 f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
                 "PNG of class ids; this may be a colour rendering of the labels"
             )
+        check_bits(path, image)
         return np.array(image, np.uint8)
+
+
+def check_bits(path: str | Path, image: Image.Image) -> None:
+    """Refuse a PNG of numbers that Pillow scales: grey of few bits up, colours of 16 down.
+
+    Raises:
+        InputError: naming its bits.
+    """
+    bits = _bits(path, image)
+    if image.mode in ("1", "L", "RGB") and bits != 8:
+        raise InputError(
+            f"{path}: has {bits} bits a channel, whose numbers are read as others; {_SAVE_8_BITS}"
+        )
 
 
 @contextlib.contextmanager

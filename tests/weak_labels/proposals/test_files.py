@@ -194,3 +194,84 @@ def test_coco_files_are_read_in_pieces(tmp_path, monkeypatch):
         for image_id in range(5):
             assert index.entries(image_id) == [e for e in entries if e["image_id"] == image_id]
         assert index.entries(9) is None
+
+
+@pytest.mark.parametrize("form", [str, float])
+@pytest.mark.parametrize("key", ["annotation_id", "id"])
+def test_ids_of_coco_masks_may_be_texts_and_floats(tmp_path, form, key):
+    left, right = half_masks()
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([{"image_id": form(1), key: form(k), "segmentation": coded(mask)}
+                                for k, mask in ((8, left), (7, right))]))  # fmt: skip
+    found = CocoJsonSource(str(path))(IMAGE, {**RECORD, "image_id": 1})
+    assert found.owned(0) == 1 and found.owned(1) == 0
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_coco_masks_of_other_image_numbers_are_refused(tmp_path, last):
+    left, _ = half_masks()
+    content = {
+        "images": [{"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": "ü.jpg"}],
+        "annotations": [{"image_id": 1, "segmentation": coded(left)}],
+    }
+    path = tmp_path / "masks.json"
+    path.write_text(
+        json.dumps(dict(reversed(content.items())) if last else content, ensure_ascii=False)
+    )
+    source = CocoJsonSource(str(path))
+    assert len(source(IMAGE, {"image_id": 1, "file_name": "x/b.png"})) == 1
+    assert len(source(IMAGE, {"image_id": 1, "file_name": "x/of_no_name_there.png"})) == 1
+    with pytest.raises(InputError, match=r"id 1 is ü.jpg, whose id in .*masks.json is 2"):
+        source(IMAGE, {"image_id": 1, "file_name": "x/ü.jpg"})
+
+
+def test_a_changed_coco_file_is_read_again_and_is_another_recipe(tmp_path):
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([{"image_id": k, "segmentation": rle(MEMBERS[k])} for k in (0, 2)]))
+    source = CocoJsonSource(str(path))
+    before = source.recipe()
+    assert source(IMAGE, {"image_id": 0}).areas.tolist() == [30]
+    size = path.stat().st_size
+    path.write_text(json.dumps([{"image_id": k, "segmentation": rle(MEMBERS[2 - k])}
+                                for k in (2, 0)]))  # fmt: skip
+    assert path.stat().st_size == size
+    np.testing.assert_array_equal(
+        source(IMAGE, {"image_id": 0}).mask(0), np.isin(SUPERPIXELS, MEMBERS[2])
+    )
+    assert source.recipe() != before
+
+
+def test_labels_of_a_mat_file_that_are_no_cells_are_refused(tmp_path):
+    # As cells of one length written by a program that has none: four proposals, or two of two?
+    savemat(tmp_path / "a.mat", {"superpixels": SUPERPIXELS, "labels": np.array([[1, 2], [3, 4]])})
+    with pytest.raises(InputError, match="a.mat: .*labels are a matrix of .*, expected cells"):
+        MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})
+
+
+def test_a_superpixel_that_a_mat_file_lists_twice_counts_once(tmp_path):
+    labels = np.empty((1, 1), object)
+    labels[0, 0] = np.array([[1, 2, 2]])
+    savemat(tmp_path / "a.mat", {"superpixels": SUPERPIXELS, "labels": labels})
+    found = MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})
+    assert found.areas.tolist() == [found.mask(0).sum()] == [60]
+
+
+def test_an_empty_cell_of_version_7_3_is_no_proposal(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["superpixels"] = SUPERPIXELS.T
+        file["one"], file["empty"] = np.array([[1.0], [2.0]]), np.array([0, 0], np.uint64)
+        file["empty"].attrs["MATLAB_empty"] = np.uint8(1)  # what is stored are its sides
+        refs = [file[name].ref for name in ("empty", "one")]
+        file["labels"] = np.array([refs], h5py.ref_dtype)
+    found = MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})
+    np.testing.assert_array_equal(found.mask(0), np.isin(SUPERPIXELS, [1, 2]))
+    assert len(found) == 1
+
+
+def test_two_mat_files_of_an_image_are_refused(tmp_path):
+    for folder in ("mcg", "scg"):
+        (tmp_path / folder).mkdir()
+        write_mat(tmp_path / folder / "a.mat", "5")
+    with pytest.raises(InputError, match=r"two files of image 1, .*mcg/a.mat and .*scg/a.mat"):
+        MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})

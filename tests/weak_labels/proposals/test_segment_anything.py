@@ -11,6 +11,7 @@ from wsis_d2.config import read_config
 from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.box_labels import boxes_recipe
+from wsis_d2.weak_labels.proposals import segment_anything
 from wsis_d2.weak_labels.box_masks import BoxLabelOptions
 from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.proposals import SegmentAnythingSource
@@ -106,7 +107,17 @@ def test_config_finds_the_model_and_the_recipe_names_it(folder):
     cfg = read_config(None, ["WEAK_LABELS.PROPOSALS.NAME", "segment_anything",
                              "WEAK_LABELS.PROPOSALS.PATH", str(folder)])  # fmt: skip
     recipe = boxes_recipe(cfg)["proposals"]
-    assert recipe["model"][:2] == ["tiny", "sam"] and int(recipe["model"][2]) > 0
+    assert recipe["model"][:2] == ["tiny", "sam"]
+    (weights,) = folder.glob("*.safetensors")
+    content = weights.read_bytes()
+    try:  # trained on, and of the same size
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        segment_anything._identity.cache_clear()
+        assert boxes_recipe(cfg)["proposals"] != recipe
+    finally:
+        weights.write_bytes(content)
+        segment_anything._identity.cache_clear()
+    assert boxes_recipe(cfg)["proposals"] == recipe
 
 
 @pytest.mark.parametrize("case", ["nothing", "no weights", "another kind"])

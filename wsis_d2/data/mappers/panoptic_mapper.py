@@ -16,10 +16,10 @@ from wsis_d2.data.augmentations import build_train_augmentations
 from wsis_d2.data.datasets.own.custom import dataset_classes
 from wsis_d2.data.mappers.build import DATASET_MAPPER_REGISTRY
 from wsis_d2.data.mappers.regions import UNKNOWN, annotation_regions
+from wsis_d2.data.panoptic_format import read_panoptic_png
 from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.annotation import AnnotatedClasses, stuff_crops
 from wsis_d2.structures.labels import IGNORE
-from wsis_d2.structures.segments import picture_ids
 from wsis_d2.structures.stages import stage_named
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import image_tensor, read_record
@@ -207,7 +207,7 @@ class PanopticMapper:
                     "its dataset with panoptic_json and panoptic_dir"
                 )
             source = record["pan_seg_file_name"]
-            ids = picture_ids(utils.read_image(source, "RGB")).astype(np.int64)
+            ids = read_panoptic_png(source).astype(np.int64)
             segments = record["segments_info"]
             unknown = np.setdiff1d(ids, [0, *(s["id"] for s in segments)])
             if len(unknown):

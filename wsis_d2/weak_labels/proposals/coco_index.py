@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.utils.errors import InputError, os_reason
 
 _DECODER = json.JSONDecoder()
@@ -29,6 +30,7 @@ class CocoIndex:
     Attributes:
         path: the file.
         is_object: whether the file is an object with a list ``annotations``, not a list.
+        pictures: what an object's ``images`` call its image ids.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -42,16 +44,27 @@ class CocoIndex:
         with open(self.path, "rb") as file:
             text = _Text(file)
             self.is_object = text.peek() == "{"
-            if self.is_object:
-                text.enter_list_of("annotations")
+            images = text.enter_list_of("annotations", also="images") if self.is_object else None
             for start, end, entry in text.entries():
                 image_id = entry["image_id"]
                 if isinstance(image_id, str) and not image_id.isascii():
                     image_id = json.loads(text.text_of(start, end).encode("latin-1"))["image_id"]
                 entry["segmentation"]
-                starts, lengths = places.setdefault(image_id, (array.array("Q"), array.array("L")))
+                starts, lengths = places.setdefault(
+                    id_text(image_id), (array.array("Q"), array.array("L"))
+                )
                 starts.append(start)
                 lengths.append(end - start)
+            if self.is_object and images is None:
+                images = text.value_behind("images")
+        self.pictures = PictureNames(
+            [
+                {"id": id_text(image.get("id")), "file_name": image.get("file_name")}
+                for image in (images if isinstance(images, list) else ())
+                if isinstance(image, dict)
+            ],
+            self.path,
+        )
         self._places = {
             key: (np.array(starts, np.uint64), np.array(lengths, np.uint32))
             for key, (starts, lengths) in places.items()
@@ -59,19 +72,34 @@ class CocoIndex:
 
     def entries(self, image_id: int | str) -> list[dict] | None:
         """Return the entries of one image in the file's order, None where it has none."""
-        if image_id not in self._places:
+        key = id_text(image_id)
+        if key not in self._places:
             return None
         found = []
         with open(self.path, "rb") as file:
-            for start, length in zip(*self._places[image_id], strict=True):
+            for start, length in zip(*self._places[key], strict=True):
                 file.seek(int(start))
                 found.append(json.loads(file.read(int(length))))
         return found
 
 
+def id_text(value: Any) -> str:
+    """Return an id as text: some tools write 7 as "7" or 7.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def file_stamp(path: str) -> tuple[int, ...]:
+    """Return what changes where a file does; () where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 @functools.lru_cache(maxsize=1)
-def coco_index(path: str, key: str) -> CocoIndex:
-    """Return the index of a file, made once in a process.
+def coco_index(path: str, key: str, stamp: tuple[int, ...] = ()) -> CocoIndex:
+    """Return the index of a file, made once in a process while its :func:`file_stamp` is one.
 
     Raises:
         InputError: the file that ``key`` names is no COCO file with masks.
@@ -108,18 +136,34 @@ class _Text:
         """Return what was read last, by its bytes."""
         return self._text[start - self._offset : end - self._offset]
 
-    def enter_list_of(self, key: str) -> None:
-        """Go on to the list that an object has under ``key``."""
+    def enter_list_of(self, key: str, also: str) -> Any:
+        """Go on to the list that an object has under ``key``; return what ``also`` is before it."""
+        found = None
         self._expect("{")
         while True:
             name = self._value()[2]
             self._expect(":")
             if name == key:
-                return
-            self._value()
+                return found
+            start, end, _ = self._value()
+            if name == also:
+                found = json.loads(self.text_of(start, end).encode("latin-1"))
             if self.peek() == "}":
                 raise KeyError(key)
             self._expect(",")
+
+    def value_behind(self, key: str) -> Any:
+        """Return what an object has under ``key`` behind the list that was read, else None."""
+        found = None
+        self._expect("]")
+        while self.peek() == ",":
+            self._expect(",")
+            name = self._value()[2]
+            self._expect(":")
+            start, end, _ = self._value()
+            if name == key:
+                found = json.loads(self.text_of(start, end).encode("latin-1"))
+        return found
 
     def entries(self) -> Iterator[tuple[int, int, Any]]:
         """Yield the values of a list with the bytes at which each starts and ends."""

@@ -17,9 +17,9 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import list_files
+from wsis_d2.utils.files import list_files, sha256_file
 from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
-from wsis_d2.weak_labels.proposals.coco_index import coco_index
+from wsis_d2.weak_labels.proposals.coco_index import coco_index, file_stamp, id_text
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
 
@@ -146,13 +146,18 @@ class MatSource(ProposalSource):
         names = [Path(str(record["file_name"])).stem, str(image_id)]
         if isinstance(image_id, int):
             names.append(f"{image_id:012d}")
-        file = next((index[n] for n in names if n in index), None)
-        if file is None:
+        found = next((index[n] for n in names if n in index), [])
+        if len(found) > 1:
+            raise InputError(
+                f"{_PATH_KEY} {self.path}: two files of image {image_id!r}, {found[0]} and "
+                f"{found[1]}; name the folder that holds one kind of proposals"
+            )
+        if not found:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: no proposals of image {image_id!r}; looked for "
                 + ", ".join(f"{n}.mat" for n in names)
             )
-        return read_mat(file, image.shape[:2])
+        return read_mat(found[0], image.shape[:2])
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
@@ -168,7 +173,7 @@ def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> Superpixel
     try:
         superpixels, members = (_read_hdf5 if _is_hdf5(path) else _read_mat)(path, image_size)
         superpixels = superpixels.astype(np.int64)
-        members = [m.astype(np.int64) - 1 for m in members if m.size]
+        members = [np.unique(m.astype(np.int64)) - 1 for m in members if m.size]
     except InputError as error:
         raise InputError(f"{error}; expected MCG proposals: superpixels and labels") from None
     except Exception as error:  # HDF5's reader raises almost anything over a broken file
@@ -196,7 +201,10 @@ def _is_hdf5(path: str | os.PathLike) -> bool:
 
 def _read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
     content = read_matlab(path, ["superpixels", "labels"])
-    return content["superpixels"], [np.asarray(m).ravel() for m in content["labels"].ravel()]
+    labels = content["labels"]
+    if labels.dtype != object:  # which of its sides are the proposals, nothing tells
+        raise ValueError(f"labels are a matrix of {labels.dtype}, expected cells")
+    return content["superpixels"], [np.asarray(m).ravel() for m in labels.ravel()]
 
 
 def _read_hdf5(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
@@ -220,7 +228,9 @@ def _read_hdf5(path: str | os.PathLike, image_size: tuple[int, int]) -> tuple:
                 raise ValueError(f"{name} is not in the file")
         _check_size(path, file["superpixels"].shape[::-1], image_size)
         superpixels = read(file["superpixels"]).T
-        return superpixels, [read(file[r]).ravel() for r in read(file["labels"]).ravel()]
+        parts = [file[reference] for reference in read(file["labels"]).ravel()]
+        # What MATLAB writes for an empty array are its sides.
+        return superpixels, [read(p).ravel() for p in parts if not p.attrs.get("MATLAB_empty")]
 
 
 def _check_size(path: str | os.PathLike, found: tuple, image_size: tuple[int, int]) -> None:
@@ -252,7 +262,9 @@ class CocoJsonSource(ProposalSource):
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`."""
-        found = coco_index(self.path, _PATH_KEY).entries(record["image_id"])
+        index = coco_index(self.path, _PATH_KEY, file_stamp(self.path))
+        index.pictures.check(record["image_id"], record.get("file_name"), "the annotated data")
+        found = index.entries(record["image_id"])
         if found is None:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: no proposals of image {record['image_id']!r}"
@@ -277,36 +289,37 @@ class CocoJsonSource(ProposalSource):
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
-        status = os.stat(self.path)
         return {
             "source": "coco_json",
             "path": os.path.basename(self.path),
-            "bytes": status.st_size,
+            "sha256": sha256_file(self.path)[:16],
         }
 
 
 @functools.lru_cache(maxsize=2)
-def _mat_index(folder: str) -> dict[str, str]:
+def _mat_index(folder: str) -> dict[str, list[str]]:
     """Return file names without suffix, and their last 12 digits, to paths."""
-    index: dict[str, str] = {}
+    index: dict[str, list[str]] = {}
     for path in list_files(folder, "**/*.mat"):
-        index.setdefault(path.stem, str(path))
         digits = path.stem.rpartition("_")[2]
-        if len(digits) == 12 and digits.isdigit():
-            index.setdefault(digits, str(path))
+        ends = {path.stem, digits} if len(digits) == 12 and digits.isdigit() else {path.stem}
+        for name in ends:
+            index.setdefault(name, []).append(str(path))
     return index
 
 
 def _owners(entries: list[dict], record: Mapping) -> np.ndarray | None:
     """Return the index of the annotation that each entry is the mask of, -1 = of none."""
     places = {
-        a["id"]: k for k, a in enumerate(record.get("annotations", ())) if a.get("id") is not None
+        id_text(a["id"]): k
+        for k, a in enumerate(record.get("annotations", ()))
+        if a.get("id") is not None
     }
     if any(entry.get("annotation_id") is not None for entry in entries):
-        ids = [entry.get("annotation_id") for entry in entries]
+        ids = [id_text(entry.get("annotation_id")) for entry in entries]
     else:
-        ids = [entry.get("id") for entry in entries]
-        if len(ids) != len(places) or {str(i) for i in ids} != {str(i) for i in places}:
+        ids = [id_text(entry.get("id")) for entry in entries]
+        if len(ids) != len(places) or set(ids) != places.keys():
             return None  # numbers of its own
     return np.array([places.get(i, -1) for i in ids], int)
 

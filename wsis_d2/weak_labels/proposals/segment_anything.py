@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.annotation import centre_boxes
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import list_files
+from wsis_d2.utils.files import list_files, sha256_file
 from wsis_d2.weak_labels.proposals.files import RLEProposals
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
 
@@ -136,7 +136,7 @@ def _transformers() -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _identity(path: str) -> list[str]:
-    """Return what tells a model from others: its name, its kind and its revision or size."""
+    """Return what tells a model from others: its name, its kind and its revision or content."""
     auto = _transformers()
     if not path:
         raise InputError(
@@ -158,7 +158,7 @@ def _identity(path: str) -> list[str]:
             f"{_KEY} {path}: a model of kind {config.model_type!r}, which takes no boxes as "
             f"prompts; expected a Segment Anything model, e.g. {_EXAMPLE}"
         )
-    revision = getattr(config, "_commit_hash", None) or str(sum(f.stat().st_size for f in files))
+    revision = getattr(config, "_commit_hash", None) or "-".join(sha256_file(f)[:16] for f in files)
     return [os.path.basename(os.path.normpath(path)), config.model_type, revision]
 
 

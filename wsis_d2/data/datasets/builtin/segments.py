@@ -11,7 +11,7 @@ from PIL import Image
 
 from wsis_d2.structures.segments import id_picture, segment_sizes
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import opened_png, picture_size
+from wsis_d2.utils.image_io import check_bits, opened_png, picture_size
 
 
 def read_labels(path: str | Path, what: str) -> np.ndarray:
@@ -24,6 +24,8 @@ def read_labels(path: str | Path, what: str) -> np.ndarray:
         raise InputError(f"{path}: missing ({what})")
     with opened_png(path, f"download it again ({what})") as image:
         labels = np.asarray(image)
+        if labels.ndim == 2:
+            check_bits(path, image)
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a picture with {labels.shape[-1]} channels, expected one channel of label "
