@@ -35,3 +35,14 @@ def test_statistics_of_a_norm_are_missing_or_folded():
     del affine["1.weight"]
     with pytest.raises(InputError, match="lacks 1 of 4 arrays of the model: 1.weight;"):
         load_into(model, affine, source="S", folded=True)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_integers_are_no_weights(partial):
+    """A quantised network without its scales would be another one of the same shapes."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Linear(2, 2))
+    arrays = model.state_dict()
+    assert load_into(model, arrays, source="S") == []  # the counter of a norm is an integer
+    arrays["1.weight"] = torch.ones(2, 2, dtype=torch.int8)
+    with pytest.raises(InputError, match="S: has 1 arrays of W in integers.*: 1.weight; H"):
+        load_into(model, arrays, source="S", what="W", hint="H", partial=partial)

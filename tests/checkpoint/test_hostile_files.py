@@ -88,7 +88,9 @@ def test_structures_of_another_kind_end_in_one_line(tmp_path, name, content):
 @pytest.mark.parametrize("kind", [np.float16, np.float32, ">f4", np.int64, np.uint8, bool])
 def test_plain_arrays_still_come_out_as_they_went_in(tmp_path, kind):
     array = np.arange(6).reshape(2, 3).astype(kind)
-    content = {"model": {"rows": array, "columns": np.asfortranarray(array), "none": array[:0]}}
+    one = np.array(array[1, 1])
+    columns = np.asfortranarray(array)
+    content = {"model": {"rows": array, "columns": columns, "none": array[:0], "one": one}}
     for name in ("a.pkl", "a.pth"):
         found = load_file(str(saved(tmp_path / name, {**content, "__author__": "x"})))["model"]
         for key, wanted in content["model"].items():
@@ -96,11 +98,28 @@ def test_plain_arrays_still_come_out_as_they_went_in(tmp_path, kind):
             assert found[key].dtype == wanted.dtype.newbyteorder("=")  # as NumPy reads it
     arrays = read_weights(str(tmp_path / "a.pth"), "KEY").arrays
     np.testing.assert_array_equal(arrays["columns"].numpy(), array)
+    assert arrays["one"].shape == ()
 
 
 def test_huge_array_without_content_is_not_made(tmp_path):
     path = saved(tmp_path / "a.pkl", {"model": {"weight": HUGE_ARRAY}, "__author__": "x"})
     assert load_file(str(path))["model"]["weight"].size == 0
+
+
+def test_bytes_that_are_not_there_are_not_made(tmp_path):
+    path = tmp_path / "bytes.pkl"
+    path.write_bytes(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"abc.")
+    with pytest.raises(InputError, match="bytes.pkl: "):
+        load_file(str(path))
+
+
+def test_arrays_of_protocol_5_are_as_large_as_their_content(tmp_path):
+    path = tmp_path / "a.pkl"
+    numeric = np._core.numeric if hasattr(np, "_core") else np.core.numeric
+    made = Call(numeric._frombuffer, (b"abcd", np.dtype("f4"), (1 << 33,), "C"))
+    path.write_bytes(pickle.dumps({"model": {"weight": made}, "__author__": "x"}, protocol=5))
+    with pytest.raises(InputError, match="a.pkl: .*another size than its content"):
+        load_file(str(path))
 
 
 def test_memo_of_a_thousand_million_places_is_not_made(tmp_path):

@@ -40,13 +40,16 @@ def test_code_is_refused_and_not_run(tmp_path, suffix):
     assert target.exists()
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_pickles_of_arrays_are_read(tmp_path, protocol):
-    arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.float64(2.5)}
-    path = tmp_path / "R-101.pkl"
+@pytest.mark.parametrize("suffix", ["pkl", "PKL"])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_pickles_of_arrays_are_read(tmp_path, protocol, suffix):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays = {"conv1_w": array, "columns": np.asfortranarray(array), "n": np.float64(2.5)}
+    path = tmp_path / f"R-101.{suffix}"
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol=protocol))
     found = read_checkpoint(path)
-    np.testing.assert_array_equal(found["model"]["conv1_w"], arrays["conv1_w"])
+    for name in ("conv1_w", "columns"):
+        np.testing.assert_array_equal(found["model"][name], array)
     assert found["model"]["n"] == 2.5
 
 

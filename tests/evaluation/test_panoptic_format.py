@@ -3,6 +3,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,6 +73,14 @@ def test_fast_reader_equals_pillow(tmp_path, with_fast_reader, damage):
         if damage == "none":
             np.testing.assert_array_equal(fast, picture)
     assert (refused > 0) == (damage != "none")
+
+
+def test_ids_of_16_bits_a_channel_are_refused(tmp_path):
+    """Pillow keeps the upper 8, of which small ids have none: all of a truth would be void."""
+    ids = np.full((2, 3, 3), 5, np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), ids)
+    with pytest.raises(InputError, match="a.png: has 16 bits a channel.*save it with 8"):
+        panoptic_format.read_id_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from wsis_d2.data import panoptic_format
+from wsis_d2.data.datasets.builtin.segments import read_labels
 from wsis_d2.data.panoptic_format import read_panoptic_png, write_panoptic_png
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.image_io import read_label_png, read_picture
@@ -136,3 +137,21 @@ def test_two_headers_are_refused_before_memory_is_taken(tmp_path):
     path.write_bytes(joined([(b"IHDR", huge), *parts[1:]]))
     with pytest.raises(InputError, match="take 102000000 bytes, it holds 1260|cannot be read"):
         read_label_png(path)
+
+
+def test_grey_of_few_bits_is_refused(tmp_path):
+    """Pillow scales it: class 1 of 4 bits comes out as 17. A palette's indices stay as they are."""
+    labels = np.array([[0, 1, 2, 3]] * 2, np.uint8)
+    path = tmp_path / "a.png"
+    for bits, packed in ((2, b"\0\x1b"), (4, b"\0\x01\x23")):
+        for color, read in ((0, read_label_png), (0, lambda p: read_labels(p, "x")), (3, None)):
+            header = struct.pack(">IIBBBBB", 4, 2, bits, color, 0, 0, 0)
+            parts = [(b"IHDR", header), (b"PLTE", bytes(12)), (b"IDAT", zlib.compress(2 * packed))]
+            path.write_bytes(
+                joined([p for p in [*parts, (b"IEND", b"")] if color or p[0] != b"PLTE"])
+            )
+            if read is None:
+                np.testing.assert_array_equal(read_label_png(path), labels)
+                continue
+            with pytest.raises(InputError, match=f"a.png: has {bits} bits a channel.*with 8"):
+                read(path)

@@ -16,6 +16,10 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(
 def test_plain_values_and_a_few_aliases_are_read():
     assert parse_yaml("a: &b [1, x]\nc: *b\n", "f.yaml") == {"a": [1, "x"], "c": [1, "x"]}
     assert parse_yaml("", "f.yaml") is None
+    assert parse_yaml("{a: {x: 1}, b: {<<: {x: 2, y: 3}, x: 4}}", "f.yaml") == {
+        "a": {"x": 1},
+        "b": {"x": 4, "y": 3},
+    }
 
 
 @pytest.mark.parametrize(
@@ -32,8 +36,10 @@ def test_plain_values_and_a_few_aliases_are_read():
         ("a: !!int x", "no valid YAML"),
         ("a: \0", "no valid YAML"),
         ("--- 1\n--- 2", "no valid YAML"),
+        ("A: {b: 1}\nC: 2\nA: {d: 3}", "line 3: A is there twice"),
+        ("- A: {b: 1, b: 1}", "line 1: b is there twice"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_the_rest_is_refused(text, told):
     with pytest.raises(InputError, match=f"^f.yaml: .*{told}") as error:
@@ -65,8 +71,11 @@ def test_yolo_s_classes_are_read_by_it(tmp_path):
         ("MODEL: {MASK_ON: {a: 1}}", "MASK_ON"),
         ("VERSION: x", "config.yaml"),
         ("1: 2", "config.yaml"),
+        ("SOLVER: {BASE_LR: 0.003}\nSOLVER: {MAX_ITER: 5}", "line 2: SOLVER is there twice"),
+        ("SOLVER: {BASE_LR: }", "SOLVER.BASE_LR is empty"),
+        ("INPUT: {MIN_SIZE_TRAIN: ~}", "INPUT.MIN_SIZE_TRAIN is empty"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_configs_are_refused_in_one_line(tmp_path, text, told):
     path = tmp_path / "config.yaml"

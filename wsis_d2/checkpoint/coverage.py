@@ -60,13 +60,19 @@ def load_into(
 
     Raises:
         InputError: naming the first arrays that are missing, of another shape or left over, and
-            how many; or no array fits, even where ``partial``. Nothing has been loaded then.
+            how many; or no array fits or one holds integers, even where ``partial``. Nothing has
+            been loaded then.
     """
     wanted = module.state_dict()
     statistics = ("running_mean", "running_var") if folded else ()
     names = [n for n in wanted if not _NOT_LEARNED.search(n) and not n.endswith(statistics)]
     missing = [n for n in names if n not in arrays]
     shapes = [n for n in names if n in arrays and arrays[n].shape != wanted[n].shape]
+    kinds = [
+        n for n in names
+        if n in arrays and n not in shapes
+        and wanted[n].is_floating_point() and not arrays[n].is_floating_point()
+    ]  # fmt: skip
     unfit = {*missing, *shapes}
     left = [n for n in wanted if n in unfit]
     problems = []
@@ -95,6 +101,11 @@ def load_into(
             problems.append(
                 f"has {len(foreign)} arrays that {what} does not have: {first_of(foreign)}"
             )
+    if kinds:
+        problems.append(
+            f"has {len(kinds)} arrays of {what} in integers, as quantised networks do, expected "
+            f"floating point: {first_of(kinds)}"
+        )
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}; {hint}")
     if load:

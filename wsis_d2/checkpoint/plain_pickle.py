@@ -10,6 +10,7 @@ import functools
 import math
 import pickle
 import pickletools
+import struct
 from collections import OrderedDict
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 _CODES = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"}
 _MOST_SIDES = 8
 #: What modules have called NumPy's functions.
+_BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -67,6 +69,13 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     return np.ndarray.__new__(_Array, (0,), np.int8)  # its content follows
 
 
+def _frombuffer(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    """How protocol 5 writes arrays."""
+    made = _reconstruct(_NDArray, (0,), b"b")
+    made.__setstate__((1, shape, kind, order == "F", data))
+    return made
+
+
 def _scalar(kind: Any, data: Any) -> Any:
     data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(kind, _DType) or len(data) != kind.dtype.itemsize:
@@ -94,9 +103,10 @@ _NAMES: dict[tuple[str, str], Any] = {
     **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
     **{(module, "_reconstruct"): _reconstruct for module in _ARRAY_MODULES},
     **{(module, "scalar"): _scalar for module in _ARRAY_MODULES},
+    **{(module, "_frombuffer"): _frombuffer for module in _BUFFER_MODULES},
 }
 # INST and OBJ call classes, the others ask for objects of elsewhere or for memory unseen.
-_REFUSED = (b"i", b"o", b"P", b"Q", b"\x82", b"\x83", b"\x84", b"\x92", b"\x96", b"\x97", b"\x98")
+_REFUSED = (b"i", b"o", b"P", b"Q", b"\x82", b"\x83", b"\x84", b"\x92", b"\x97", b"\x98")
 
 
 # What the standard library does not say of it: its types.
@@ -126,6 +136,13 @@ class PlainUnpickler(_Unpickler):
         made.__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray(self) -> None:
+        """Read bytes that may be written to, which are arrays' alone, as bytes."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray
 
 
 def stand_ins() -> list[Any]:

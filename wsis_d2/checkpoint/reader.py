@@ -68,12 +68,12 @@ def read_checkpoint(path: str | os.PathLike, *, trust: bool | None = None) -> An
     if size == 0:
         raise InputError(f"{path}: is empty, expected a checkpoint; copy or download it again")
     try:
-        if path.suffix == ".pkl":
+        if path.suffix.lower() == ".pkl":
             with open(path, "rb") as file:
                 if trust:
                     return pickle.load(file, encoding="latin1")
                 return PlainUnpickler(file, encoding="latin1").load()
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return _safetensors_load(path)
         return _torch_load(path, trust)
     except InputError:
@@ -181,7 +181,7 @@ def model_state(checkpoint: Any, path: str | os.PathLike) -> dict[str, torch.Ten
     result = {}
     for name, value in state.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = np.ascontiguousarray(value)
+            value = np.asarray(value, order="C")
             value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
         kind = _unfit(value) if isinstance(name, str) else "not called by a text"
         if kind:
@@ -236,7 +236,7 @@ def load_file(path: str) -> dict[str, Any]:
     data = read_checkpoint(local)
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds {type(data).__name__}, expected a checkpoint")
-    if str(local).endswith(".pkl"):
+    if str(local).lower().endswith(".pkl"):
         if "model" in data and "__author__" in data:
             return data
         data = data.get("blobs", data)

@@ -187,8 +187,13 @@ def check_used(cfg: CfgNode, defaults: CfgNode) -> None:
         defaults: the same before anything was merged.
 
     Raises:
-        InputError: naming the first key of :data:`UNUSED` that differs from its default.
+        InputError: naming the first key that is empty, or one of :data:`UNUSED` that differs from
+            its default.
     """
+    for section, node in cfg.items():
+        for key, value, default in _leaves(section, node, defaults):
+            if value is None and default is not None:  # yacs takes it for a value of any type
+                raise InputError(f"{key} is empty; give it a value, or leave it out: {default!r}")
     kind = kind_of(cfg)
     for row in UNUSED:
         if (row.kinds and kind not in row.kinds) or not row.where(cfg):

@@ -22,8 +22,9 @@ def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoa
         loader: ``yaml.SafeLoader``, or ``yaml.BaseLoader``, which leaves all scalars texts.
 
     Raises:
-        InputError: no YAML, objects beside plain values, nested too deeply, or aliases that name
-            more than 100 000 values: ten lines may name a thousand million.
+        InputError: no YAML, objects beside plain values, nested too deeply, a key twice in one
+            mapping, or aliases that name more than 100 000 values: ten lines may name a thousand
+            million.
     """
     try:
         reader = loader(text)
@@ -32,6 +33,11 @@ def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoa
             return None
         if _unfolded(node, {}) > _MOST_VALUES:
             raise InputError(f"{source}: its aliases (*name) unfold to too many values")
+        if (twice := _key_twice(node)) is not None:
+            raise InputError(
+                f"{source}: line {twice.start_mark.line + 1}: {twice.value} is there twice in one "
+                "place, and the first would not count; join the two"
+            )
         return reader.construct_document(node)
     except InputError:
         raise
@@ -51,6 +57,22 @@ def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
             parts = [part for pair in parts for part in pair]
         known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
     return known[id(node)]
+
+
+def _key_twice(node: yaml.Node) -> yaml.ScalarNode | None:
+    """Return a key that a mapping has before, None where there is none."""
+    if not isinstance(node, yaml.CollectionNode):
+        return None
+    seen = set()
+    for part in node.value:
+        key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                return key
+            seen.add(key.value)
+        if (found := _key_twice(value)) is not None:
+            return found
+    return None
 
 
 def check_config_file(path: str, *, bases: bool = True, above: Collection[str] = ()) -> None:

@@ -11,10 +11,9 @@ from wsis_d2.config import read_config
 from wsis_d2.structures.boxes import Box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.box_labels import boxes_recipe
-from wsis_d2.weak_labels.proposals import segment_anything
 from wsis_d2.weak_labels.box_masks import BoxLabelOptions
 from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
-from wsis_d2.weak_labels.proposals import SegmentAnythingSource
+from wsis_d2.weak_labels.proposals import SegmentAnythingSource, segment_anything
 
 HEIGHT, WIDTH = 40, 60
 RECORD = {
