@@ -76,6 +76,23 @@ def test_min_area_raises_the_bar(tmp_path):
     assert (jobs, total) == ([], 2)
 
 
+def test_changed_annotations_are_converted_again(tmp_path):
+    """The pictures stay as they are, of which the journal keeps size and time."""
+    make_coco(tmp_path, "2017")
+    prepare(tmp_path, "2017")
+    path = tmp_path / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    assert content["annotations"][1]["category_id"] == 17
+    content["annotations"][1]["category_id"] = 18  # the cat is a dog
+    path.write_text(json.dumps(content))
+    prepare(tmp_path, "2017")
+    folder = tmp_path / "wsis_coco_2017_vocclasses"
+    weak = json.loads((folder / "weak_train.json").read_text())
+    assert [a["category_id"] for a in weak["annotations"]] == [18, 12, 15]
+    segments = panoptic_pairs(folder, "train", "panoptic")[9][1]
+    assert {s["category_id"] for s in segments.values()} == {0, 12, 15, 18}
+
+
 def test_every_voc_class_has_its_coco_name():
     from helpers.official_trees import coco_category_table
 

@@ -87,7 +87,7 @@ def is_perfect(results: dict) -> None:
     assert results["apr"]["APr_vol"] == 100
 
 
-def test_a_right_model_gets_100_whatever_the_truths_order(tmp_path):
+def test_a_right_model_gets_100_whatever_the_truths_order(tmp_path, monkeypatch):
     """The issue's case; by places, PQ is 33.3: the grass alone."""
     truth = write(tmp_path, "truth", TRUTH)
     is_perfect(from_model(tmp_path, truth, OWN))
@@ -101,6 +101,16 @@ def test_a_right_model_gets_100_whatever_the_truths_order(tmp_path):
             truth["json"], truth["dir"], options,
         )
     )  # fmt: skip
+    # So they are where the folder of that output goes by another name than its own.
+    (tmp_path / "link").symlink_to(tmp_path / "inference/semantic_pred")
+    monkeypatch.chdir(tmp_path / "inference/semantic_pred")
+    for folder in (tmp_path / "link", Path(".")):
+        is_perfect(
+            evaluate_files(
+                tmp_path / "inference/panoptic_pred.json", tmp_path / "inference/panoptic_pred",
+                truth["json"], truth["dir"], FileOptions(semantic_folder=folder, workers=1),
+            )
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

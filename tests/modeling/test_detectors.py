@@ -185,6 +185,12 @@ def test_boxes_of_a_file(data, tmp_path):
     path.write_text(json.dumps({"annotations": rows}))
     with pytest.raises(InputError, match="expected a COCO result file"):
         build_model(cfg).detector.detect([first["image"]], [first])
+    for number in (f"{first['image_id']}.0", "another"):  # no image would have a box
+        path.write_text(json.dumps([{**rows[0], "image_id": number}]))
+        with pytest.raises(
+            InputError, match=rf"boxes.json: none .* \(such as {number}\) is one of"
+        ):
+            build_model(cfg).detector.detect([first["image"]], [first])
     for wrong in (
         {"score": float("nan")},
         {"bbox": [0, 0, float("inf"), 5]},

@@ -194,6 +194,23 @@ def test_from_store_to_store(parts):
     assert store.recipe["boxes"] == {"kind": "boxes"}
 
 
+def test_labels_of_a_part_that_were_refused_are_merged_anew(parts):
+    def merge():
+        make_merged_labels(
+            config(), [record()], CATEGORIES, parts / "merged", boxes=parts / "boxes", run=ALONE
+        )
+        return LabelStore.open(parts / "merged")
+
+    store = merge()
+    assert (store.semantic(7) == 0).any()
+    made = (parts / "merged/status/000000000007.json").stat().st_mtime_ns
+    merge()
+    assert (parts / "merged/status/000000000007.json").stat().st_mtime_ns == made  # kept
+    LabelStore.open(parts / "boxes", writable=True).refuse(7)
+    assert not (merge().semantic(7) == 0).any()
+    store.check(record())  # a training, which knows no parts, takes it
+
+
 def test_another_recipe_of_a_part_is_not_merged_into_an_old_store(parts):
     arguments = dict(boxes=parts / "boxes", tags=parts / "tags", run=ALONE)
     make_merged_labels(config(), [record()], CATEGORIES, parts / "merged", **arguments)

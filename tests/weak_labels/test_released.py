@@ -74,6 +74,15 @@ def test_merged_labels_become_a_store_with_instances(released, record):
     assert [s["category_id"] for s in segments] == [0, 1, 2]
 
 
+def test_a_changed_file_is_imported_again(released, record):
+    path = released / "cam" / "train" / "bonn_000001_leftImg8bit.png"
+    for labels in (CAM, 1 - CAM % 2):
+        palette_png(path, labels)
+        arguments = ("cam", released / "cam", [record], CATEGORIES, released / "out")
+        assert import_released(*arguments, run=ALONE) == 0
+        assert LabelStore.open(released / "out").semantic("bonn_000001").tolist() == labels.tolist()
+
+
 def test_dry_run_writes_nothing(released, record):
     status = import_released(
         "cam", released / "cam", [record], CATEGORIES, released / "out", run=LabelRun(dry_run=True)

@@ -35,6 +35,7 @@ _RECORD_FIELDS = (
     "scribbles",
     "unboxed",
     "supervision",
+    "made_of",
 )
 #: An image of photographs' size takes seconds.
 IMAGE_SECONDS = 1800.0

@@ -30,6 +30,7 @@ from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.possible_classes import possible_classes
 from wsis_d2.weak_labels.reliability import copy_reliability
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import files_digest, label_files
 from wsis_d2.weak_labels.workers import Labels
 
 INSTANCE_SOURCES = ("boxes", "masks")
@@ -193,6 +194,7 @@ class _MergeWorker:
 
     def __call__(self, record: Mapping) -> Labels:
         image_id = record["image_id"]
+        record = {**record, "made_of": None}  # the parts are made of other files
         self._boxes.check(record)
         cues = None
         if self._tags is not None:
@@ -271,6 +273,18 @@ def make_merged_labels(
         options,
         cfg.CLEAN.INSTANCES_FROM,
     )
+    # A part's labels may have been refused or made anew.
+    records = [
+        {
+            **record,
+            "made_of": files_digest(
+                file
+                for store in stores.values()
+                for file in label_files(store.path, record["image_id"])
+            ),
+        }
+        for record in records
+    ]
     if run.dry_run:
         driver.report_plan(records, categories, recipe, output, run)
         return 0

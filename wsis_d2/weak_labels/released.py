@@ -25,6 +25,7 @@ from wsis_d2.weak_labels import driver
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.instance_labels import instance_labels
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import files_digest
 from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,10 @@ def import_released(
     check_choice("kind", kind, KINDS)
     annotation = AnnotatedClasses.of(categories, has_boxes=has_boxes)
     files = find_label_files(folder)
+    records = [
+        {**record, "made_of": files_digest([files.get(Path(record["file_name"]).stem, "")])}
+        for record in records
+    ]
     recipe = {"kind": KINDS[kind], "released": kind, "folder": Path(folder).name}
     if run.dry_run:
         driver.report_plan(records, categories, recipe, output, run)

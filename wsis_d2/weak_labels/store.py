@@ -50,6 +50,7 @@ from wsis_d2.weak_labels.store_status import (
     failed_status,
     image_key,
     read_status,
+    same_files,
     same_picture,
 )
 
@@ -215,8 +216,9 @@ class LabelStore:
 
         Args:
             image_id: the image.
-            record: if given, labels made from another annotation of the image, or of another
-                picture that had its id, do not count, nor do those of which a file is gone.
+            record: if given, labels made from another annotation of the image, of another picture
+                that had its id, or of other files than its ``made_of`` tells, do not count, nor do
+                those of which a file is gone.
         """
         entry = self._entry(image_id)
         if entry is None or entry["status"] != "done":
@@ -227,7 +229,7 @@ class LabelStore:
         if record is None:
             return True
         same = entry["annotation"] == annotation_digest(record) and same_picture(entry, record)
-        return same and not self._lost(image_id)
+        return same and same_files(entry, record) and not self._lost(image_id)
 
     def _lost(self, image_id: int | str) -> list[str]:
         """Those of an image's two pictures that are gone; somebody may have deleted a part."""

@@ -4,7 +4,7 @@
 import hashlib
 import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def done_status(
         "picture": picture_digest(record["file_name"]),
         "segments": segments,
         "counters": dict(counters or {}),
+        **({"made_of": record["made_of"]} if "made_of" in record else {}),
     }
 
 
@@ -127,6 +128,24 @@ def picture_digest(path: str | os.PathLike) -> str | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {os_reason(error)}") from None
     return hashlib.sha256(b"%d " % size + b"".join(parts)).hexdigest()[:16]
+
+
+def label_files(store: Path, image_id: int | str) -> list[Path]:
+    """Return the files of an image's labels."""
+    key = image_key(image_id)
+    names = (f"panoptic/{key}.png", f"semantic/{key}.png", f"status/{key}.json")
+    return [store / name for name in names]
+
+
+def files_digest(paths: Iterable[str | os.PathLike]) -> str:
+    """Return a hash of what :func:`picture_digest` tells of files, for a record's ``made_of``."""
+    return hashlib.sha256(repr([picture_digest(path) for path in paths]).encode()).hexdigest()[:16]
+
+
+def same_files(entry: Mapping, record: Mapping) -> bool:
+    """Whether labels are of the files that a record says they are made of, if both know."""
+    wanted = record.get("made_of")
+    return wanted is None or entry.get("made_of", wanted) == wanted
 
 
 def same_picture(entry: Mapping, record: Mapping) -> bool:

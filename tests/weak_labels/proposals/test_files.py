@@ -3,13 +3,19 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
+from wsis_d2.config import add_wsis_config
 from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.box_labels import make_box_store
+from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.proposals import CocoJsonSource, MatSource, NoSource, select_proposal
+from wsis_d2.weak_labels.store import LabelStore
 
 SUPERPIXELS = np.kron(np.arange(1, 13).reshape(3, 4), np.ones((5, 6), int))
 MEMBERS = [[1], [1, 2, 5, 6], [12], [3, 4, 7, 8, 11, 12], list(range(1, 13))]
@@ -275,3 +281,28 @@ def test_two_mat_files_of_an_image_are_refused(tmp_path):
         write_mat(tmp_path / folder / "a.mat", "5")
     with pytest.raises(InputError, match=r"two files of image 1, .*mcg/a.mat and .*scg/a.mat"):
         MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})
+
+
+def test_boxes_are_labelled_again_where_their_proposals_have_changed(tmp_path):
+    """In a file of the same name and size; the recipe holds the folder's name."""
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    cfg.WEAK_LABELS.MASKS, cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg", "mcg_mat"
+    cfg.WEAK_LABELS.PROPOSALS.PATH = str(tmp_path / "mats")
+    (tmp_path / "mats").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), IMAGE)
+    box = {"bbox": [0, 0, 12, 10], "bbox_mode": 0, "category_id": 0}
+    record = {"image_id": 1, "file_name": str(tmp_path / "a.png"), "height": 15, "width": 24,
+              "annotations": [box]}  # fmt: skip
+    sizes = set()
+    for members in ([1, 2], [5, 6], [5, 6]):
+        labels = np.empty((1, 1), object)
+        labels[0, 0] = np.array([members], np.uint16)
+        savemat(tmp_path / "mats/a.mat", {"superpixels": SUPERPIXELS, "labels": labels})
+        sizes.add((tmp_path / "mats/a.mat").stat().st_size)
+        categories = [{"id": 1, "name": "cow", "isthing": 1}]
+        run = LabelRun(workers=1)
+        assert make_box_store(cfg, [record], categories, tmp_path / "store", run=run) == 0
+        found = LabelStore.open(tmp_path / "store").semantic(1) == 0
+        np.testing.assert_array_equal(found, np.isin(SUPERPIXELS, members))
+    assert len(sizes) == 1

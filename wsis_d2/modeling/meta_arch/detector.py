@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
@@ -306,6 +306,7 @@ class BoxesFromFiles(nn.Module):
         content = read_json(path)
         result: dict[str, list] = {}
         try:
+            self._check_images({str(row["image_id"]) for row in content}, dataset)
             for row in content:
                 place = ids.get(row["category_id"])
                 if self.class_map:
@@ -332,6 +333,18 @@ class BoxesFromFiles(nn.Module):
                 "score, in finite numbers"
             ) from None
         return result
+
+    def _check_images(self, found: set[str], dataset: str) -> None:
+        """Refuse a file that has no image of its data set: each would pass for one of no object."""
+        if not found or dataset not in DatasetCatalog.list():
+            return
+        known = [str(record["image_id"]) for record in DatasetCatalog.get(dataset)]
+        if known and found.isdisjoint(known):
+            raise InputError(
+                f"MODEL.WSIS.DETECTOR_BOXES: {self.files[dataset]}: none of its image ids (such as "
+                f"{min(found)}) is one of data set {dataset!r} (such as {known[0]}); write the "
+                "ids of its annotation file"
+            )
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:

@@ -141,12 +141,7 @@ class MatSource(ProposalSource):
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`."""
-        index = _mat_index(self.path)
-        image_id = record["image_id"]
-        names = [Path(str(record["file_name"])).stem, str(image_id)]
-        if isinstance(image_id, int):
-            names.append(f"{image_id:012d}")
-        found = next((index[n] for n in names if n in index), [])
+        image_id, found = record["image_id"], self.files(record)
         if len(found) > 1:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: two files of image {image_id!r}, {found[0]} and "
@@ -155,13 +150,25 @@ class MatSource(ProposalSource):
         if not found:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: no proposals of image {image_id!r}; looked for "
-                + ", ".join(f"{n}.mat" for n in names)
+                + ", ".join(f"{n}.mat" for n in _mat_names(record))
             )
         return read_mat(found[0], image.shape[:2])
+
+    def files(self, record: Mapping) -> list[str]:
+        """See :class:`ProposalSource`."""
+        index = _mat_index(self.path)
+        return next((index[n] for n in _mat_names(record) if n in index), [])
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
         return {"source": "mcg_mat", "path": os.path.basename(os.path.normpath(self.path))}
+
+
+def _mat_names(record: Mapping) -> list[str]:
+    """Return what the file of an image may be called, without suffix."""
+    image_id = record["image_id"]
+    names = [Path(str(record["file_name"])).stem, str(image_id)]
+    return [*names, f"{image_id:012d}"] if isinstance(image_id, int) else names
 
 
 def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> SuperpixelProposals:

@@ -54,6 +54,10 @@ class ProposalSource(abc.ABC):
             record: its weak record; sources that read files go by ``image_id``, ``file_name``.
         """
 
+    def files(self, record: Mapping) -> list[str]:
+        """Return files of this image's proposals alone; labels made of other content are stale."""
+        return []
+
     def recipe(self) -> dict:
         """Return what the proposals depend on, for the label store's recipe."""
         fields: dict = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}

@@ -41,7 +41,7 @@ class ImageJob:
     Attributes:
         image_id: unique name of the image in its dataset.
         sources: files that the result depends on; a change of size or time redoes the image.
-        data: further picklable arguments of the conversion.
+        data: further arguments of the conversion, JSON values; a change redoes the image.
     """
 
     image_id: str | int
@@ -72,14 +72,16 @@ class Converted:
     counts: Counter = field(default_factory=Counter)
 
 
-def _fingerprint(job: ImageJob) -> list[list[int]]:
-    stats = []
+def _fingerprint(job: ImageJob) -> list[Any]:
+    stats: list[Any] = []
     for path in job.sources:
         try:
             stat = os.stat(path)
         except FileNotFoundError:
             raise InputError(f"{path}: missing; unpack the official archive again") from None
         stats.append([stat.st_size, stat.st_mtime_ns])
+    if job.data is not None:  # what an annotation file says of the image
+        stats.append(hashlib.sha256(json.dumps(job.data).encode()).hexdigest()[:16])
     return stats
 
 
