@@ -262,6 +262,28 @@ def test_bad_sources_are_named(tree):
         prepare(tree)
 
 
+def test_a_renumbered_palette_is_refused(tree):
+    """As pngquant and others leave it: colours stay, and the person would be a bicycle."""
+    path = tree / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000001.png"
+    labels = np.asarray(Image.open(path))
+    colors = {0: [0, 0, 0], 7: [128, 128, 128], 15: [192, 128, 128], 255: [224, 224, 192]}
+    assert set(np.unique(labels).tolist()) == colors.keys()
+    for values, told in ((list(colors), "value 1 has the colour of value 7"), (None, "")):
+        palette = [c for k in values or range(256) for c in colors.get(k, [0, 0, 0])]
+        image = Image.fromarray(np.searchsorted(values or range(256), labels).astype(np.uint8), "P")
+        image.putpalette(palette)
+        image.save(path)
+        if told:
+            with pytest.raises(InputError, match=rf"2007_000001.png: {told} in VOC.*renumbered"):
+                prepare(tree)
+    prepare(tree)
+
+
+def test_a_list_begins_with_its_first_name(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")  # as some editors save it
+    assert voc.read_list(tmp_path / "list.txt", "x") == ["a", "b"]
+
+
 def test_a_list_that_is_no_text_is_named(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"2007_000032\n\xff\xfe\n")
     with pytest.raises(InputError, match=r"train\.txt: no list of names .*unpack VOC again"):

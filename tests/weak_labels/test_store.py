@@ -253,6 +253,19 @@ def test_a_broken_file_is_named(tmp_path):
         store.semantic(1)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda a: a[:5], "shape"), (lambda a: a + 77, "class 7., expected 0 to 2")],
+)
+def test_a_map_that_another_program_has_written_is_named(tmp_path, change, told):
+    store = LabelStore.create(tmp_path / "s", RECIPE, CATEGORIES)
+    store.write(make_record(1), *make_labels(), {})
+    path = tmp_path / "s/semantic/000000000001.png"
+    Image.fromarray(change(np.asarray(Image.open(path)) // 255)).save(path)
+    with pytest.raises(InputError, match=f"000000000001.png: .*{told}"):
+        store.semantic(1)
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "x.json"
     target.write_bytes(b"old")

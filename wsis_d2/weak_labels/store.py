@@ -44,7 +44,7 @@ from wsis_d2.weak_labels.recipe import (
 )
 from wsis_d2.weak_labels.reliability import FILE as RELIABILITY_FILE
 from wsis_d2.weak_labels.store_manifest import COMMAND, SCHEMA, check_recipe, read_manifest
-from wsis_d2.weak_labels.store_segments import check_labels, panoptic_content
+from wsis_d2.weak_labels.store_segments import check_labels, check_semantic, panoptic_content
 from wsis_d2.weak_labels.store_status import (
     done_status,
     failed_status,
@@ -287,8 +287,10 @@ class LabelStore:
 
     def semantic(self, image_id: int | str) -> np.ndarray:
         """Return the semantic map, (H, W) uint8, contiguous class ids, 255 = ignore."""
-        self._done_entry(image_id)
-        semantic = self._read_png(f"semantic/{image_key(image_id)}.png", "L")
+        entry = self._done_entry(image_id)
+        name = f"semantic/{image_key(image_id)}.png"
+        semantic = self._read_png(name, "L")
+        check_semantic(self.path / name, semantic, entry, len(self.classes))
         return semantic if self._places is None else place_table(self._places)[semantic]
 
     def instance(self, image_id: int | str) -> tuple[np.ndarray, list[dict]]:

@@ -1,12 +1,19 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The segments of a label store: which maps it takes, and how COCO's panoptic format lists them."""
 
+import os
+from collections.abc import Mapping
+
 import numpy as np
 
 from wsis_d2.structures.classes import ClassTable
 from wsis_d2.structures.labels import IGNORE, INSTANCE_IGNORE
 from wsis_d2.structures.segments import segment_sizes
+from wsis_d2.utils.errors import InputError
+from wsis_d2.weak_labels.store_manifest import COMMAND
 from wsis_d2.weak_labels.store_status import image_key
+
+_ANEW = f"delete it and run the command that made it again: {COMMAND}"
 
 
 def check_labels(
@@ -48,6 +55,24 @@ def check_labels(
         for segment in segments
         if int(segment["id"]) in sizes
     ]
+
+
+def check_semantic(
+    path: str | os.PathLike, semantic: np.ndarray, entry: Mapping, num_classes: int
+) -> None:
+    """Refuse a semantic map that another program has written since.
+
+    Raises:
+        InputError: it is of another size than its image, or holds what is no class.
+    """
+    size = (entry["height"], entry["width"])
+    if semantic.shape != size:
+        raise InputError(f"{path}: has shape {semantic.shape}, its image {size}; {_ANEW}")
+    wrong = semantic[(semantic >= num_classes) & (semantic != IGNORE)]
+    if wrong.size:
+        raise InputError(
+            f"{path}: holds class {wrong[0]}, expected 0 to {num_classes - 1} or {IGNORE}; {_ANEW}"
+        )
 
 
 def panoptic_content(entries: list[dict], classes: ClassTable) -> dict:

@@ -25,11 +25,13 @@ import cv2
 import numpy as np
 from scipy import sparse
 
+from wsis_d2.data.datasets.builtin.metadata import VOC_CATEGORIES
 from wsis_d2.data.datasets.builtin.preparation import Converted, ImageJob
 from wsis_d2.data.datasets.builtin.preparation_command import expect_count
 from wsis_d2.data.datasets.builtin.segments import image_size, read_labels
 from wsis_d2.structures.segments import segment_sizes
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import opened_png
 from wsis_d2.utils.matlab import read_matlab
 
 FOLDER = "wsis_voc_2012"
@@ -40,6 +42,8 @@ LIST_LENGTHS = {"train": 1464, "val": 1449, "trainaug": 10582, "test": 1456}
 SBD_LENGTHS = {"train": 8498, "val": 2857}
 NUM_CLASSES = 21
 VOID = 255
+# VOC's colours of values; black may be a palette's rest.
+_COLORS = {tuple(c["color"]): c["id"] for c in VOC_CATEGORIES if c["id"]} | {(224, 224, 192): VOID}
 
 
 def find_voc(root: str | Path) -> Path:
@@ -56,7 +60,11 @@ def read_list(path: str | Path, what: str) -> list[str]:
         InputError: the list is missing, no text, or names an image twice.
     """
     try:
-        names = [line.split()[0] for line in Path(path).read_text().splitlines() if line.strip()]
+        names = [
+            line.split()[0]
+            for line in Path(path).read_text("utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except FileNotFoundError:
         raise InputError(f"{path}: list missing; unpack {what}") from None
     except UnicodeDecodeError as error:
@@ -141,6 +149,8 @@ def _convert(job: ImageJob, *, tags: str, sbd_void: int) -> Converted:
     if first.endswith(".png"):
         semantic = read_labels(first, "VOC class map")
         objects = read_labels(second, "VOC object map")
+        for path, labels in ((first, semantic), (second, objects)):
+            check_palette(path, labels)
         classes = None
         counts["voc"] = 1
     else:
@@ -220,6 +230,24 @@ def fuse(
     if lost:
         counts["void_by_disagreement_pixels"] += lost
     return segment_ids, found
+
+
+def check_palette(path: str, labels: np.ndarray) -> None:
+    """Refuse a PNG whose colours are VOC's of other values: programs that make PNGs smaller
+    renumber palettes, which keeps the colours alone.
+
+    Raises:
+        InputError: naming a value and what its colour stands for.
+    """
+    with opened_png(path, check=False) as image:
+        palette = image.getpalette("RGB") or [] if image.mode == "P" else []
+    for value in np.unique(labels[labels < len(palette) // 3]).tolist():
+        meant = _COLORS.get(tuple(palette[3 * value : 3 * value + 3]), value)
+        if meant != value:
+            raise InputError(
+                f"{path}: value {value} has the colour of value {meant} in VOC, so its palette was "
+                "renumbered; take the file as it was released"
+            )
 
 
 def read_sbd(path: str, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
