@@ -193,6 +193,9 @@ def test_weights_that_tell_nothing_are_taken_as_they_are(data, tmp_path):
     assert trained_classes(str(tmp_path / "alone.pth")).names == ["cat"]
     (tmp_path / "alone.json").write_text('{"thing_ids": [], "stuff_classes": ["sky"]}')
     assert trained_classes(str(tmp_path / "alone.pth")).names == ["sky"]
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.pth").symlink_to(tmp_path / "alone.pth")
+    assert trained_classes(str(tmp_path / "best" / "model.pth")).names == ["sky"]
     (tmp_path / "alone.json").write_text("[]")
     assert trained_classes(str(tmp_path / "alone.pth")).names == ["cat"]
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -293,6 +294,16 @@ def test_workers_do_not_change_the_numbers(tmp_path) -> None:
     three = evaluate_files(**files, options=FileOptions(workers=3))
     for task, values in one.items():
         assert three[task] == pytest.approx(values, nan_ok=True, rel=1e-12), task
+
+
+def test_the_order_of_a_truths_images_does_not_change_the_numbers(tmp_path) -> None:
+    """Scores of nearly all segments are equal."""
+    files = write_files(tmp_path, scenes_of(700, 12))
+    found = evaluate_files(**files, options=FileOptions(workers=1))
+    content = json.loads(files["gt_json"].read_text())
+    content["annotations"].reverse()
+    files["gt_json"].write_text(json.dumps(content))
+    np.testing.assert_equal(evaluate_files(**files, options=FileOptions(workers=1)), found)
 
 
 def test_score_modes_from_files_differ_only_in_the_ranking(tmp_path) -> None:

@@ -52,6 +52,16 @@ def test_layout_merging_and_ratios(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_ratio_of_two_data_sets_is_told(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "results.json"
+    twin = make_meta(supervision="weak", dataset="sample_val_weak")
+    write_results_json(path, "full", results(50.0), meta("full"))
+    write_results_json(path, "weak", results(40.0), twin)
+    assert not caplog.records
+    write_results_json(path, "weak", results(40.0), {**twin, "dataset": "sample_train"})
+    assert "run weak on sample_train with run full on sample_val" in caplog.text
+
+
 def test_merging_files(tmp_path: Path) -> None:
     for name, pq in (("weak", 40.0), ("full", 50.0)):
         write_results_json(tmp_path / f"{name}.json", name, results(pq), meta(name))

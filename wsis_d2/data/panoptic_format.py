@@ -93,7 +93,9 @@ class PanopticFile:
                 raise InputError(f"{self.json_file}: image_id {key} has two annotations")
             self._packed[key] = annotation.pop("segments_info")
             self.annotations[key] = annotation
-        self.position = {key: position for position, key in enumerate(self.annotations)}
+        # By id, as in COCO's evaluation: what orders equal scores, however the file is sorted.
+        in_order = sorted(self.annotations, key=lambda key: (len(key), key))
+        self.position = {key: position for position, key in enumerate(in_order)}
 
     def in_classes(self, classes: ClassTable) -> "PanopticFile":
         """Return the file as one of other classes: the same ones by name, with their ids.

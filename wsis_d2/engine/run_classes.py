@@ -33,7 +33,10 @@ def trained_classes(weights: str) -> ClassTable | None:
             ``.json``, or ``wsis-d2://ID``.
     """
     path = Path(weights)
-    places = [path.with_suffix(".json"), path.parent / METADATA] if path.is_file() else []
+    places = []
+    if path.is_file():
+        for file in (path, path.resolve()):  # it may be a link into the run's folder
+            places += [file.with_suffix(".json"), file.parent / METADATA]
     if weights.startswith("wsis-d2://"):
         places = [Path(PathManager.get_local_path(f"{weights}/{METADATA}"))]
     for place in filter(Path.is_file, places):

@@ -48,7 +48,7 @@ class AveragePrecision:
     above t (strictly); AP is the sum of the precision at each right prediction over the number of
     ground-truth segments, without interpolation. Void and crowd pixels are erased from
     predictions first; one that lies there wholly is a false positive. Equal scores rank by the
-    image's position in the truth, then by the segment's position.
+    image's id, then by the segment's position.
 
     Args:
         classes: the dataset's classes.

@@ -36,7 +36,7 @@ class ImageMatch:
         pred_void: (P,) int64, pixels of a prediction that are void in the truth.
         gt_unpredicted: (G,) int64, pixels of the truth without predicted segment.
         scores: score mode to (P,) float64.
-        key: position of the image in the truth, orders equal scores.
+        key: place of the image among the ids of the truth, orders equal scores.
     """
 
     gt_class: np.ndarray
@@ -115,7 +115,7 @@ class Matcher:
                 every other id stands in the segments.
             gt_segments, pred_segments: dicts with ``id``, ``category_id`` (of the file),
                 optionally ``iscrowd``, ``score`` and ``scores``.
-            key: position of the image in the truth.
+            key: place of the image among the ids of the truth.
             gt_name, pred_name: what to call the two in errors.
             drop_empty: leave out predicted segments without pixels instead of refusing them.
 

@@ -1,7 +1,9 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """``results.json``: the numbers of runs in one layout, written, read, merged and compared."""
 
+import logging
 import math
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,9 @@ from wsis_d2.utils.errors import InputError, check_choice
 from wsis_d2.utils.files import check_writable
 from wsis_d2.utils.json_io import read_json, write_json
 
+logger = logging.getLogger(__name__)
 SCHEMA = 1
+_TWIN = re.compile(r"_(weak|full)$")  # twins have the same images
 META_FIELDS = (
     "supervision", "dataset", "variant", "seed", "config", "commit", "device", "seconds",
 )  # fmt: skip
@@ -161,6 +165,9 @@ def full_supervision_ratios(runs: Mapping[str, Any]) -> dict[str, float]:
     """Return FS%, of each compared metric that the runs "weak" and "full" have (full not 0)."""
     if "weak" not in runs or "full" not in runs:
         return {}
+    sets = [_TWIN.sub("", str(runs[name]["meta"].get("dataset"))) for name in ("weak", "full")]
+    if sets[0] != sets[1]:
+        logger.warning("FS%% compares run weak on %s with run full on %s", *sets)
     ratios = {}
     for task, metrics in RATIO_METRICS:
         for metric in metrics:
