@@ -148,3 +148,12 @@ def sha256_file(path: str | os.PathLike) -> str:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_stamp(path: str | os.PathLike) -> tuple[int, ...]:
+    """Return what changes where a file does, for caches; () where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

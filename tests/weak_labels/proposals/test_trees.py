@@ -277,10 +277,30 @@ def test_bad_weights_and_names_are_refused(tmp_path):
     np.savez(tmp_path / "few.npz", weight0=np.zeros((3, 1)), bias0=np.zeros(1))
     with pytest.raises(InputError, match="other features"):
         load_weights(tmp_path / "few.npz")
+    with np.load(WEIGHTS, allow_pickle=False) as file:
+        sound = {name: file[name] for name in file.files}
+    for change, told in (
+        ({"bias0": sound["bias0"] * np.nan}, "not finite"),
+        ({"weight1": np.repeat(sound["weight1"], 2, 1), "bias1": np.zeros(2)}, "last layer"),
+    ):
+        np.savez(tmp_path / "odd.npz", **(sound | change))
+        with pytest.raises(InputError, match=f"odd.npz: .*{told}"):
+            make_contours("learned", str(tmp_path / "odd.npz"))
     with pytest.raises(InputError, match="PROPOSALS.CONTOURS.*learned"):
         MCGSource(contours="canny")
     with pytest.raises(InputError, match="PROPOSALS.PRESET"):
         MCGSource(preset_name="fast")
+
+
+def test_weights_of_a_file_that_has_changed_are_read_again(tmp_path):
+    with np.load(WEIGHTS, allow_pickle=False) as file:
+        sound = {name: file[name] for name in file.files}
+    path = tmp_path / "w.npz"
+    digests = set()
+    for bias in (sound["bias1"], sound["bias1"] + 1):
+        np.savez(path, **(sound | {"bias1": bias}))
+        digests.add(make_contours("learned", str(path)).digest)
+    assert len(digests) == 2
 
 
 def test_structured_forest_names_what_is_missing(tmp_path, monkeypatch):

@@ -88,18 +88,9 @@ def id_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def file_stamp(path: str) -> tuple[int, ...]:
-    """Return what changes where a file does; () where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 @functools.lru_cache(maxsize=1)
 def coco_index(path: str, key: str, stamp: tuple[int, ...] = ()) -> CocoIndex:
-    """Return the index of a file, made once in a process while its :func:`file_stamp` is one.
+    """Return the index of a file, made once in a process while ``stamp``, its file_stamp, is one.
 
     Raises:
         InputError: the file that ``key`` names is no COCO file with masks.

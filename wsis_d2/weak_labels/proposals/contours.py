@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import file_stamp
 from wsis_d2.weak_labels.proposals.compiled import njit
 
 WEIGHTS = Path(__file__).with_name("contour_weights.npz")
@@ -73,7 +74,6 @@ class Contours:
         return self._detect(image)
 
 
-@functools.lru_cache(maxsize=4)
 def make_contours(name: str, weights: str = "") -> Contours:
     """Return a detector by name: "learned", "gradient" or "structured".
 
@@ -84,6 +84,11 @@ def make_contours(name: str, weights: str = "") -> Contours:
     Raises:
         InputError: no such detector, or its file or OpenCV module is not there.
     """
+    return _made(name, weights, file_stamp(weights or WEIGHTS))
+
+
+@functools.lru_cache(maxsize=4)
+def _made(name: str, weights: str, stamp: tuple[int, ...]) -> Contours:
     if name == "gradient":
         if weights:
             raise InputError(
@@ -92,7 +97,7 @@ def make_contours(name: str, weights: str = "") -> Contours:
             )
         return Contours(gradient_contours, "gradient")
     if name == "learned":
-        net = load_weights(weights or WEIGHTS)
+        net = load_weights(weights or WEIGHTS, stamp)
         return Contours(lambda image: net(contour_features(image)), net.digest)
     if name == "structured":
         return _structured(weights)
@@ -143,8 +148,8 @@ class ContourWeights:
 
 
 @functools.lru_cache(maxsize=2)
-def load_weights(path: str | os.PathLike = WEIGHTS) -> ContourWeights:
-    """Read weights written by ``tools/train_contours.py``.
+def load_weights(path: str | os.PathLike = WEIGHTS, stamp: tuple[int, ...] = ()) -> ContourWeights:
+    """Read weights written by ``tools/train_contours.py``, once while ``stamp`` is one.
 
     Raises:
         InputError: not such a file, or made for other features.
@@ -164,6 +169,10 @@ def load_weights(path: str | os.PathLike = WEIGHTS) -> ContourWeights:
         for (weight, bias), inputs in zip(layers, widths, strict=False):
             if weight.shape != (inputs, *bias.shape) and weight is not layers[0][0]:
                 raise ValueError("its layers do not fit one another")
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise ValueError("its numbers are not finite")
+        if layers and layers[-1][1].shape != (1,):
+            raise ValueError("its last layer gives more than one number")
     except Exception as error:  # NumPy's reader raises almost anything over a broken file
         raise InputError(
             f"{path}: no contour weights ({str(error)[:120]}); make some with "

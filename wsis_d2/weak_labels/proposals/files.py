@@ -17,9 +17,9 @@ from yacs.config import CfgNode
 
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import list_files, sha256_file
+from wsis_d2.utils.files import file_stamp, list_files, sha256_file
 from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
-from wsis_d2.weak_labels.proposals.coco_index import coco_index, file_stamp, id_text
+from wsis_d2.weak_labels.proposals.coco_index import coco_index, id_text
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
 
