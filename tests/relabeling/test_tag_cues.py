@@ -130,6 +130,13 @@ def test_a_classifier_with_the_classes_in_another_order_says_the_same(
         np.testing.assert_allclose(
             load_reliability(other.path, names), load_reliability(right.path, names), atol=1e-5
         )
+    # Where the classes are told only later, labels of the wrong ones do not stay.
+    (tmp_path / "metadata.json").rename(tmp_path / "kept")
+    arguments = (plain_config(), records, CATEGORIES, tmp_path / "late")
+    make_tag_labels(*arguments, classifier=file, run=ALONE)
+    (tmp_path / "kept").rename(tmp_path / "metadata.json")
+    with pytest.raises(InputError, match=r"late: holds labels of .*class_places: None there, \[6"):
+        make_tag_labels(*arguments, classifier=file, run=ALONE)
     things[0]["name"] = "whale"
     (tmp_path / "metadata.json").write_text(
         json.dumps(parse_categories(things, "turned").metadata())

@@ -69,7 +69,8 @@ def make_all_labels(
     parts = Path(output) / "parts"
     tags = None
     if tagged:
-        tags = tags_recipe(classifier_config(cfg, classifier, len(categories)), classifier)
+        own = classifier_config(cfg, classifier, len(categories))
+        tags = tags_recipe(own, classifier, categories, has_boxes)
     if not run.dry_run:
         # Before its parts: a folder with files in it is no new store.
         recipe = merge_recipe(

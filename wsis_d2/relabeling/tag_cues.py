@@ -21,6 +21,7 @@ from wsis_d2.relabeling.region_cues import RegionCueLabeller
 from wsis_d2.relabeling.tag_classifier import classifier_config, load_classifier
 from wsis_d2.structures.annotation import AnnotatedClasses, record_crops
 from wsis_d2.structures.classes import (
+    ClassTable,
     in_order,
     match_classes,
     parse_categories,
@@ -205,8 +206,25 @@ def _make_labeller(cfg_text: str, *arguments: Any) -> Callable[[Mapping], Labels
     return build_labeller(CfgNode.load_cfg(cfg_text), *arguments)
 
 
-def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
-    """Return what cue labels depend on: the classifier's file, its architecture, the CAM keys."""
+def class_places(weights: str | os.PathLike, classes: ClassTable) -> list[int] | None:
+    """Return the dataset's class of each of a classifier's; None: one order, or nothing tells.
+
+    Raises:
+        InputError: they are other classes.
+    """
+    trained = trained_classes(os.fspath(weights))
+    places = None if trained is None else match_classes(classes, trained)
+    return None if places is None or in_order(places) else places
+
+
+def tags_recipe(
+    cfg: CfgNode, weights: str | os.PathLike, categories: list[dict], has_boxes: bool = True
+) -> dict:
+    """Return what cue labels depend on: the classifier's file, its classes, the CAM keys."""
+    places = class_places(weights, parse_categories(categories, "the annotated data"))
+    more: dict = {} if places is None else {"class_places": places}
+    if not has_boxes and cfg.MODEL.META_ARCHITECTURE == "TagSegmenter":
+        more["has_boxes"] = False
     digest = sha256_file(weights)
     architecture = hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.FORMAT).encode()).hexdigest()
     return {
@@ -217,6 +235,7 @@ def tags_recipe(cfg: CfgNode, weights: str | os.PathLike) -> dict:
         "layer": cfg.CAM.LAYER,
         "threshold": float(cfg.CAM.THRESHOLD),
         "appearance_weight": float(cfg.CAM.APPEARANCE_WEIGHT),
+        **more,
     }
 
 
@@ -255,18 +274,17 @@ def make_tag_labels(
             "needs; labels of boxes alone: tools/make_weak_labels.py boxes"
         )
     own = classifier_config(cfg, classifier, len(ordered))
-    recipe = tags_recipe(own, classifier)
+    recipe = tags_recipe(own, classifier, categories, has_boxes)
     if run.dry_run:
         driver.report_plan(records, categories, recipe, output, run)
         return 0
-    places = None
-    classes = parse_categories(categories, "the annotated data")
-    trained = trained_classes(os.fspath(classifier))
-    if trained is None:
-        tell_unknown("--classifier", os.fspath(classifier), classes)
-    else:
-        places = match_classes(classes, trained)
-        places = None if in_order(places) else places
+    if trained_classes(os.fspath(classifier)) is None:
+        tell_unknown(
+            "--classifier",
+            os.fspath(classifier),
+            parse_categories(categories, "the annotated data"),
+        )
+    places = recipe.get("class_places")
     # Errors now, not by image.
     labeller: Any = build_labeller(own, classifier, thing_ids, has_boxes, places)
     store = LabelStore.create(output, recipe, categories, run.force)

@@ -24,7 +24,6 @@ from wsis_d2.weak_labels.boxes_to_labels import make_box_labels
 from wsis_d2.weak_labels.driver import LabelRun
 from wsis_d2.weak_labels.proposals import ProposalSource, build_proposal_source
 from wsis_d2.weak_labels.store import LabelStore
-from wsis_d2.weak_labels.store_status import files_digest
 from wsis_d2.weak_labels.workers import Labels
 
 logger = logging.getLogger(__name__)
@@ -108,11 +107,7 @@ def make_box_store(
     options = BoxLabelOptions.from_config(cfg)
     source = build_proposal_source(cfg) if options.needs_proposals else None
     if source is not None:
-        files = [source.files(record) for record in records]
-        records = [
-            {**record, "made_of": files_digest(found)} if found else record
-            for record, found in zip(records, files, strict=True)
-        ]
+        records = [{**record, "made_of": source.made_of(record)} for record in records]
     if run.dry_run:
         driver.report_plan(records, categories, recipe, output, run)
         return 0

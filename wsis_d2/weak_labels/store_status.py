@@ -60,7 +60,7 @@ def done_status(
         "picture": picture_digest(record["file_name"]),
         "segments": segments,
         "counters": dict(counters or {}),
-        **({"made_of": record["made_of"]} if "made_of" in record else {}),
+        **({"made_of": record["made_of"]} if record.get("made_of") else {}),
     }
 
 

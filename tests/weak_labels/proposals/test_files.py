@@ -306,3 +306,22 @@ def test_boxes_are_labelled_again_where_their_proposals_have_changed(tmp_path):
         found = LabelStore.open(tmp_path / "store").semantic(1) == 0
         np.testing.assert_array_equal(found, np.isin(SUPERPIXELS, members))
     assert len(sizes) == 1
+
+
+def test_boxes_are_labelled_again_where_ids_give_them_other_masks(tmp_path):
+    left, right = half_masks()
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([{"image_id": 1, "annotation_id": k, "segmentation": coded(mask)}
+                                for k, mask in ((7, left), (8, right))]))  # fmt: skip
+    cfg = get_cfg()
+    add_wsis_config(cfg)
+    cfg.WEAK_LABELS.MASKS, cfg.WEAK_LABELS.PROPOSALS.NAME = "mcg", "coco_json"
+    cfg.WEAK_LABELS.PROPOSALS.PATH = str(path)
+    cv2.imwrite(str(tmp_path / "a.png"), IMAGE)
+    for number, mask in ((7, left), (8, right)):
+        box = {"bbox": [3, 2, 20, 9], "bbox_mode": 0, "category_id": 0, "id": number}
+        record = {"image_id": 1, "file_name": str(tmp_path / "a.png"), "height": 15, "width": 24,
+                  "annotations": [box]}  # fmt: skip
+        categories, run = [{"id": 1, "name": "cow", "isthing": 1}], LabelRun(workers=1)
+        assert make_box_store(cfg, [record], categories, tmp_path / "store", run=run) == 0
+        np.testing.assert_array_equal(LabelStore.open(tmp_path / "store").semantic(1) == 0, mask)

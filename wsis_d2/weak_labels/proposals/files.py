@@ -6,6 +6,8 @@ Addition, not in the paper.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from wsis_d2.utils.matlab import MOST_BYTES, read_matlab
 from wsis_d2.weak_labels.proposals.coco_index import coco_index, id_text
 from wsis_d2.weak_labels.proposals.proposal_set import ProposalSet, label_boxes
 from wsis_d2.weak_labels.proposals.source import PROPOSAL_SOURCE_REGISTRY, ProposalSource
+from wsis_d2.weak_labels.store_status import files_digest
 
 _PATH_KEY = "WEAK_LABELS.PROPOSALS.PATH"
 
@@ -141,7 +144,7 @@ class MatSource(ProposalSource):
 
     def __call__(self, image: np.ndarray, record: Mapping) -> ProposalSet:
         """See :class:`ProposalSource`."""
-        image_id, found = record["image_id"], self.files(record)
+        image_id, found = record["image_id"], self._files(record)
         if len(found) > 1:
             raise InputError(
                 f"{_PATH_KEY} {self.path}: two files of image {image_id!r}, {found[0]} and "
@@ -154,8 +157,11 @@ class MatSource(ProposalSource):
             )
         return read_mat(found[0], image.shape[:2])
 
-    def files(self, record: Mapping) -> list[str]:
+    def made_of(self, record: Mapping) -> str | None:
         """See :class:`ProposalSource`."""
+        return files_digest(self._files(record))
+
+    def _files(self, record: Mapping) -> list[str]:
         index = _mat_index(self.path)
         return next((index[n] for n in _mat_names(record) if n in index), [])
 
@@ -293,6 +299,11 @@ class CocoJsonSource(ProposalSource):
             owners=_owners(found, record),
             scores=None if None in scores else np.asarray(scores, float),
         )
+
+    def made_of(self, record: Mapping) -> str | None:
+        """See :class:`ProposalSource`; masks are found by the ids of annotations."""
+        ids = [annotation.get("id") for annotation in record.get("annotations", ())]
+        return hashlib.sha256(json.dumps(ids, default=str).encode()).hexdigest()[:16]
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""

@@ -54,9 +54,9 @@ class ProposalSource(abc.ABC):
             record: its weak record; sources that read files go by ``image_id``, ``file_name``.
         """
 
-    def files(self, record: Mapping) -> list[str]:
-        """Return files of this image's proposals alone; labels made of other content are stale."""
-        return []
+    def made_of(self, record: Mapping) -> str | None:
+        """Return a hash of what an image's proposals depend on beside recipe and annotation."""
+        return None
 
     def recipe(self) -> dict:
         """Return what the proposals depend on, for the label store's recipe."""
