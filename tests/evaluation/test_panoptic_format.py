@@ -83,13 +83,25 @@ def test_ids_of_16_bits_a_channel_are_refused(tmp_path):
         panoptic_format.read_id_picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("kind", ["RGBA", "palette"])
+def test_the_same_colours_in_other_kinds_are_the_same_ids(tmp_path, kind):
+    picture = random_picture(np.random.default_rng(1), 20, 30)
+    image = Image.fromarray(picture)
+    if kind == "RGBA":
+        image.putalpha(Image.fromarray((np.arange(600) % 256).astype(np.uint8).reshape(20, 30)))
+    elif kind == "palette":  # as programs leave it that make PNGs smaller
+        colors, index = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
+        image = Image.fromarray(index.reshape(20, 30).astype(np.uint8), "P")
+        image.putpalette(colors.ravel().tolist())
+    image.save(tmp_path / "a.png", optimize=kind == "palette")
+    np.testing.assert_array_equal(panoptic_format.read_id_picture(tmp_path / "a.png"), picture)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
 def test_pictures_of_other_kinds_are_refused(tmp_path, mode):
-    image = Image.fromarray(random_picture(np.random.default_rng(1), 20, 30))
+    image = Image.fromarray(random_picture(np.random.default_rng(1), 20, 30)).convert("L")
     if mode == "I;16":
         image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30))
-    elif mode != "RGB":
-        image = image.convert(mode)
     image.save(tmp_path / "a.png")
     with pytest.raises(InputError, match=f"a.png: a picture of mode {mode}, expected RGB"):
         panoptic_format.read_id_picture(tmp_path / "a.png")

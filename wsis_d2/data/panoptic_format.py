@@ -198,30 +198,30 @@ def _pack_segments(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_id_picture(path: Path) -> np.ndarray:
-    """Read an RGB PNG.
+    """Read the colours of a PNG; transparency does not count.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        InputError: not there, truncated, or not RGB of 8 bits.
+        InputError: not there, truncated, grey, or of another number of bits than 8.
     """
     with opened_png(path, check=False) as image:
-        if image.mode != "RGB":
+        if image.mode not in ("RGB", "RGBA", "P"):  # a palette makes the same picture smaller
             raise InputError(
                 f"{path}: a picture of mode {image.mode}, expected RGB with segment ids"
             )
         check_bits(path, image)
-        if fast_png is not None and image.width * image.height <= _SMALL:
+        if image.mode == "RGB" and fast_png is not None and image.width * image.height <= _SMALL:
             # It looks at the checksums itself; what it refuses, Pillow explains.
             with contextlib.suppress(Exception):
                 return np.asarray(fast_png.read_image_png_u8(str(path), "rgb"))
         check_png(path)
-        return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
 
 
 def read_panoptic_png(path: Path) -> np.ndarray:
-    """Return segment ids R + 256 G + 65536 B of an RGB PNG (see :func:`read_id_picture`).
+    """Return segment ids R + 256 G + 65536 B of a PNG (see :func:`read_id_picture`).
 
     Returns:
         int32 (H, W), 0 to 2^24 - 1.

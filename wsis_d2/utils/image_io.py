@@ -218,7 +218,7 @@ def check_bits(path: str | Path, image: Image.Image) -> None:
         InputError: naming its bits.
     """
     bits = _bits(path, image)
-    if image.mode in ("1", "L", "RGB") and bits != 8:
+    if image.mode in ("1", "L", "RGB", "RGBA") and bits != 8:
         raise InputError(
             f"{path}: has {bits} bits a channel, whose numbers are read as others; {_SAVE_8_BITS}"
         )
