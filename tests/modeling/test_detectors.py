@@ -19,6 +19,7 @@ from wsis_d2.export.detector import DetectorGraph
 from wsis_d2.inference.predictor import PanopticPredictor
 from wsis_d2.modeling.build import build_model
 from wsis_d2.modeling.meta_arch.class_map import class_names, map_classes
+from wsis_d2.modeling.meta_arch.detector import BoxesFromFiles, Limits
 from wsis_d2.utils.errors import InputError
 
 STAGE, DETECTOR = "MODEL.WSIS.STAGE", "MODEL.WSIS.DETECTOR"
@@ -182,6 +183,14 @@ def test_boxes_of_a_file(data, tmp_path):
     path.write_text(json.dumps([{**rows[0], "category_id": 999}]))
     with pytest.raises(InputError, match="category_id 999 is no thing"):
         build_model(cfg).detector.detect([first["image"]], [first])
+    # Numbers from 0, as detectors have them inside: some are ids of other classes, 0 is none.
+    path.write_text(json.dumps([{**rows[0], "category_id": k} for k in (1, 0)]))
+    coco = BoxesFromFiles(
+        files={"tiny_full": str(path)}, limits=Limits(0.5, 0.5, 9), class_map=[0] + 79 * [-1],
+        classes_of="coco_2017_val",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="category_id 0 is no thing of 'coco_2017_val'"):
+        coco.detect([first["image"]], [first])
     path.write_text(json.dumps({"annotations": rows}))
     with pytest.raises(InputError, match="expected a COCO result file"):
         build_model(cfg).detector.detect([first["image"]], [first])

@@ -309,15 +309,12 @@ class BoxesFromFiles(nn.Module):
             self._check_images({str(row["image_id"]) for row in content}, dataset)
             for row in content:
                 place = ids.get(row["category_id"])
-                if self.class_map:
-                    index = -1 if place is None else self.class_map[place]
-                elif place is None:
+                if place is None:
                     raise InputError(
-                        f"{path}: category_id {row['category_id']} is no thing of {dataset!r}, "
-                        f"expected one of {sorted(ids)}"
+                        f"{path}: category_id {row['category_id']} is no thing of "
+                        f"{(self.classes_of or dataset)!r}, expected one of {sorted(ids)}"
                     )
-                else:
-                    index = list(things).index(place)
+                index = self.class_map[place] if self.class_map else list(things).index(place)
                 x, y, w, h = map(float, row["bbox"])
                 values = [x, y, x + w, y + h, float(row["score"])]
                 if not all(abs(v) < 1e9 for v in values):  # nor a float that is none
