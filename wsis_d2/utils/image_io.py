@@ -134,11 +134,7 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
     text = f"has {found[0]} x {found[1]} pixels, its annotation says {wanted[0]} x {wanted[1]}"
     if tuple(wanted) != tuple(found)[::-1]:
         return text
-    try:
-        with _opened(path) as image:
-            orientation = _orientation(image)
-    except InputError:  # it could be read a moment ago
-        return text
+    orientation = turn_of(path)
     if orientation not in _SIDEWAYS:
         return f"{text}: width and height are exchanged"
     return (
@@ -146,6 +142,16 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
         "annotate the turned picture, or, where the boxes fit the stored pixels, drop the "
         f"orientation: exiftool -Orientation= {shlex.quote(str(path))}"
     )
+
+
+def turn_of(path: str | Path) -> int:
+    """Return the EXIF orientation, 2 to 8, that turns a readable photograph; 1 where none does."""
+    try:
+        with _opened(path) as image:
+            orientation = _orientation(image)
+    except InputError:  # it could be read a moment ago
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from typing import Any
 
 from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.data.datasets.own.weak import MAX_SIDE
+from wsis_d2.data.importers.files import names_below
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import OF_ROOT
-from wsis_d2.utils.image_io import PICTURE_SUFFIXES, explain_size, picture_size
+from wsis_d2.utils.image_io import PICTURE_SUFFIXES, explain_size, picture_size, turn_of
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
 
@@ -33,19 +33,11 @@ class ImageIndex:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"--images {root}: no such folder")
-        paths, seen = [], [Path(os.path.realpath(self.root))]
-        for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=True):
-            for name in sorted(folders):
-                path = Path(folder) / name
-                if path.is_symlink():  # what it leads to may hold it, or be listed already
-                    target = path.resolve()
-                    if any(target.is_relative_to(s) or s.is_relative_to(target) for s in seen):
-                        folders.remove(name)
-                    seen.append(target)
-            folders.sort()
-            for name in sorted(files):
-                if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
-                    paths.append((Path(folder) / name).relative_to(self.root).as_posix())
+        paths = [
+            name
+            for name in names_below(self.root)
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+        ]
         if not paths:
             raise InputError(f"--images {root}: no image in it ({' '.join(PICTURE_SUFFIXES)})")
         self.paths = dict.fromkeys(paths)
@@ -212,7 +204,9 @@ class ImageIndex:
                 why = explain_size(self.root / path, (width, height), wanted)
                 log.bad("image", where, f"the image {path} {why}")
                 return None
-        return Picture(path, width, height)
+        told = bool(size and all(size)) and width != height
+        turn = turn_of(self.root / path)
+        return Picture(path, width, height, turned=1 < turn < (5 if told else 9))
 
     def known_picture(
         self, path: str, known: dict[str, Picture], where: str, log: ImportLog
@@ -224,12 +218,6 @@ class ImageIndex:
                 return None
             known[path] = picture
         return known[path]
-
-
-def _refuse(error: OSError) -> None:
-    """Raise for a folder that cannot be read: its images would be missed in silence."""
-    if os.path.basename(str(error.filename)) != OF_ROOT:
-        raise error
 
 
 def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -44,12 +44,16 @@ def read_scribbles(
         objects: each connected stroke is an object of its own; else strokes tell the class alone.
     """
     by_name = {p.file_name: p for p in pictures}
+    drawn: dict[str, str] = {}
     for file, where in annotation_files(path, ".png"):
         found = images.by_stem(relative_stem(file, path), where, log)
         if found is None:
             continue
         values = _values(file, where, log)
         if values is None:
+            continue
+        if drawn.setdefault(found, where) != where:
+            log.bad("file", where, f"is of the image {found}, and so is {drawn[found]}; join them")
             continue
         picture = images.known_picture(found, by_name, where, log)
         if picture is None:

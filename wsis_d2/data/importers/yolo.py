@@ -66,7 +66,7 @@ def read_yolo(
         except (InputError, UnicodeDecodeError) as error:
             bad_file(error, where, log)
             continue
-        pictures.append(picture)
+        pictures.append((picture, where))
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
@@ -142,6 +142,11 @@ def _kind_of_lines(
         return "polygon"
     (length,) = lengths
     shown = f"{path}: all {len(long)} long lines have {length + 1} values"
+    if length == 6 and all(0 <= v[4] <= 1 <= v[5] and v[5] % 1 == 0 for v in long):
+        raise InputError(
+            f"{shown}, the last a whole number, so they may be boxes with confidence and track; "
+            "remove these two, or say --lines polygon"
+        )
     seen = [v for values in long for v in values[6::3]]
     if (length - 4) % 3 == 0 and all(v in (0, 1, 2) for v in seen):
         if all(_points_in_box(values, 3) for values in long):
