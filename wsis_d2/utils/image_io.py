@@ -191,7 +191,7 @@ def _read(path: str | Path) -> np.ndarray:
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
         turn = _TURNS.get(_orientation(image))
-        deep = not image.mode.startswith("I") and _bits(path, image) == 16
+        deep = not image.mode.startswith("I") and stored_bits(path, image) == 16
         pixels = _to_rgb(image)
         if deep and 0 < int(pixels.max()) < _LEAST_OF_16_BITS >> 8:
             raise ValueError(_DARK)
@@ -213,6 +213,8 @@ def read_label_png(path: str | Path) -> np.ndarray:
                 f"{path}: is a PNG of mode {image.mode}, expected a palette (P) or grey (L) "
                 "PNG of class ids; this may be a colour rendering of the labels"
             )
+        if image.mode == "L" and stored_bits(path, image) < 8:  # Pillow stretches 1 of 4 bits to 17
+            raise InputError(f"{path}: is a grey PNG of less than 8 bits; {_SAVE_8_BITS}")
         return np.array(image, np.uint8)
 
 
@@ -264,7 +266,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _bits(path: str | Path, image: Image.Image) -> int:
+def stored_bits(path: str | Path, image: Image.Image) -> int:
     """Return the bits of a channel as a PNG or TIFF stores them: Pillow keeps 8 of colours."""
     if image.format == "PNG":
         with open(path, "rb") as file:

@@ -3,6 +3,8 @@
 refused, or the log has a word of it."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from wsis_d2.data.importers.scribbles import read_scribbles
 from wsis_d2.data.importers.tags import read_tags_csv
 from wsis_d2.data.importers.yolo import read_yolo
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.image_io import read_label_png
 
 BOX = ("cow", 10, 8, 20, 16)
 TRUTH = {"a.png": (100, 80, [BOX]), "b.png": (100, 80, [BOX])}
@@ -91,6 +94,37 @@ def test_two_scribbles_of_one_image_are_named(photos, tmp_path):
         Image.fromarray(values).save(tmp_path / "png" / name)
     with pytest.raises(InputError, match=r"old/a\.png: is of the image a\.png, and so is .*a\.png"):
         read_scribbles(tmp_path / "png", [], photos, ImportLog(), {0: "sky"})
+
+
+def test_grey_values_of_4_bits_are_not_stretched_to_other_classes(photos, tmp_path):
+    """Value 1 everywhere, which Pillow reads as 17."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    (tmp_path / "png").mkdir()
+    header = struct.pack(">IIBBBBB", 100, 80, 4, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress((b"\0" + b"\x11" * 50) * 80))
+    file = tmp_path / "png" / "a.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    assert np.asarray(Image.open(file)).max() == 17
+    with pytest.raises(InputError, match=r"a\.png: is grey of 4 bits"):
+        read_scribbles(file.parent, [], photos, ImportLog(), {k: f"class {k}" for k in range(20)})
+    with pytest.raises(InputError, match=r"a\.png: is a grey PNG of less than 8 bits"):
+        read_label_png(file)
+
+
+def test_marks_of_a_class_are_none_of_an_object_after_another_import(photos, tmp_path):
+    """In own data the class of an image's mark is all that it tells, though it is a thing's."""
+    images = [{**IMAGE, "points": [{"category_id": 3, "xy": [70, 50]}]}]
+    path = coco_pair(tmp_path, [{"id": 1, "bbox": [10, 5, 9, 20]}], images=images)
+    log = ImportLog()
+    pictures, known = read_coco(path, photos, log)
+    content = to_own_data(pictures, log, known=known)
+    assert (
+        content["images"][0]["points"] == images[0]["points"] and len(content["annotations"]) == 1
+    )
 
 
 def test_new_ids_are_no_other_spelling_of_one_that_is_there():

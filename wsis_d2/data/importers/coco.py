@@ -121,7 +121,7 @@ def read_coco(
                     continue
                 line = mark.get("xy")
                 line = [line] if key == "points" else _entries(line)
-                add_mark(picture, names[category], line, f"{where}: {key}", log)
+                add_mark(picture, names[category], line, f"{where}: {key}", log, -1)
     taken = []
     for k, annotation in enumerate(annotations):
         where = f"{source}: annotations[{k}]"

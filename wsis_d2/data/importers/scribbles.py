@@ -17,7 +17,7 @@ from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Mark, Picture
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import opened_png
+from wsis_d2.utils.image_io import opened_png, stored_bits
 
 #: The value of what was not drawn on.
 UNMARKED = 255
@@ -89,11 +89,15 @@ def _values(file: Path, where: str, log: ImportLog) -> np.ndarray | None:
     try:
         with opened_png(file) as image:
             mode, values = image.mode, np.array(image)
+            bits = stored_bits(file, image)
     except InputError as error:
         bad_file(error, where, log)
         return None
     if mode not in ("L", "P", "1") or values.ndim != 2:
         log.bad("file", where, f"has {mode} pixels, expected one channel of class numbers")
+        return None
+    if mode == "L" and bits < 8:  # Pillow stretches them: 1 of 4 bits is 17 of 8
+        log.bad("file", where, f"is grey of {bits} bits, expected 8 bits or a palette")
         return None
     return values.astype(np.uint8)
 
