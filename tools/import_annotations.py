@@ -257,6 +257,7 @@ def _read(
         return [], None
     files = [args.classes] if args.classes else find_yolo_classes(path)
     names, key_points = read_yolo_classes(files)
+    log.notes.append(f"YOLO classes read from: {files[0]} (--classes)")
     categories, classes = file_categories(
         [{"id": k + 1, "name": name} for k, name in sorted(names.items())], str(files[0]), log
     )

@@ -137,7 +137,7 @@ def test_png_scribbles_come_back_pixel_by_pixel(root, objects):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_yolo_scribbles_have_the_numbers_of_its_class_list(named, root):
+def test_yolo_scribbles_have_the_numbers_of_its_class_list(named, root, capsys):
     (root / "txt").mkdir()
     (root / "txt" / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     classes = root / ("names.txt" if named else "classes.txt")
@@ -148,6 +148,7 @@ def test_yolo_scribbles_have_the_numbers_of_its_class_list(named, root):
     Image.fromarray(values).save(root / "png" / "a.png")
     options = ["--classes", str(classes)] if named else []
     content, _ = run(root, "yolo", root / "txt", "--scribbles", str(root / "png"), *options)
+    assert f"YOLO classes read from: {classes} (" in capsys.readouterr().out
     ids = {c["name"]: c["id"] for c in content["categories"]}
     assert content["images"][0]["scribbles"] == [
         {"category_id": ids["sky"], "xy": [[2.5, 1.5], [11.5, 1.5]]},

@@ -181,6 +181,12 @@ def test_pictures_that_exif_turns_are_told_where_no_size_settles_it(orientation,
         picture.boxes.append((*BOX, False))
         to_own_data([picture], log)
         assert any("turned by EXIF" in note for note in log.notes) == (orientation > 1 and not told)
+    values = np.full((80, 100), 255, np.uint8)
+    values[5, 2:9] = 0
+    Image.fromarray(values).save(tmp_path / "a.png")
+    log = ImportLog()
+    to_own_data(read_scribbles(tmp_path / "a.png", [], photos, log, {0: "sky"}), log)
+    assert any("turned by EXIF" in note for note in log.notes) == (orientation in (2, 3, 4))
 
 
 # ---------------------------------------------------------------- COCO

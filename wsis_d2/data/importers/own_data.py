@@ -148,7 +148,7 @@ def to_own_data(
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(images)} images{_because(log)}"
         )
-    turned = [p.file_name for p in pictures if p.turned and (p.boxes or p.crop_tags)]
+    turned = [p.file_name for p in pictures if p.turned and (p.boxes or p.crop_tags or p.marks)]
     if turned:
         log.notes.append(
             f"{len(turned)} images are turned by EXIF, and their annotation does not tell whether "

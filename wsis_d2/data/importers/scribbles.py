@@ -17,7 +17,7 @@ from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Mark, Picture
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import opened_png, stored_bits
+from wsis_d2.utils.image_io import opened_png, stored_bits, turn_of
 
 #: The value of what was not drawn on.
 UNMARKED = 255
@@ -63,6 +63,8 @@ def read_scribbles(
             log.bad("file", where, f"has {size} pixels, its image {picture.width} x "
                     f"{picture.height}")  # fmt: skip
             continue
+        if picture.turned and not picture.boxes and picture.width != picture.height:
+            picture.turned = turn_of(images.root / found) < 5  # the size tells of the others
         unmarked = {UNMARKED} if 0 in names else {UNMARKED, 0}
         present = [v for v in np.unique(values).tolist() if v not in unmarked]
         unknown = [v for v in present if v not in names]
