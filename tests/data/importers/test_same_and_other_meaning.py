@@ -228,6 +228,19 @@ def test_nothing_of_coco_goes_without_a_word(case, photos, tmp_path):
         read_coco(path, photos, ImportLog())
 
 
+def test_coco_as_via_writes_it(photos, tmp_path):
+    """Image ids are texts in annotations, a polygon is no list of polygons, points are empty."""
+    polygon = {"bbox": [0, 0, 0, 0], "segmentation": [10, 5, 40, 5, 40, 30]}
+    point = {"bbox": [], "segmentation": [[]], "keypoints": [7, 9, 2], "num_keypoints": 1}
+    boxes = [{"image_id": image, **a} for image in ("1", 2) for a in (polygon, point)]
+    log = ImportLog()
+    pictures, _ = read_coco(coco_pair(tmp_path, boxes), photos, log)
+    for picture in pictures:
+        assert picture.boxes == [("cow", 10, 5, 30, 25, False)]
+        assert [mark.xy for mark in picture.marks] == [[7, 9]]
+    assert not log.dropped
+
+
 def test_a_number_may_be_a_class_of_coco(photos, tmp_path):
     path = coco_pair(tmp_path, [], images=[{**IMAGE, "image_tags": ["7"]}],
                      categories=[{"id": 3, "name": "7"}])  # fmt: skip
@@ -273,13 +286,21 @@ def test_yolo_boxes_with_confidence_and_track_are_no_triangles(photos, tmp_path)
     folder = write_yolo(tmp_path, TRUTH, ["cow"])
     for file in folder.glob("*.txt"):
         file.write_text(file.read_text().replace("\n", " 0.91 1\n"))
-    with pytest.raises(InputError, match="7 values, .*confidence and track"):
+    with pytest.raises(InputError, match="end in a whole number, .*confidence and track"):
         read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
     triangle = "0 0.1 0.1 0.3 0.1 0.2 1\n0 0.1 0.1 0.3 0.1 0.2 0.5\n"
     (folder / "a.txt").write_text(triangle)
     (folder / "b.txt").unlink()
     (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
     np.testing.assert_allclose([b[4] for b in picture.boxes], [72, 32])
+    polygon = "0 0.1 0.1 0.3 0.1 0.2 0.2 0.1 0.2 {0}\n0 0.4 0.1 0.6 0.1 0.5 0.2 {0}\n"
+    for behind in ("0.9 1", ""):
+        (folder / "a.txt").write_text(polygon.format(behind))
+        if behind:
+            with pytest.raises(InputError, match="confidence and track"):
+                read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
+    (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
+    np.testing.assert_allclose([b[1:5] for b in picture.boxes], [(10, 8, 20, 8), (40, 8, 20, 8)])
 
 
 # ---------------------------------------------------------------- tables of tags

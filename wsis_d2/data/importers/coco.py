@@ -66,7 +66,7 @@ def read_coco(
         _without_dummy(content["categories"], used_ids, source, log), source, log
     )
     tag_names = {fold(name) for name in (*names.values(), *known)}
-    pictures: dict[Any, Picture | None] = {}
+    pictures: dict[str, Picture | None] = {}  # by ids as text: VIA has them in quotes in boxes
     used: set[str] = set()
     called: set[str] = set()
     for k, entry in enumerate(content["images"]):
@@ -78,7 +78,7 @@ def read_coco(
             log.bad("image", where, f"id {shorten(entry['id'])} is used twice")
             continue
         called |= id_names(entry["id"])
-        pictures[entry["id"]] = None
+        pictures[str(entry["id"])] = None
         found = images.find(entry.get("file_name"), where, log)
         if found is None:
             continue
@@ -93,7 +93,7 @@ def read_coco(
         if picture is None:
             continue
         used.add(found)
-        pictures[entry["id"]] = picture
+        pictures[str(entry["id"])] = picture
         picture.image_id = entry["id"]
         if entry.get("supervision") not in (None, "weak", "full"):
             found = shorten(entry["supervision"])
@@ -129,13 +129,14 @@ def read_coco(
             log.bad("box", where, "expected an object")
             continue
         image_id, category = annotation.get("image_id"), annotation.get("category_id")
-        if type(image_id) not in (int, str) or image_id not in pictures:
+        if type(image_id) not in (int, str) or str(image_id) not in pictures:
             log.bad("box", where, f"image_id {shorten(image_id)} is no image of the file")
             continue
         if type(category) is not int or category not in names:
             log.bad("box", where, f"category_id {shorten(category)} is no category of the file")
             continue
-        if pictures[image_id] is None:
+        picture = pictures[str(image_id)]
+        if picture is None:
             log.drop("box", where, "its image was left out")
             continue
         flags = {key: to_flag(annotation.get(key)) for key in ("iscrowd", "ignore")}
@@ -149,7 +150,7 @@ def read_coco(
             crowd = bool(flags["ignore"])
         elif crowd and not flags["iscrowd"]:
             log.change("box", where, "marked ignore, taken as a group (iscrowd)")
-        taken.append((annotation, pictures[image_id], where, crowd))
+        taken.append((annotation, picture, where, crowd))
     if bbox == "auto":
         bbox = box_order(
             ((b, (b[0], b[1], b[0] + b[2], b[1] + b[3]), p, _polygon_corners(a))
@@ -159,7 +160,7 @@ def read_coco(
     for annotation, picture, where, crowd in taken:
         name = names[annotation["category_id"]]
         marks = list(_coco_marks(annotation, where, log))
-        if not annotation.get("bbox") and not annotation.get("segmentation") and marks:
+        if not annotation.get("bbox") and _is_bare(annotation) and marks:
             if crowd:
                 log.bad("mark", where, "a group (iscrowd) without a bbox, expected its box")
                 continue
@@ -276,17 +277,20 @@ def _coco_corners(
     return None
 
 
+def _is_bare(annotation: dict) -> bool:
+    mask = annotation.get("segmentation")
+    return not mask or mask == [[]]  # VIA's points have it so
+
+
 def _is_box(box: Any) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
 
 
 def _polygon_corners(annotation: dict) -> list[float] | None:
     mask = annotation.get("segmentation")
-    flat = (
-        [v for part in mask if isinstance(part, list) for v in part]
-        if isinstance(mask, list)
-        else []
-    )
+    flat = mask if isinstance(mask, list) else []
+    if any(isinstance(part, list) for part in flat):  # else VIA's, whose one polygon stands alone
+        flat = [v for part in flat if isinstance(part, list) for v in part]
     if flat and len(flat) % 2 == 0 and all(map(is_finite, flat)):
         return hull(list(zip(flat[::2], flat[1::2], strict=True)))
     return None

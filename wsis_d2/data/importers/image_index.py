@@ -50,7 +50,9 @@ class ImageIndex:
             _table(paths, lambda p: fold(_last(_stem(p)))),
         ]
 
-    def find(self, name: Any, where: str, log: ImportLog, near: str = "") -> str | None:
+    def find(
+        self, name: Any, where: str, log: ImportLog, near: str = "", stems: bool = True
+    ) -> str | None:
         """Return the image that a file means by ``name``, or None, noted in ``log``.
 
         A path is taken as it is where it leads to an image of the root, else with other letter
@@ -62,6 +64,8 @@ class ImageIndex:
             where: who asks, for messages.
             log: where problems go, and how the image was found if not by the path as written.
             near: a folder of the root that the name may be relative to.
+            stems: whether a name without the suffix of a picture, as CVAT has of frames, may be
+                that of an image whatever its suffix.
         """
         if not isinstance(name, str) or not name or "\0" in name:
             log.bad("image", where, f"the image's name is {shorten(name)}, expected text")
@@ -87,6 +91,15 @@ class ImageIndex:
                     return None
                 if found:
                     log.change("image name", label, how)
+                    return found[0]
+        for variant in variants if stems else ():
+            if os.path.splitext(variant)[1].lower() not in PICTURE_SUFFIXES:
+                found, _ = self._with_stem(variant)
+                if len(found) > 1:
+                    log.bad("image", where, f"{shorten(name)} may be {found[0]} or {found[1]}")
+                    return None
+                if found:
+                    log.change("image name", label, "has no suffix of a picture, found without")
                     return found[0]
         self._explain(name, where, log, variants)
         return None
@@ -164,12 +177,14 @@ class ImageIndex:
 
     def _with_stem(self, relative: str) -> tuple[list[str], str]:
         """The images of a stem, and how they were found if not by the path itself."""
-        last = relative.rsplit("/", 1)[-1]
+        last = _last(relative)
+        uploaded = _UPLOAD_PREFIX.sub("", last)
         for table, key, how in (
             (self._stems[0], relative, ""),
             (self._stems[1], fold(relative), "found in other letter case or Unicode form"),
             (self._last_stems[0], last, "found by its last part"),
             (self._last_stems[1], fold(last), "found by its last part in other letter case"),
+            (self._last_stems[0], uploaded, "found without what Label Studio puts before it"),
         ):
             if key in table:
                 return table[key], how
