@@ -111,8 +111,8 @@ def read_coco(
             if not isinstance(box, list) or crop.get("tags") is None:
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
-            found = _names(crop["tags"], names, where, log, tag_names)
-            add_crop(picture, box, found, where, log)
+            seen = _names(crop["tags"], names, where, log, tag_names)
+            add_crop(picture, box, seen, where, log)
         for key in ("points", "scribbles"):
             for mark in _listed(entry.get(key)):
                 category = mark.get("category_id") if isinstance(mark, dict) else None

@@ -113,7 +113,8 @@ def read_voc(
             ends = [ends[0] - 1, ends[1] - 1, ends[2], ends[3]]
         if angle % 180 and all(map(is_finite, ends)):
             log.change("box", label, "turned, taken by its upright box")
-            ends = upright(*ends, angle)
+            x0, y0, x1, y1 = ends
+            ends = upright(x0, y0, x1, y1, angle)
         add_box(picture, name, ends, label, log, crowd, relative=counted)
     return unique(pictures, log)
 
