@@ -69,6 +69,18 @@ def test_no_file_of_a_folder_is_passed_over(tool, how, photos, tmp_path):
 
 
 @pytest.mark.parametrize("tool", ["voc", "yolo", "labelme"])
+def test_what_macos_adds_to_an_archive_is_no_annotation(tool, photos, tmp_path):
+    folder = write_folder(tool, tmp_path)
+    (folder / "__MACOSX").mkdir()
+    for place, file in ((folder / "__MACOSX", "a"), (tmp_path / "photos", "a.png")):
+        suffix = next(folder.glob("a.*")).suffix if file == "a" else ""
+        (place / f"._{file}{suffix}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    log = ImportLog()
+    assert len(read_folder(tool, folder, photos, log)) == 2 and not log.dropped
+    assert list(ImageIndex(tmp_path / "photos").paths) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("tool", ["voc", "yolo", "labelme"])
 def test_two_files_of_one_image_are_named(tool, photos, tmp_path):
     folder = write_folder(tool, tmp_path)
     (file,) = folder.glob("a.*")

@@ -42,7 +42,8 @@ def annotation_files(path: str | os.PathLike, suffix: str) -> Iterator[tuple[Pat
 def names_below(root: str | os.PathLike) -> list[str]:
     """Return the files of a folder and of those below, each folder's sorted, relative to it.
 
-    Links to folders are followed; of folders that several lead to, one counts.
+    Links to folders are followed; of folders that several lead to, one counts. What macOS adds to
+    files in archives is left out.
 
     Raises:
         OSError: a folder cannot be read: its files would be missed in silence.
@@ -58,7 +59,9 @@ def names_below(root: str | os.PathLike) -> list[str]:
                     folders.remove(name)
                 seen.append(target)
         folders.sort()
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
+        # ._NAME is what macOS adds to NAME in archives: no picture and no annotation.
+        names = sorted(name for name in files if not name.startswith("._"))
+        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
     return found
 
 
