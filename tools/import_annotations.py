@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tags", help="CSV of image tags or crop tags")
     parser.add_argument(
         "--scribbles", metavar="DIR",
-        help="PNG files of scribbles, one per image: values are category ids (with --classes: line "
-        "numbers from 0), and 255 where nothing is drawn",
+        help="PNG files of scribbles, one per image: values are category ids (YOLO, or with "
+        "--classes: line numbers from 0), and 255 where nothing is drawn",
     )  # fmt: skip
     parser.add_argument(
         "--strokes-as-objects", action="store_true",
@@ -220,8 +220,9 @@ def _add_scribbles(
 ) -> list[Picture]:  # fmt: skip
     """Add PNG scribbles to what was read."""
     names = {c["id"]: c["name"] for c in known or ()}
-    if args.classes:
-        names = read_yolo_classes([args.classes])[0]
+    if args.classes or args.format == "yolo":
+        files = [args.classes] if args.classes else find_yolo_classes(args.annotations)
+        names = read_yolo_classes(files)[0]
     if not names:
         raise InputError(
             "PNG scribbles: their values have no names; give --classes, a name a line from 0, or "
@@ -256,6 +257,7 @@ def _read(
         return [], None
     files = [args.classes] if args.classes else find_yolo_classes(path)
     names, key_points = read_yolo_classes(files)
+    log.notes.append(f"YOLO classes read from: {files[0]} (--classes)")
     categories, classes = file_categories(
         [{"id": k + 1, "name": name} for k, name in sorted(names.items())], str(files[0]), log
     )

@@ -134,11 +134,7 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
     text = f"has {found[0]} x {found[1]} pixels, its annotation says {wanted[0]} x {wanted[1]}"
     if tuple(wanted) != tuple(found)[::-1]:
         return text
-    try:
-        with _opened(path) as image:
-            orientation = _orientation(image)
-    except InputError:  # it could be read a moment ago
-        return text
+    orientation = turn_of(path)
     if orientation not in _SIDEWAYS:
         return f"{text}: width and height are exchanged"
     return (
@@ -146,6 +142,16 @@ def explain_size(path: str | Path, found: tuple[int, int], wanted: tuple[int, in
         "annotate the turned picture, or, where the boxes fit the stored pixels, drop the "
         f"orientation: exiftool -Orientation= {shlex.quote(str(path))}"
     )
+
+
+def turn_of(path: str | Path) -> int:
+    """Return the EXIF orientation, 2 to 8, that turns a readable photograph; 1 where none does."""
+    try:
+        with _opened(path) as image:
+            orientation = _orientation(image)
+    except InputError:  # it could be read a moment ago
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 @contextlib.contextmanager
@@ -185,7 +191,7 @@ def _read(path: str | Path) -> np.ndarray:
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
         turn = _TURNS.get(_orientation(image))
-        deep = not image.mode.startswith("I") and _bits(path, image) == 16
+        deep = not image.mode.startswith("I") and stored_bits(path, image) == 16
         pixels = _to_rgb(image)
         if deep and 0 < int(pixels.max()) < _LEAST_OF_16_BITS >> 8:
             raise ValueError(_DARK)
@@ -217,7 +223,7 @@ def check_bits(path: str | Path, image: Image.Image) -> None:
     Raises:
         InputError: naming its bits.
     """
-    bits = _bits(path, image)
+    bits = stored_bits(path, image)
     if image.mode in ("1", "L", "RGB", "RGBA") and bits != 8:
         raise InputError(
             f"{path}: has {bits} bits a channel, whose numbers are read as others; {_SAVE_8_BITS}"
@@ -272,7 +278,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _bits(path: str | Path, image: Image.Image) -> int:
+def stored_bits(path: str | Path, image: Image.Image) -> int:
     """Return the bits of a channel as a PNG or TIFF stores them: Pillow keeps 8 of colours."""
     if image.format == "PNG":
         with open(path, "rb") as file:

@@ -120,3 +120,32 @@ def test_a_size_that_exif_exchanged_is_said_to_be_exifs(tmp_path):
     with pytest.raises(InputError, match="EXIF orientation 6"):
         index.picture("a.jpg", "coco.json: images[0]", ImportLog(), (100, 80))
     assert index.picture("a.jpg", "test", ImportLog(), (80, 100)).width == 80
+
+
+def test_frames_of_cvat_have_no_suffix(tmp_path):
+    """Exported from a video as images, whose files have one; a caption is no image's name."""
+    index = draw_pictures(tmp_path / "photos", "frame_000001.PNG", "v1.2/frame.7.jpg", "x/b.png",
+                          "y/b.png")  # fmt: skip
+    for written, file in (("frame_000001", "frame_000001.PNG"), ("frame.7", "v1.2/frame.7.jpg")):
+        log = ImportLog()
+        assert index.find(written, "test", log) == file and len(log.changed) == 1
+        assert index.find(written, "test", log, stems=False) is None
+    for written in ("frame_000001.jpg", "frame_000002", "frame"):
+        assert index.find(written, "test", ImportLog()) is None
+    with pytest.raises(InputError, match=r"test: \"b\" may be x/b\.png or y/b\.png"):
+        index.find("b", "test", ImportLog())
+
+
+@pytest.mark.parametrize("tool", ["voc", "yolo"])
+def test_label_studio_puts_a_prefix_before_names_of_files(tool, photos, tmp_path):
+    """Its exports without images, read beside the photographs that were uploaded."""
+    truth = {"0123abcd-a.png": (100, 80, [("cow", 10, 8, 20, 16)])}
+    if tool == "yolo":
+        folder = write_yolo(tmp_path, truth, ["cow"])
+        (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
+    else:
+        folder = write_voc(tmp_path, truth, False)
+        (file,) = folder.glob("*.xml")
+        file.write_text(file.read_text().replace("-a.png<", "-a<"))
+        (picture,) = read_voc(folder, photos, ImportLog())
+    assert (picture.file_name, picture.boxes) == ("a.png", [("cow", 10, 8, 20, 16, False)])

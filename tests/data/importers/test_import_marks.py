@@ -136,16 +136,19 @@ def test_png_scribbles_come_back_pixel_by_pixel(root, objects):
     assert len(record.get("unboxed", ())) == (2 if objects else 0)
 
 
-def test_yolo_scribbles_have_the_numbers_of_its_class_list(root):
+@pytest.mark.parametrize("named", [True, False])
+def test_yolo_scribbles_have_the_numbers_of_its_class_list(named, root, capsys):
     (root / "txt").mkdir()
     (root / "txt" / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
-    (root / "names.txt").write_text("sky\ncow\n")
+    classes = root / ("names.txt" if named else "classes.txt")
+    classes.write_text("sky\ncow\n")
     (root / "png").mkdir()
     values = np.full((HEIGHT, WIDTH), 255, np.uint8)
     values[1, 2:12], values[15, 18:22] = 0, 1
     Image.fromarray(values).save(root / "png" / "a.png")
-    content, _ = run(root, "yolo", root / "txt", "--classes", str(root / "names.txt"),
-                     "--scribbles", str(root / "png"))  # fmt: skip
+    options = ["--classes", str(classes)] if named else []
+    content, _ = run(root, "yolo", root / "txt", "--scribbles", str(root / "png"), *options)
+    assert f"YOLO classes read from: {classes} (" in capsys.readouterr().out
     ids = {c["name"]: c["id"] for c in content["categories"]}
     assert content["images"][0]["scribbles"] == [
         {"category_id": ids["sky"], "xy": [[2.5, 1.5], [11.5, 1.5]]},

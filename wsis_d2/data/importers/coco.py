@@ -66,7 +66,7 @@ def read_coco(
         _without_dummy(content["categories"], used_ids, source, log), source, log
     )
     tag_names = {fold(name) for name in (*names.values(), *known)}
-    pictures: dict[Any, Picture | None] = {}
+    pictures: dict[str, Picture | None] = {}  # by ids as text: VIA has them in quotes in boxes
     used: set[str] = set()
     called: set[str] = set()
     for k, entry in enumerate(content["images"]):
@@ -78,7 +78,7 @@ def read_coco(
             log.bad("image", where, f"id {shorten(entry['id'])} is used twice")
             continue
         called |= id_names(entry["id"])
-        pictures[entry["id"]] = None
+        pictures[str(entry["id"])] = None
         found = images.find(entry.get("file_name"), where, log)
         if found is None:
             continue
@@ -93,10 +93,13 @@ def read_coco(
         if picture is None:
             continue
         used.add(found)
-        pictures[entry["id"]] = picture
+        pictures[str(entry["id"])] = picture
         picture.image_id = entry["id"]
+        if entry.get("supervision") not in (None, "weak", "full"):
+            found = shorten(entry["supervision"])
+            log.bad("image", where, f'supervision is {found}, expected "weak" or "full"')
         picture.full = entry.get("supervision") == "full"
-        picture.tags |= _names(entry.get("image_tags"), names, where, log)
+        picture.tags |= _names(entry.get("image_tags"), names, where, log, tag_names)
         for name in sorted(_names(entry.get("tags"), names, where, log)):
             if fold(name) in tag_names:
                 picture.tags.add(name)
@@ -105,10 +108,11 @@ def read_coco(
                 log.drop("tag", where, why)
         for crop in _listed(entry.get("crop_tags")):
             box = crop.get("box") if isinstance(crop, dict) else None
-            if not isinstance(box, list):
+            if not isinstance(box, list) or crop.get("tags") is None:
                 log.bad("tag", where, f"crop {shorten(crop)}: expected box and tags")
                 continue
-            add_crop(picture, box, _names(crop.get("tags"), names, where, log), where, log)
+            seen = _names(crop["tags"], names, where, log, tag_names)
+            add_crop(picture, box, seen, where, log)
         for key in ("points", "scribbles"):
             for mark in _listed(entry.get(key)):
                 category = mark.get("category_id") if isinstance(mark, dict) else None
@@ -117,7 +121,7 @@ def read_coco(
                     continue
                 line = mark.get("xy")
                 line = [line] if key == "points" else _entries(line)
-                add_mark(picture, names[category], line, f"{where}: {key}", log)
+                add_mark(picture, names[category], line, f"{where}: {key}", log, -1)
     taken = []
     for k, annotation in enumerate(annotations):
         where = f"{source}: annotations[{k}]"
@@ -125,20 +129,28 @@ def read_coco(
             log.bad("box", where, "expected an object")
             continue
         image_id, category = annotation.get("image_id"), annotation.get("category_id")
-        if not isinstance(image_id, int | str) or image_id not in pictures:
+        if type(image_id) not in (int, str) or str(image_id) not in pictures:
             log.bad("box", where, f"image_id {shorten(image_id)} is no image of the file")
             continue
         if type(category) is not int or category not in names:
             log.bad("box", where, f"category_id {shorten(category)} is no category of the file")
             continue
-        if pictures[image_id] is None:
+        picture = pictures[str(image_id)]
+        if picture is None:
             log.drop("box", where, "its image was left out")
             continue
-        crowd = to_flag(annotation.get("iscrowd"))
-        if crowd is None:
-            log.bad("box", where, f"iscrowd is {shorten(annotation['iscrowd'])}, expected 0 or 1")
+        flags = {key: to_flag(annotation.get(key)) for key in ("iscrowd", "ignore")}
+        wrong = next((key for key, flag in flags.items() if flag is None), None)
+        if wrong:
+            log.bad("box", where, f"{wrong} is {shorten(annotation[wrong])}, expected 0 or 1")
             continue
-        taken.append((annotation, pictures[image_id], where, crowd))
+        crowd = bool(flags["iscrowd"] or flags["ignore"])
+        if flags["iscrowd"] and crowds_as_objects:
+            log.change("box", where, "a group (iscrowd), taken as an object")
+            crowd = bool(flags["ignore"])
+        elif crowd and not flags["iscrowd"]:
+            log.change("box", where, "marked ignore, taken as a group (iscrowd)")
+        taken.append((annotation, picture, where, crowd))
     if bbox == "auto":
         bbox = box_order(
             ((b, (b[0], b[1], b[0] + b[2], b[1] + b[3]), p, _polygon_corners(a))
@@ -147,17 +159,18 @@ def read_coco(
         )  # fmt: skip
     for annotation, picture, where, crowd in taken:
         name = names[annotation["category_id"]]
-        marks = list(_coco_marks(annotation))
-        if not annotation.get("bbox") and not annotation.get("segmentation") and marks:
+        marks = list(_coco_marks(annotation, where, log))
+        if not annotation.get("bbox") and _is_bare(annotation) and marks:
+            if crowd:
+                log.bad("mark", where, "a group (iscrowd) without a bbox, expected its box")
+                continue
             for line, inside in marks:
                 add_mark(picture, name, line, where, log, where, inside)
             continue
         corners = _coco_corners(annotation, picture, where, log, bbox)
         if corners is None:
             continue
-        if crowd and crowds_as_objects:
-            log.change("box", where, "a group (iscrowd), taken as an object")
-        place = add_box(picture, name, corners, where, log, crowd and not crowds_as_objects)
+        place = add_box(picture, name, corners, where, log, crowd)
         if place is not None:
             if type(annotation.get("id")) in (int, str):
                 picture.box_ids[place] = annotation["id"]
@@ -175,16 +188,19 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _coco_marks(annotation: dict) -> Iterator[tuple[list, bool]]:
+def _coco_marks(annotation: dict, where: str, log: ImportLog) -> Iterator[tuple[list, bool]]:
     """Yield the marks of an annotation: its own-data ones and its visible key points."""
-    for point in _entries(annotation.get("points")):
+    for point in _listed(annotation.get("points")):
         if isinstance(point, list) and len(point) == 3 and point[2] in (0, 1):
             yield [point[:2]], bool(point[2])
         else:
             yield [point], True
-    for line in _entries(annotation.get("scribbles")):
+    for line in _listed(annotation.get("scribbles")):
         yield _entries(line), True
-    flat = _entries(annotation.get("keypoints"))
+    flat = _listed(annotation.get("keypoints"))
+    if len(flat) % 3 or any(v not in (0, 1, 2) for v in flat[2::3]):
+        log.drop("mark", where, "keypoints are no x, y and visibility of 0, 1 or 2")
+        return
     for x, y, visible in zip(flat[::3], flat[1::3], flat[2::3], strict=False):
         if visible == 2:  # 1: hidden, so something else is seen there; 0: not annotated
             yield [[x, y]], True
@@ -209,16 +225,24 @@ def _without_dummy(categories: list, used: set[int], source: str, log: ImportLog
     return categories
 
 
-def _names(tags: Any, names: Mapping[Any, str], where: str, log: ImportLog) -> set[str]:
-    """Tags as class names: ids of the file, (lists of) names, or ``{"name": ...}`` objects."""
+def _names(
+    tags: Any, names: Mapping[Any, str], where: str, log: ImportLog, known: set[str] | None = None
+) -> set[str]:
+    """Tags as class names: ids of the file, (lists of) names, or ``{"name": ...}`` objects.
+
+    Texts that are numbers, such as ids in quotes, are names only where they are ``known``.
+    """
     result = set()
     whole = {fold(name) for name in names.values()}
-    for tag in tags if isinstance(tags, list) else [tags] if tags else []:
+    for tag in tags if isinstance(tags, list) else [] if tags in (None, "") else [tags]:
         if isinstance(tag, dict):
             tag = tag.get("name", tag.get("label"))
         name = names.get(tag, tag) if isinstance(tag, int | str) else None
         found = split_names(name, whole) if isinstance(name, str) else None
-        if found:
+        if known is not None and any(is_finite(to_number(n)) and fold(n) not in known
+                                     for n in found or ()):  # fmt: skip
+            log.bad("tag", where, f"tag {shorten(tag)} is a number in quotes, and no class's name")
+        elif found:
             result |= found
         else:
             log.bad("tag", where, f"tag {shorten(tag)} is no class of the file")
@@ -253,17 +277,20 @@ def _coco_corners(
     return None
 
 
+def _is_bare(annotation: dict) -> bool:
+    mask = annotation.get("segmentation")
+    return not mask or mask == [[]]  # VIA's points have it so
+
+
 def _is_box(box: Any) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
 
 
 def _polygon_corners(annotation: dict) -> list[float] | None:
     mask = annotation.get("segmentation")
-    flat = (
-        [v for part in mask if isinstance(part, list) for v in part]
-        if isinstance(mask, list)
-        else []
-    )
+    flat = mask if isinstance(mask, list) else []
+    if any(isinstance(part, list) for part in flat):  # else VIA's, whose one polygon stands alone
+        flat = [v for part in flat if isinstance(part, list) for v in part]
     if flat and len(flat) % 2 == 0 and all(map(is_finite, flat)):
         return hull(list(zip(flat[::2], flat[1::2], strict=True)))
     return None

@@ -65,7 +65,7 @@ def read_cvat(
                         "tag" if shape.tag == "tag" else "box", label, "its image was left out"
                     )
                 continue
-            pictures.append(picture)
+            pictures.append((picture, label))
             for number, shape in enumerate(item):
                 _add(picture, shape, f"{label}: {shape.tag} {number}", log)
     names = list(dict.fromkeys(label["name"] for label in labels if label["name"]))

@@ -14,7 +14,7 @@ from wsis_d2.data.datasets.own.values import is_number
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError, os_reason
-from wsis_d2.utils.files import list_files
+from wsis_d2.utils.files import OF_ROOT
 
 MAX_FILE_BYTES = 64 << 20  # of one XML, text or labelme file: with an image inside, not more
 
@@ -25,17 +25,53 @@ def annotation_files(path: str | os.PathLike, suffix: str) -> Iterator[tuple[Pat
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = list_files(path, f"**/*{suffix}")
+        below = [Path(path, name) for name in names_below(path)]
+        files = sorted(f for f in below if f.suffix.lower() == suffix and _readable(f))
     else:
         raise InputError(f"--annotations {path}: no such file or folder")
     if not files:
-        others = Counter(f.suffix.lower() for f in list_files(path, "**/*") if f.suffix)
+        others = Counter(f.suffix.lower() for f in below if f.suffix)
         have = ", ".join(f"{n} {s}" for s, n in others.most_common(3))
         raise InputError(
             f"--annotations {path}: no {suffix} file in it" + (f", but {have}" if have else "")
         )
     for file in files:
         yield file, str(file)
+
+
+def names_below(root: str | os.PathLike) -> list[str]:
+    """Return the files of a folder and of those below, each folder's sorted, relative to it.
+
+    Links to folders are followed; of folders that several lead to, one counts. What macOS adds to
+    files in archives is left out.
+
+    Raises:
+        OSError: a folder cannot be read: its files would be missed in silence.
+    """
+    root, found = Path(root), []
+    seen = [Path(os.path.realpath(root))]
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        for name in sorted(folders):
+            path = Path(folder) / name
+            if path.is_symlink():  # what it leads to may hold it, or be listed already
+                target = path.resolve()
+                if any(target.is_relative_to(s) or s.is_relative_to(target) for s in seen):
+                    folders.remove(name)
+                seen.append(target)
+        folders.sort()
+        # ._NAME is what macOS adds to NAME in archives: no picture and no annotation.
+        names = sorted(name for name in files if not name.startswith("._"))
+        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
+    return found
+
+
+def _readable(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()  # one that leads nowhere is told when it is read
+
+
+def _refuse(error: OSError) -> None:
+    if os.path.basename(str(error.filename)) != OF_ROOT:
+        raise error
 
 
 def relative_stem(file: Path, root: str | os.PathLike) -> str:
@@ -82,6 +118,8 @@ def upright(x0: float, y0: float, x1: float, y1: float, angle: float) -> list[fl
     """The corners around a box that is turned by ``angle`` degrees about its centre."""
     c, s = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
     w, h = x1 - x0, y1 - y0
+    if w <= 0 or h <= 0:
+        return [x0, y0, x1, y1]  # no box, which no angle makes one
     half_w, half_h = (w * c + h * s) / 2, (w * s + h * c) / 2
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     return [x - half_w, y - half_h, x + half_w, y + half_h]
@@ -146,12 +184,12 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise InputError(f"{path}: no valid XML, or cut off ({error})") from None
 
 
-def unique(pictures: list[Picture], log: ImportLog) -> list[Picture]:
-    """Refuse a second annotation file of one image."""
-    kept: dict[str, Picture] = {}
-    for picture in pictures:
-        if picture.file_name in kept:
-            log.bad("file", picture.file_name, "two annotation files belong to this image")
-        else:
-            kept[picture.file_name] = picture
-    return list(kept.values())
+def unique(pictures: list[tuple[Picture, str]], log: ImportLog) -> list[Picture]:
+    """Refuse a second annotation of one image; each comes with where it is written."""
+    kept: dict[str, tuple[Picture, str]] = {}
+    for picture, where in pictures:
+        first = kept.setdefault(picture.file_name, (picture, where))
+        if first[0] is not picture:
+            why = f"is of the image {picture.file_name}, and so is {first[1]}; keep one of them"
+            log.bad("file", where, why)
+    return [picture for picture, _ in kept.values()]

@@ -9,12 +9,12 @@ from typing import Any
 
 from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.data.datasets.own.weak import MAX_SIDE
+from wsis_d2.data.importers.files import names_below
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.names import fold, path_variants
 from wsis_d2.data.importers.picture import Picture
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import OF_ROOT
-from wsis_d2.utils.image_io import PICTURE_SUFFIXES, explain_size, picture_size
+from wsis_d2.utils.image_io import PICTURE_SUFFIXES, explain_size, picture_size, turn_of
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before an uploaded name
 
@@ -33,19 +33,11 @@ class ImageIndex:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"--images {root}: no such folder")
-        paths, seen = [], [Path(os.path.realpath(self.root))]
-        for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=True):
-            for name in sorted(folders):
-                path = Path(folder) / name
-                if path.is_symlink():  # what it leads to may hold it, or be listed already
-                    target = path.resolve()
-                    if any(target.is_relative_to(s) or s.is_relative_to(target) for s in seen):
-                        folders.remove(name)
-                    seen.append(target)
-            folders.sort()
-            for name in sorted(files):
-                if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
-                    paths.append((Path(folder) / name).relative_to(self.root).as_posix())
+        paths = [
+            name
+            for name in names_below(self.root)
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+        ]
         if not paths:
             raise InputError(f"--images {root}: no image in it ({' '.join(PICTURE_SUFFIXES)})")
         self.paths = dict.fromkeys(paths)
@@ -58,7 +50,9 @@ class ImageIndex:
             _table(paths, lambda p: fold(_last(_stem(p)))),
         ]
 
-    def find(self, name: Any, where: str, log: ImportLog, near: str = "") -> str | None:
+    def find(
+        self, name: Any, where: str, log: ImportLog, near: str = "", stems: bool = True
+    ) -> str | None:
         """Return the image that a file means by ``name``, or None, noted in ``log``.
 
         A path is taken as it is where it leads to an image of the root, else with other letter
@@ -70,6 +64,8 @@ class ImageIndex:
             where: who asks, for messages.
             log: where problems go, and how the image was found if not by the path as written.
             near: a folder of the root that the name may be relative to.
+            stems: whether a name without the suffix of a picture, as CVAT has of frames, may be
+                that of an image whatever its suffix.
         """
         if not isinstance(name, str) or not name or "\0" in name:
             log.bad("image", where, f"the image's name is {shorten(name)}, expected text")
@@ -95,6 +91,15 @@ class ImageIndex:
                     return None
                 if found:
                     log.change("image name", label, how)
+                    return found[0]
+        for variant in variants if stems else ():
+            if os.path.splitext(variant)[1].lower() not in PICTURE_SUFFIXES:
+                found, _ = self._with_stem(variant)
+                if len(found) > 1:
+                    log.bad("image", where, f"{shorten(name)} may be {found[0]} or {found[1]}")
+                    return None
+                if found:
+                    log.change("image name", label, "has no suffix of a picture, found without")
                     return found[0]
         self._explain(name, where, log, variants)
         return None
@@ -172,12 +177,14 @@ class ImageIndex:
 
     def _with_stem(self, relative: str) -> tuple[list[str], str]:
         """The images of a stem, and how they were found if not by the path itself."""
-        last = relative.rsplit("/", 1)[-1]
+        last = _last(relative)
+        uploaded = _UPLOAD_PREFIX.sub("", last)
         for table, key, how in (
             (self._stems[0], relative, ""),
             (self._stems[1], fold(relative), "found in other letter case or Unicode form"),
             (self._last_stems[0], last, "found by its last part"),
             (self._last_stems[1], fold(last), "found by its last part in other letter case"),
+            (self._last_stems[0], uploaded, "found without what Label Studio puts before it"),
         ):
             if key in table:
                 return table[key], how
@@ -212,7 +219,9 @@ class ImageIndex:
                 why = explain_size(self.root / path, (width, height), wanted)
                 log.bad("image", where, f"the image {path} {why}")
                 return None
-        return Picture(path, width, height)
+        told = bool(size and all(size)) and width != height
+        turn = turn_of(self.root / path)
+        return Picture(path, width, height, turned=1 < turn < (5 if told else 9))
 
     def known_picture(
         self, path: str, known: dict[str, Picture], where: str, log: ImportLog
@@ -224,12 +233,6 @@ class ImageIndex:
                 return None
             known[path] = picture
         return known[path]
-
-
-def _refuse(error: OSError) -> None:
-    """Raise for a folder that cannot be read: its images would be missed in silence."""
-    if os.path.basename(str(error.filename)) != OF_ROOT:
-        raise error
 
 
 def _table(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:

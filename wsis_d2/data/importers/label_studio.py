@@ -92,7 +92,7 @@ def _image(task: dict, images: ImageIndex, where: str, log: ImportLog) -> str | 
     ways: dict[str, list[dict[str, str]]] = {}
     for text in texts:
         quiet = ImportLog(keep_going=True)
-        found = images.find(text, where, quiet)
+        found = images.find(text, where, quiet, stems=False)
         if found:
             ways.setdefault(found, quiet.changed)
     if len(ways) > 1:  # nothing tells which of them a region was drawn on
@@ -106,7 +106,7 @@ def _image(task: dict, images: ImageIndex, where: str, log: ImportLog) -> str | 
         log.bad("image", where, "its data names no image")
         return None
     named = next((task["data"][k] for k in ("image", "img") if k in task["data"]), texts[0])
-    return images.find(named, where, log)
+    return images.find(named, where, log, stems=False)
 
 
 def _add_regions(picture: Picture, result: list[dict], where: str, log: ImportLog) -> None:

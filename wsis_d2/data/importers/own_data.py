@@ -17,6 +17,7 @@ from wsis_d2.data.importers.picture import Mark, Picture
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import read_json
+from wsis_d2.weak_labels.store_status import id_names
 
 # What spreadsheets and scripts write for "nothing".
 _NO_NAMES = {"nan", "null", "none", "n/a"}
@@ -101,8 +102,8 @@ def to_own_data(
 
     images: list[dict] = []
     annotations: list[dict] = []
-    taken = {str(p.image_id) for p in pictures if p.image_id is not None}
-    numbers = (n for n in itertools.count(1) if str(n) not in taken)
+    taken = {n for p in pictures if p.image_id is not None for n in id_names(p.image_id)}
+    numbers = (n for n in itertools.count(1) if not id_names(n) & taken)
     for picture in sorted(pictures, key=lambda p: p.file_name):
         image_id = next(numbers) if picture.image_id is None else picture.image_id
         tags = {t for t in picture.tags if keep(t, picture.file_name, "tag")}
@@ -146,6 +147,12 @@ def to_own_data(
     if log.dropped and not annotations and not any(e["image_tags"] for e in images):
         raise InputError(
             f"neither a box nor a tag is left to import, of {len(images)} images{_because(log)}"
+        )
+    turned = [p.file_name for p in pictures if p.turned and (p.boxes or p.crop_tags or p.marks)]
+    if turned:
+        log.notes.append(
+            f"{len(turned)} images are turned by EXIF, and their annotation does not tell whether "
+            f"it was drawn on the turned pictures, as it must be: {_names(turned)}"
         )
     _note_gaps(images, annotations, {ids[name] for name in countable}, log)
     return {"images": images, "categories": categories, "annotations": annotations}

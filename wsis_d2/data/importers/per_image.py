@@ -9,6 +9,7 @@ is dropped and noted.
 
 import math
 import os
+import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 from wsis_d2.data.datasets.own.values import shorten
@@ -74,7 +75,7 @@ def read_voc(
         picture = images.picture(found, where, log, size)
         if picture is None:
             continue
-        pictures.append(picture)
+        pictures.append((picture, where))
         for k, item in enumerate(root.iterfind("object")):
             label = f"{where}: object {k}"
             marked = difficult != "keep" and to_flag(item.findtext("difficult"))
@@ -94,7 +95,7 @@ def read_voc(
                 add_box(picture, item.findtext("name"), corners_of_box, label, log)
                 continue
             crowd = marked and difficult == "crowd"
-            boxes.append((picture, item.findtext("name"), ends, label, crowd))
+            boxes.append((picture, item.findtext("name"), ends, label, crowd, _angle(item)))
     finite = [b[2] for b in boxes if all(map(is_finite, b[2]))]
     fractions = sum(any(v != int(v) for v in ends) for ends in finite)
     zeros, ones = (sum(ends[:2].count(v) for ends in finite) for v in (0, 1))
@@ -104,14 +105,27 @@ def read_voc(
         f"VOC corners read as: {corners} (--corners; {fractions} of {len(finite)} boxes have "
         f"fractions, {zeros} sides start at 0 and {ones} at 1)"
     )
-    for picture, name, ends, label, crowd in boxes:
+    for picture, name, ends, label, crowd, angle in boxes:
         counted = corners == "inclusive" and all(map(is_finite, ends)) and min(ends) >= 1
         if corners == "inclusive" and all(map(is_finite, ends)):
             if 0 in ends[:2]:
                 log.change("box", label, "starts at 0 in a folder that numbers pixels from 1")
             ends = [ends[0] - 1, ends[1] - 1, ends[2], ends[3]]
+        if angle % 180 and all(map(is_finite, ends)):
+            log.change("box", label, "turned, taken by its upright box")
+            x0, y0, x1, y1 = ends
+            ends = upright(x0, y0, x1, y1, angle)
         add_box(picture, name, ends, label, log, crowd, relative=counted)
     return unique(pictures, log)
+
+
+def _angle(item: ElementTree.Element) -> float:
+    """The degrees by which an object's box is turned: CVAT writes them as an attribute."""
+    for attribute in item.iterfind("attributes/attribute"):
+        angle = to_number(attribute.findtext("value"))
+        if attribute.findtext("name") == "rotation" and is_finite(angle):
+            return angle
+    return 0.0
 
 
 def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) -> list[Picture]:
@@ -139,13 +153,19 @@ def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) ->
         picture = images.picture(found, where, log, size)
         if picture is None:
             continue
-        pictures.append(picture)
+        pictures.append((picture, where))
         flags = content.get("flags")
         if isinstance(flags, dict):
-            tags = {name for name, on in flags.items() if to_flag(on)}
-            picture.tags |= tags
-            for name in tags:
-                log.change("flag", where, f'"{name}" is set, taken as an image tag')
+            for name, on in flags.items():
+                if to_flag(on) is None:
+                    log.bad(
+                        "flag", where, f'flag "{name}" is {shorten(on)}, expected true or false'
+                    )
+                elif to_flag(on):
+                    picture.tags.add(name)
+                    log.change("flag", where, f'"{name}" is set, taken as an image tag')
+        elif flags:
+            log.bad("flag", where, f"flags are {shorten(flags)}, expected names with true or false")
         groups: dict[Any, list] = {}
         for k, shape in enumerate(content["shapes"]):
             label = f"{where}: shapes[{k}]"
@@ -156,7 +176,8 @@ def read_labelme(path: str | os.PathLike, images: ImageIndex, log: ImportLog) ->
                 continue
             group = shape.get("group_id")
             name = shape.get("label")
-            alone = group is None or not isinstance(group, int) or not isinstance(name, str)
+            alone = not isinstance(group, int | float | str) or group == ""
+            alone |= not isinstance(name, str)
             groups.setdefault(k if alone else (name, group), []).append(
                 (name, corners, label, kind)
             )

@@ -55,6 +55,7 @@ class Picture:
             None: it gets a number.
         box_ids: the same of boxes, by their places, of those that have one.
         full: the source says that the image trains from truth.
+        turned: EXIF turns it, and no stated size tells that the annotation is of the turned one.
     """
 
     file_name: str
@@ -69,6 +70,7 @@ class Picture:
     image_id: int | str | None = None
     box_ids: dict[int, int | str] = field(default_factory=dict)
     full: bool = False
+    turned: bool = False
 
 
 def add_box(

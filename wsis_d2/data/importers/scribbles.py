@@ -17,7 +17,7 @@ from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
 from wsis_d2.data.importers.picture import Mark, Picture
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.image_io import opened_png
+from wsis_d2.utils.image_io import opened_png, stored_bits, turn_of
 
 #: The value of what was not drawn on.
 UNMARKED = 255
@@ -44,12 +44,16 @@ def read_scribbles(
         objects: each connected stroke is an object of its own; else strokes tell the class alone.
     """
     by_name = {p.file_name: p for p in pictures}
+    drawn: dict[str, str] = {}
     for file, where in annotation_files(path, ".png"):
         found = images.by_stem(relative_stem(file, path), where, log)
         if found is None:
             continue
         values = _values(file, where, log)
         if values is None:
+            continue
+        if drawn.setdefault(found, where) != where:
+            log.bad("file", where, f"is of the image {found}, and so is {drawn[found]}; join them")
             continue
         picture = images.known_picture(found, by_name, where, log)
         if picture is None:
@@ -59,6 +63,8 @@ def read_scribbles(
             log.bad("file", where, f"has {size} pixels, its image {picture.width} x "
                     f"{picture.height}")  # fmt: skip
             continue
+        if picture.turned and not picture.boxes and picture.width != picture.height:
+            picture.turned = turn_of(images.root / found) < 5  # the size tells of the others
         unmarked = {UNMARKED} if 0 in names else {UNMARKED, 0}
         present = [v for v in np.unique(values).tolist() if v not in unmarked]
         unknown = [v for v in present if v not in names]
@@ -85,11 +91,15 @@ def _values(file: Path, where: str, log: ImportLog) -> np.ndarray | None:
     try:
         with opened_png(file) as image:
             mode, values = image.mode, np.array(image)
+            bits = stored_bits(file, image)
     except InputError as error:
         bad_file(error, where, log)
         return None
     if mode not in ("L", "P", "1") or values.ndim != 2:
         log.bad("file", where, f"has {mode} pixels, expected one channel of class numbers")
+        return None
+    if mode == "L" and bits < 8:  # Pillow stretches them: 1 of 4 bits is 17 of 8
+        log.bad("file", where, f"is grey of {bits} bits, expected 8 bits or a palette")
         return None
     return values.astype(np.uint8)
 

@@ -15,7 +15,7 @@ from wsis_d2.data.datasets.own.values import shorten
 from wsis_d2.data.importers.files import read_bytes, to_number
 from wsis_d2.data.importers.image_index import ImageIndex
 from wsis_d2.data.importers.import_log import ImportLog
-from wsis_d2.data.importers.names import fold
+from wsis_d2.data.importers.names import fold, to_flag
 from wsis_d2.data.importers.picture import Picture, add_crop
 from wsis_d2.utils.errors import InputError
 
@@ -49,12 +49,19 @@ def read_tags_csv(
         # Spreadsheets write ";" where "," is the decimal sign.
         first = re.split("[\r\n]", text, maxsplit=1)[0].lower()
         marks = [m for m in ",;\t" if any(c.strip(' "') in _IMAGE_COLUMNS for c in first.split(m))]
-        rows = list(csv.reader(io.StringIO(text), strict=True, delimiter=(marks or [","])[0]))
+        rows = list(
+            csv.reader(
+                io.StringIO(text), strict=True, delimiter=(marks or [","])[0], skipinitialspace=True
+            )
+        )
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no UTF-8 text ({error}); save it as CSV UTF-8") from None
     except csv.Error as error:
         raise InputError(f"{path}: no readable CSV ({error})") from None
     header = [h.strip() for h in rows[0]] if rows else []
+    while header and not any("".join(row[len(header) - 1 :]).strip() for row in rows):
+        header.pop()  # columns that spreadsheets add: no row has anything there
+        rows = [row[: len(header)] for row in rows]
     lower = [h.lower() for h in header]
     if "region_shape_attributes" in lower:
         raise InputError(
@@ -67,7 +74,12 @@ def read_tags_csv(
     image_column = next((lower.index(n) for n in _IMAGE_COLUMNS if n in lower), None)
     if image_column is None:
         raise InputError(f'{path}: header is {shorten(header)}; expected a column "image"')
-    tag_column = next((lower.index(n) for n in _TAG_COLUMNS if n in lower), None)
+    named = [n for n in _TAG_COLUMNS if n in lower]
+    if len(named) > 1:
+        raise InputError(
+            f"{path}: columns {named[0]} and {named[1]} hold tags; join or rename them"
+        )
+    tag_column = lower.index(named[0]) if named else None
     if tag_column is None and not all(header):
         raise InputError(f"{path}: column {header.index('') + 1} has no name; each names a class")
     crop_columns = [lower.index(n) for n in ("x", "y", "width", "height") if n in lower]
@@ -75,6 +87,10 @@ def read_tags_csv(
     if corners or len(crop_columns) not in (0, 4) or (crop_columns and tag_column is None):
         found = f", and no {', '.join(corners)}" if corners else ""
         raise InputError(f"{path}: crops need the columns x, y, width, height and tags{found}")
+    unread = set(range(len(header))) - {image_column, tag_column, *crop_columns}
+    if tag_column is not None and unread:
+        names = ", ".join(header[k] or f"column {k + 1}" for k in sorted(unread))
+        log.notes.append(f"{path}: not read: {names}")
     by_name = {p.file_name: p for p in pictures}
     whole = {fold(name) for name in known} | {fold(b[0]) for p in pictures for b in p.boxes}
     for number, row in enumerate(rows[1:], start=2):
@@ -122,7 +138,8 @@ def split_names(cell: str, whole: set[str]) -> set[str] | None:
             content: Any = json.loads(cell)
         except (ValueError, RecursionError):
             try:
-                content = ast.literal_eval(cell)
+                # NumPy writes arrays of texts without commas, and Python joins such texts.
+                content = ast.literal_eval(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", cell))
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 return None
         if isinstance(content, dict):  # Label Studio, several choices
@@ -147,9 +164,9 @@ def _one_hot(
     for column, cell in enumerate(row):
         if column == image_column:
             continue
-        value = cell.strip().lower()
-        if value in ("1", "true", "yes", "x"):
+        value = True if cell.strip().lower() == "x" else to_flag(cell)
+        if value:
             tags.add(header[column])
-        elif value not in ("", "0", "false", "no"):
+        elif value is None:
             log.bad("tag", where, f'"{cell[:40]}" in column {header[column]}; expected 0 or 1')
     return tags

@@ -66,7 +66,7 @@ def read_yolo(
         except (InputError, UnicodeDecodeError) as error:
             bad_file(error, where, log)
             continue
-        pictures.append(picture)
+        pictures.append((picture, where))
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
@@ -137,17 +137,22 @@ def _kind_of_lines(
     if key_points:
         return "pose"
     long = [values for values in records if len(values) > 5]
-    lengths = {len(values) for values in long}
-    if len(lengths) != 1 or all(_is_parallelogram(values) for values in long):
+    if all(_is_parallelogram(values) for values in long):
         return "polygon"
-    (length,) = lengths
+    lengths = {len(values) for values in long}
+    length = lengths.pop() if len(lengths) == 1 else 0
     shown = f"{path}: all {len(long)} long lines have {length + 1} values"
     seen = [v for values in long for v in values[6::3]]
-    if (length - 4) % 3 == 0 and all(v in (0, 1, 2) for v in seen):
+    if length and (length - 4) % 3 == 0 and all(v in (0, 1, 2) for v in seen):
         if all(_points_in_box(values, 3) for values in long):
             log.notes.append(f"{shown}: a box and {(length - 4) // 3} key points, of x, y and seen")
             return "pose"
-    if length % 2 == 0 and all(_points_in_box(values, 2) for values in long):
+    if all(0 <= v[-2] <= 1 <= v[-1] and v[-1] % 1 == 0 for v in long):
+        raise InputError(
+            f"{path}: all {len(long)} long lines end in a whole number, so confidence and track "
+            "may stand behind boxes or polygons; remove these two, or say --lines polygon"
+        )
+    if length and length % 2 == 0 and all(_points_in_box(values, 2) for values in long):
         raise InputError(
             f"{shown}, which may be polygons or boxes with key points; name the data.yaml that has "
             "kpt_shape with --classes, or say --lines pose or --lines polygon"

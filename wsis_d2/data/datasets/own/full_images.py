@@ -50,7 +50,7 @@ def _digest(image_id: str) -> str:
 
 def _listed(records: Sequence[dict], path: Path, images: str, where: str) -> set[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"{where}: full_images: {path}: {os_reason(error)}") from None
     except UnicodeDecodeError as error:

@@ -129,15 +129,39 @@ def read_weak_file(
     seen: set = set()
     for position, annotation in enumerate(content["annotations"]):
         _add_annotation(annotation, position, source, classes, records, seen)
-    boxes = [a["bbox"] for r in records.values() for a in r["annotations"]]
-    if boxes and all(max(box) <= 1 for box in boxes) and any(v % 1 for box in boxes for v in box):
-        raise InputError(
-            f"{source}: all {len(boxes)} boxes lie within 0 to 1, so they are relative to their "
-            "images; expected [x, y, width, height] in pixels"
-        )
+    for what, expected, found in (
+        ("boxes", "[x, y, width, height]", _boxes(records.values())),
+        ("boxes of crop_tags", "[x, y, width, height]", _crops(records.values())),
+        ("points of points and scribbles", "[x, y]", _points(records.values())),
+    ):
+        if found and all(max(v) <= 1 for v in found) and any(u % 1 for v in found for u in v):
+            raise InputError(
+                f"{source}: all {len(found)} {what} lie within 0 to 1, so they are relative to "
+                f"their images; expected {expected} in pixels"
+            )
     if check_files:
         check_images_exist(records.values(), source, image_root)
     return WeakFile(classes, list(records.values()))
+
+
+def _boxes(records: Iterable[dict]) -> list[list[float]]:
+    return [a["bbox"] for r in records for a in r["annotations"]]
+
+
+def _crops(records: Iterable[dict]) -> list[list[float]]:
+    boxes = [crop["box"] for r in records for crop in r.get("crop_tags", ())]
+    return [[x, y, x + w, y + h] for x, y, w, h in boxes]
+
+
+def _points(records: Iterable[dict]) -> list[list[float]]:
+    found = []
+    for record in records:
+        found += [mark["xy"] for mark in record.get("points", ())]
+        found += [point for mark in record.get("scribbles", ()) for point in mark["xy"]]
+        for thing in (*record["annotations"], *record.get("unboxed", ())):
+            found += [point[:2] for point in thing.get("points", ())]
+            found += [point for line in thing.get("scribbles", ()) for point in line]
+    return found
 
 
 def resolve_image_path(file_name: Any, image_root: str, where: str) -> str:
@@ -258,7 +282,8 @@ def _image_record(
         "image_tags": [],
         "supervision": "full" if supervision == "full" else wanted,
     }
-    tags = _tags(entry.get("image_tags") or [], where, "image_tags", classes)
+    tags = entry.get("image_tags")
+    tags = _tags([] if tags is None else tags, where, "image_tags", classes)
     crops = entry.get("crop_tags")
     if crops is not None:
         if not isinstance(crops, list):
