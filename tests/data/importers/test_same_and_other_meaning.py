@@ -123,7 +123,7 @@ def test_grey_values_of_4_bits_are_not_stretched_to_other_classes(photos, tmp_pa
     assert np.asarray(Image.open(file)).max() == 17
     with pytest.raises(InputError, match=r"a\.png: is grey of 4 bits"):
         read_scribbles(file.parent, [], photos, ImportLog(), {k: f"class {k}" for k in range(20)})
-    with pytest.raises(InputError, match=r"a\.png: is a grey PNG of less than 8 bits"):
+    with pytest.raises(InputError, match=r"a\.png: has 4 bits a channel"):
         read_label_png(file)
 
 
