@@ -88,8 +88,11 @@ def masks_json(data: bytes) -> None:
 
     runs = {"size": [12, 16], "counts": [20, 5, 167]}
     text = {**runs, "counts": mask_util.frPyObjects(runs, *SIZE)["counts"].decode()}
-    content = [{"image_id": 1, "segmentation": s} for s in (runs, text)]
-    path = put_json("masks.json", content, Choices(data))
+    choices = Choices(data)
+    content = [{"image_id": 1, "id": k, "segmentation": s} for k, s in enumerate((runs, text))]
+    if choices.below(2):
+        content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": content}
+    path = put_json("masks.json", content, choices)
     files.coco_index.cache_clear()
     found = files.CocoJsonSource(str(path))(
         np.zeros((*SIZE, 3), np.uint8), {"image_id": 1, "file_name": "a.png"}
@@ -148,7 +151,7 @@ def checkpoint_pkl(data: bytes) -> None:
 
     choices = Choices(data)
     value = {"model": {"w": np.arange(6, dtype="f4").reshape(2, 3)}, "__author__": "x"}
-    content = pickle.dumps(value, choices.below(5))
+    content = pickle.dumps(value, choices.of((0, 4, 1, 2, 3, 5)))
     read_weights(str(put("c.pkl", damaged_bytes(content, choices))), "KEY")
 
 

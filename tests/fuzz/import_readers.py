@@ -41,13 +41,15 @@ def add_to_coco(coco: dict) -> None:
         scribbles=[{"category_id": 12, "xy": [[2, 3], [5, 6]]}],
     )  # fmt: skip
     first["attributes"]["rotation"] = 30
-    first.update(points=[[3, 4], [1, 1, 0]], scribbles=[[[3, 4], [5, 5]]], keypoints=[3, 4, 2])
+    first.update(
+        ignore=0, points=[[3, 4], [1, 1, 0]], scribbles=[[[3, 4], [5, 5]]], keypoints=[3, 4, 2]
+    )
     runs = {"size": [12, 16], "counts": [20, 5, 167]}
     text = {**runs, "counts": mask_util.frPyObjects(runs, 12, 16)["counts"].decode()}
     for mask in ([[1, 2, 8, 2, 8, 6]], runs, text):
         bare = {"image_id": 1, "category_id": 11, "bbox": [], "segmentation": mask, "iscrowd": 0}
         coco["annotations"].append({"id": len(coco["annotations"]), **bare})
-    coco["annotations"].append({"id": 9, "image_id": 1, "category_id": 11, "points": [[4, 4]]})
+    coco["annotations"].append({"id": 9, "image_id": "1", "category_id": 11, "points": [[4, 4]]})
     coco["categories"][0]["color"] = "#ff0000"
     coco["categories"].append({"id": 12, "name": "sky", "isthing": 0, "color": [1, 2, 3]})
 
@@ -81,7 +83,9 @@ def add_to_labelme(content: dict) -> None:
 
 
 VOC_TURNED = b"""<object><name>dog</name><difficult>1</difficult><robndbox><cx>8</cx><cy>6</cy>
-<w>5</w><h>3</h><angle>0.5</angle></robndbox></object></annotation>"""
+<w>5</w><h>3</h><angle>0.5</angle></robndbox></object><object><name>cow</name><bndbox><xmin>3</xmin>
+<ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox><attributes><attribute><name>rotation</name>
+<value>30.0</value></attribute></attributes></object></annotation>"""
 CVAT_SHAPES = b"""<polygon label="dog" points="1,2;5,2.5;5,6" occluded="0"/><ellipse label="dog"
 cx="8" cy="6" rx="3" ry="2" rotation="20"/><mask label="cow" left="2" top="3" width="4" height="5"
 rle="3, 4"/><box label="cow" xtl="1" ytl="2" xbr="6" ybr="7" rotation="30.0"/><points label="dog"
@@ -257,7 +261,7 @@ def tags_csv(data: bytes) -> None:
     choices = Choices(data)
     text = choices.of((
         b'image,tags\na.png,"sky;grass"\nb.png,"[""sky"", ""sea""]"\n',
-        b"image;x;y;width;height;tags\na.png;0;0;8;8;sky\n",
+        b"image;x;y;width;height;tags\na.png;0;0;8;8;sky\nb.png;0;0;8;8;['sky' 'sea']\n",
         b"file_name,sky,sea\na.png,1,0\nb.png,0,1\n",
     ))  # fmt: skip
     log = ImportLog(bool(choices.below(2)))
