@@ -4,15 +4,18 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers.load_tool import load_tool
 from helpers.tiny_panoptic import TinyData, tiny_cfg
+from PIL import Image
 
 from wsis_d2.data.datasets import set_label_store
 from wsis_d2.engine import WSISTrainer
@@ -226,3 +229,66 @@ def test_the_checkpoint_remembers_in_plain_values(begun):
     identity = torch.load(out / "model_final.pth", weights_only=True)["trainer"]["identity"]
     assert json.loads(json.dumps(identity)) == identity
     assert identity["config"]["SOLVER"]["BASE_LR"] == 0.01 and "tiny_weak" in identity["labels"]
+
+
+def other_box(tiny: TinyData) -> None:
+    """A box is drawn anew, after the first checkpoint."""
+    content = json.loads((tiny.folder / "weak.json").read_text())
+    content["annotations"][-1]["bbox"][2] -= 2
+    (tiny.folder / "weak.json").write_text(json.dumps(content))
+    tiny.register()
+
+
+def one_image_less(tiny: TinyData) -> None:
+    content = json.loads((tiny.folder / "weak.json").read_text())
+    gone = content["images"].pop(1)["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    (tiny.folder / "weak.json").write_text(json.dumps(content))
+    tiny.register()
+
+
+def other_pixels(tiny: TinyData) -> None:
+    """Labels of the same recipe, made by something that its recipe does not tell."""
+    from detectron2.data import DatasetCatalog
+
+    from wsis_d2.weak_labels.store import LabelStore
+
+    store = LabelStore.open(tiny.store, writable=True)
+    record = DatasetCatalog.get("tiny_weak")[-1]
+    ids, segments = store.instance(record["image_id"])
+    semantic = store.semantic(record["image_id"])
+    semantic[20:22] = 3
+    store.write(record, semantic, ids, segments, {})
+    store.finish()
+
+
+def other_truth(tiny: TinyData) -> None:
+    path = tiny.folder / "panoptic" / "003.png"
+    ids = np.array(Image.open(path))
+    ids[:2] = ids[-1]
+    Image.fromarray(ids).save(path)
+
+
+@pytest.mark.parametrize(
+    "stage,train,change,told",
+    [
+        ("detector", "tiny_weak", other_box, "another annotation of 'tiny_weak'"),
+        ("detector", "tiny_weak", one_image_less, "another annotation of 'tiny_weak'"),
+        ("semantic", "tiny_weak", other_pixels, "other labels of 'tiny_weak'"),
+        ("semantic", "tiny_full", other_truth, "other masks of 'tiny_full'"),
+    ],
+)
+def test_other_data_of_the_same_name_is_refused(data, tmp_path, stage, train, change, told):
+    def begin(iterations):
+        return tiny_cfg(tmp_path / "out", "MODEL.WSIS.STAGE", stage, "SOLVER.MAX_ITER", iterations,
+                        "SOLVER.CHECKPOINT_PERIOD", 1, train=train)  # fmt: skip
+
+    train_from(begin(1), 0)
+    shutil.copytree(data.folder, tmp_path / "moved")
+    moved = TinyData(tmp_path / "moved")  # the same content elsewhere goes on
+    train_from(begin(2), 1)
+    change(moved)
+    before = (tmp_path / "out" / "model_final.pth").read_bytes()
+    with pytest.raises(InputError, match=f"model_final.pth: the run was begun with {told}"):
+        train_from(begin(3), 2)
+    assert (tmp_path / "out" / "model_final.pth").read_bytes() == before

@@ -1,18 +1,25 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
-"""Going on with a run: the settings that must be the same."""
+"""Going on with a run: the settings and the data that must be the same."""
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from wsis_d2.config_checks.kinds import TAGS, kind_of
+from wsis_d2.data.records import supervision_of
+from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import flatten
+from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
+from wsis_d2.weak_labels.store_status import files_digest, label_files
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +71,63 @@ def training_identity(cfg: CfgNode) -> dict:
         if store and os.path.isfile(os.path.join(store, "manifest.json")):
             recipes[name] = LabelStore.open(store).recipe_hash
     return {"config": plain_config(cfg), "labels": recipes}
+
+
+def data_identity(cfg: CfgNode, records: Iterable[Mapping]) -> dict[str, dict[str, str]]:
+    """Return hashes of what is trained on, wherever it lies, by dataset.
+
+    Args:
+        cfg: of the training.
+        records: its images, in their order.
+
+    Returns:
+        Dataset to the hashes of its ``annotation`` and, where the network learns from them, of its
+        ``labels`` (weak images) and ``masks`` (full ones).
+    """
+    reads_labels = kind_of(cfg) not in ("detector", *TAGS)
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        name = record["dataset_name"]
+        supervision = supervision_of(record)
+        told = annotation_digest({"height": 0, "width": 0, **record})
+        parts = {
+            "annotation": [
+                str(record["image_id"]), picture_stem(str(record["file_name"])), supervision, told
+            ]
+        }  # fmt: skip
+        store = MetadataCatalog.get(name).get("label_store")
+        if reads_labels and supervision == "full":
+            truth = files_digest([record.get("pan_seg_file_name", "")])
+            parts["masks"] = [truth, json.dumps(record.get("segments_info"), default=str)]
+        elif reads_labels and store:
+            parts["labels"] = [files_digest(label_files(Path(store), record["image_id"])[:2])]
+        for part, texts in parts.items():
+            digest = found.setdefault(name, {}).setdefault(part, hashlib.sha256())
+            digest.update(json.dumps(texts).encode())
+    return {
+        name: {part: digest.hexdigest()[:16] for part, digest in parts.items()}
+        for name, parts in found.items()
+    }
+
+
+def refuse_other_data(where: str | os.PathLike, before: Mapping, after: Mapping) -> None:
+    """Refuse to continue a run whose data are others now under the same name.
+
+    Args:
+        where: the file that remembers, for the message.
+        before, after: :func:`data_identity` of the run and now; {} is unknown.
+
+    Raises:
+        InputError: naming the dataset and what of it has changed.
+    """
+    for name, parts in before.items():
+        for part, digest in parts.items():
+            if after.get(name, {}).get(part) != digest:
+                what = f"another {part}" if part == "annotation" else f"other {part}"
+                raise InputError(
+                    f"{where}: the run was begun with {what} of {name!r}; continue with what it "
+                    "was begun with, or name another OUTPUT_DIR"
+                )
 
 
 def refuse_changes(

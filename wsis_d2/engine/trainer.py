@@ -29,7 +29,12 @@ from wsis_d2.data.loader import build_test_loader, build_train_loader, compare_w
 from wsis_d2.data.records import load_records
 from wsis_d2.engine.launch import lost_a_process
 from wsis_d2.engine.picture_hook import build_picture_hook
-from wsis_d2.engine.resume import refuse_other_training, training_identity
+from wsis_d2.engine.resume import (
+    data_identity,
+    refuse_other_data,
+    refuse_other_training,
+    training_identity,
+)
 from wsis_d2.engine.run_results import verify, write_results
 from wsis_d2.engine.solver import build_lr_scheduler, build_optimizer
 from wsis_d2.evaluation import build_evaluator
@@ -98,6 +103,7 @@ class WSISTrainer(TrainerBase):
             )
         # Before scaling: a run may be continued by another number of processes.
         self.identity = training_identity(cfg)
+        self._begun: tuple[Path, dict] | None = None  # the checkpoint and the data it was made of
         try:
             cfg = DefaultTrainer.auto_scale_workers(cfg, world_size)
         except AssertionError:
@@ -193,6 +199,7 @@ class WSISTrainer(TrainerBase):
             begun = saved.get("trainer", {}).get("identity")
             if begun is not None:
                 refuse_other_training(path, begun, self.identity)
+                self._begun = path, begun.get("data", {})
             load_into(
                 self._plain_model,
                 model_state(saved, path),
@@ -221,10 +228,14 @@ class WSISTrainer(TrainerBase):
         """Train until SOLVER.MAX_ITER; returns the last evaluation's results.
 
         Raises:
-            InputError: a sample, loss or gradient that cannot be used.
+            InputError: a sample, loss or gradient that cannot be used, or data that are not those
+                of the checkpoint.
             SystemExit: the results are not TEST.EXPECTED_RESULTS.
         """
         loader = build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        self.identity["data"] = data_identity(self.cfg, loader.dataset.records)
+        if self._begun is not None:
+            refuse_other_data(*self._begun, self.identity["data"])
         compare_with_tests(loader.dataset.records, self._tested)
         self.data_loader, self._batches = loader, iter(loader)
         self.model.train()
