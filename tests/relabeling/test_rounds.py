@@ -12,12 +12,14 @@ from detectron2.data import MetadataCatalog
 from helpers.iterative_data import label_bytes, make_run
 
 from wsis_d2.data.datasets.own.custom import unregister
+from wsis_d2.data.datasets.own.weak import load_weak_json
 from wsis_d2.data.datasets.sample.dataset import CATEGORIES
 from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.modeling.semantic import SemanticSubnetwork
 from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.rounds import train_iterative
+from wsis_d2.relabeling.run_state import check_same, new_state
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.reliability import save_reliability
@@ -282,6 +284,53 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(prepared, undisturbed
             train_iterative(config(prepared, "other", "ITERATIVE.BOX_STORES", stores), 1)
     with pytest.raises(InputError, match="no dataset 'nowhere'"):
         train_iterative(config(prepared, "other", "DATASETS.TEST", "('nowhere',)"), 1)
+
+
+def test_a_run_is_not_continued_with_other_data_of_the_same_name(prepared, tmp_path):
+    """Labels made again by the same recipe, a box drawn anew: no key and no recipe has changed."""
+    root = tmp_path / "copy"
+    shutil.copytree(prepared[0] / "data", root / "data")
+    shutil.copytree(prepared[0] / "labels", root / "labels")
+    text = prepared[1].read_text().replace(str(prepared[0]), str(root))
+    (root / "config.yaml").write_text(text.replace(f'"{NAME}"', '"iterative_copy"'))
+
+    def go_on(rounds):
+        unregister("iterative_copy")
+        cfg = load_cfg(str(root / "config.yaml"), ["SOLVER.MAX_ITER", 1])
+        cfg.freeze()
+        train_iterative(cfg, rounds, resume=True)
+
+    load_cfg(str(root / "config.yaml"))
+    go_on(1)
+    store = LabelStore.open(root / "labels", writable=True)
+    (record, *_) = load_weak_json(root / "data/weak_train.json", root / "data/images/train")
+    labels = store.semantic(record["image_id"]), *store.instance(record["image_id"])
+    other = labels[0].copy()
+    other[:2] = 255
+    store.write(record, other, *labels[1:], {})
+    with pytest.raises(InputError, match="state.json: the run was begun with other labels of 'it"):
+        go_on(2)
+    store.write(record, *labels, {})
+    go_on(1)  # what it was begun with
+    content = json.loads((root / "data/weak_train.json").read_text())
+    content["images"].pop()
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] in {i["id"] for i in content["images"]}
+    ]
+    (root / "data/weak_train.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the run was begun with another annotation of 'iterati"):
+        go_on(2)
+    unregister("iterative_copy")
+
+
+def test_rounds_are_measured_with_one_detector(prepared, tmp_path):
+    cfg = config(prepared, "other", "MODEL.WSIS.DETECTOR_WEIGHTS", "boxes.pth")
+    state = new_state(cfg, {}, {}, "hash of one")
+    check_same(tmp_path, state, cfg, {}, {}, "hash of one")
+    with pytest.raises(InputError, match="DETECTOR_WEIGHTS 'boxes.pth' had other content"):
+        check_same(tmp_path, state, cfg, {}, {}, "of another")
+    old = {key: value for key, value in state.items() if key not in ("data", "detector")}
+    check_same(tmp_path, old, cfg, {}, {"d": {"labels": "x"}}, "of another")
 
 
 def test_the_figures_by_round_as_table_and_plot(tmp_path):

@@ -35,6 +35,7 @@ from wsis_d2.config_checks.runs import check_device, check_trainable
 from wsis_d2.data.datasets import register_own_datasets
 from wsis_d2.data.records import load_records
 from wsis_d2.engine.launch import launch
+from wsis_d2.engine.resume import data_identity
 from wsis_d2.engine.setup import write_metadata
 from wsis_d2.evaluation import build_evaluator
 from wsis_d2.relabeling.earlier_labels import check_refinement
@@ -62,7 +63,7 @@ from wsis_d2.relabeling.run_state import (
 )
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, sha256_file
 from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.processes import only_writer
 from wsis_d2.weak_labels.store import LabelStore
@@ -156,20 +157,25 @@ class IterativeRun:
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }
         self.lineage = config_fingerprint(cfg, identity)
+        begun_with = (
+            identity,
+            data_identity(cfg, load_records(cfg.DATASETS.TRAIN)),
+            sha256_file(PathManager.get_local_path(detector)) if detector else "",
+        )
         if not self.is_main:
             self.state = next_state(self.folder, None)
-            check_same(self.folder, self.state, cfg, identity)
+            check_same(self.folder, self.state, cfg, *begun_with)
             return
         state = read_state(self.folder)
         if state is None:
-            state = new_state(cfg, identity)
+            state = new_state(cfg, *begun_with)
         elif not resume:
             raise InputError(
                 f"{state_path(self.folder)}: an unfinished run, at round {state['round']}, stage "
                 f"{state['stage']}; add --resume to continue it, or name another OUTPUT_DIR"
             )
         else:
-            check_same(self.folder, state, cfg, identity)
+            check_same(self.folder, state, cfg, *begun_with)
         self.state = state
 
     def round_folder(self, number: int) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from wsis_d2.engine.resume import plain_config, refuse_changes
+from wsis_d2.engine.resume import plain_config, refuse_changes, refuse_other_data
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import atomic_write
 from wsis_d2.utils.json_io import read_json
@@ -24,18 +24,24 @@ def state_path(folder: Path) -> Path:
     return folder / "state.json"
 
 
-def new_state(cfg: CfgNode, identity: Mapping[str, str]) -> dict:
+def new_state(
+    cfg: CfgNode, identity: Mapping[str, str], data: Mapping[str, Mapping], detector: str
+) -> dict:
     """Return the state of a run that begins.
 
     Args:
         cfg: its config.
         identity: dataset to the recipe hash of its round-0 labels.
+        data: :func:`wsis_d2.engine.resume.data_identity` of what round 0 trains on.
+        detector: hash of the detector that rounds are measured with, "" without one.
     """
     return {
         "schema": SCHEMA,
         "round": 0,
         "stage": STAGES[0],
         "labels_of_round_0": dict(identity),
+        "data": data,
+        "detector": detector,
         "config": plain_config(cfg),
         "history": {},
     }
@@ -96,17 +102,36 @@ def next_state(folder: Path, done: tuple[int, str] | None) -> dict:
         time.sleep(_POLL)
 
 
-def check_same(folder: Path, state: Mapping, cfg: CfgNode, identity: Mapping[str, str]) -> None:
-    """Refuse to continue a run with another config or other labels of round 0.
+def check_same(
+    folder: Path,
+    state: Mapping,
+    cfg: CfgNode,
+    identity: Mapping[str, str],
+    data: Mapping[str, Mapping],
+    detector: str,
+) -> None:
+    """Refuse to continue a run with another config, other data or labels, or another detector.
+
+    Args:
+        folder: of the run.
+        state: its state; one of an older version knows of no data and no detector.
+        cfg, identity, data, detector: as for :func:`new_state`, now.
 
     Raises:
-        InputError: naming the key or the labels.
+        InputError: naming what differs.
     """
     refuse_changes(state_path(folder), state["config"], plain_config(cfg))
     if state["labels_of_round_0"] != dict(identity):
         raise InputError(
             f"{state_path(folder)}: the run was begun with other labels of round 0; continue with "
             "those, or name another OUTPUT_DIR"
+        )
+    refuse_other_data(state_path(folder), state.get("data", {}), data)
+    if state.get("detector", detector) != detector:
+        raise InputError(
+            f"{state_path(folder)}: MODEL.WSIS.DETECTOR_WEIGHTS "
+            f"{cfg.MODEL.WSIS.DETECTOR_WEIGHTS!r} had other content when the run was begun, so "
+            "its rounds could not be compared; put that back, or name another OUTPUT_DIR"
         )
 
 
