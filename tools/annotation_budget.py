@@ -159,8 +159,23 @@ def read_counts(args: argparse.Namespace) -> AnnotationCounts:
 
     data = open_data(args)
     things = [index for index, c in enumerate(data.classes) if c["isthing"]]
-    counts = count_records(data.records, things)
+    told = [r for r in data.records if r["supervision"] == "weak" or _is_annotated(r)]
+    if not told:
+        raise InputError(
+            f"{data.name}: has no boxes, tags or marks to count, only full images; name the weak "
+            "set, or --num-images and --num-boxes"
+        )
+    counts = count_records(told, things)
+    if len(told) < len(data.records):
+        print(f"{data.name}: {len(data.records) - len(told)} full images have no boxes and tags; "
+              f"counted as the other {len(told)}", file=sys.stderr)  # fmt: skip
+        counts = counts.scaled(len(data.records))
     return counts.scaled(args.num_images) if args.num_images else counts
+
+
+def _is_annotated(record: dict[str, Any]) -> bool:
+    keys = ("annotations", "image_tags", "crop_tags", "unboxed", "points", "scribbles")
+    return any(record.get(key) for key in keys)
 
 
 def numbers(pairs: Sequence[str], option: str, low: float, high: float) -> dict[str, float]:
@@ -182,7 +197,7 @@ def read_points(
     args: argparse.Namespace, counts: AnnotationCounts, times: AnnotationTimes
 ) -> list[RunPoint]:
     """Return the measured runs with the hours that their annotation takes."""
-    from wsis_d2.evaluation.results import read_results_json
+    from wsis_d2.evaluation.results import read_results_json, warn_of_other_sets
 
     runs: dict[str, Any] = {}
     for path in {Path(path).resolve(): path for path in args.results}.values():
@@ -222,6 +237,7 @@ def read_points(
         if spent is None:
             spent = supervision_cost(counts.scaled(count), times, share).hours
         points.append(RunPoint(name, str(kind), count, spent, float(quality)))
+    warn_of_other_sets({point.name: runs[point.name] for point in points}, "compares quality of")
     if args.results and not points:
         raise InputError(f"{', '.join(args.results)}: no run with {args.metric}")
     return points

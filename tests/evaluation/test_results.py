@@ -72,6 +72,16 @@ def test_merging_files(tmp_path: Path) -> None:
     assert read_results_json(tmp_path / "all.json") == merged
 
 
+def test_a_run_that_replaces_another_is_told(tmp_path: Path, caplog) -> None:
+    for file, pq in (("a", 40.0), ("same", 40.0), ("b", 50.0)):
+        write_results_json(tmp_path / f"{file}.json", "weak", results(pq), meta("weak"))
+    paths = [tmp_path / f"{file}.json" for file in ("a", "same", "b")]
+    merged = merge_results_json(paths, tmp_path / "all.json")
+    assert merged["runs"]["weak"]["panoptic_seg"]["PQ"] == 50.0
+    (line,) = caplog.messages
+    assert line.endswith("b.json: run weak replaces another of that name")
+
+
 @pytest.mark.parametrize("text, message", [
     ("{", "no valid JSON"),
     ("[]", "schema 'list'"),

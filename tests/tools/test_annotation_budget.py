@@ -91,6 +91,50 @@ def test_tool_end_to_end(tiny, tmp_path, capsys):
     assert "Recommendation" in capsys.readouterr().out
 
 
+def test_full_images_without_boxes_cost_what_the_others_do(tiny, tmp_path, capsys):
+    """A mixed set's full images need none: hours are those of as many images like the others."""
+    content = json.loads((tiny.data / "weak_train.json").read_text())
+    full = {image["id"] for image in content["images"][:2]}
+    for image in content["images"]:
+        image.pop("crop_tags", None)
+        if image["id"] in full:
+            image.update(supervision="full", image_tags=[])
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in full]
+    own, output = tmp_path / "own.json", tmp_path / "budget.json"
+
+    def count(name):
+        own.write_text(json.dumps(content))
+        load_tool("annotation_budget").main(
+            ["--annotations", str(own), "--images", str(tiny.data / "images" / "train"),
+             "--output", str(output)]
+        )  # fmt: skip
+        found = json.loads(output.read_text())
+        return found["counts"], found["costs"][name]["hours"]
+
+    counts, hours = count("weak")
+    assert counts["images"] == 6
+    assert counts["boxes"] == round(len(content["annotations"]) * 6 / 4)
+    assert "2 full images have no boxes" in capsys.readouterr().err
+    things = {c["id"] for c in content["categories"] if c["isthing"]}
+    tags = sum(len(set(i["image_tags"]) - things) for i in content["images"])
+    assert hours == pytest.approx((counts["boxes"] * 7 + round(tags * 6 / 4)) / 3600)
+    for image in content["images"]:
+        image.update(supervision="full", image_tags=[])
+    content["annotations"] = []
+    with pytest.raises(InputError, match="own.json: has no boxes, tags or marks to count, only fu"):
+        count("weak")
+
+
+def test_runs_on_other_sets_are_told(tmp_path, caplog):
+    for name, dataset in (("weak", "cows_val"), ("full", "streets_val")):
+        meta = make_meta(supervision=name, dataset=dataset)
+        write_results_json(tmp_path / f"{name}.json", name, {"panoptic_seg": {"PQ": 5.0}}, meta)
+    counts = ["--num-images", "5", "--num-boxes", "9"]
+    files = [str(tmp_path / f"{name}.json") for name in ("weak", "full")]
+    load_tool("annotation_budget").main([*counts, "--results", *files])
+    assert "quality of run weak on cows_val with run full on streets_val" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 
 import csv
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -208,3 +209,24 @@ def test_bad_input_is_named_in_one_line(content, words, tmp_path, capsys) -> Non
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and all(word in lines[0] for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_means_tell_of_how_many_seeds_and_what_they_are_mixed_of(tmp_path, caplog) -> None:
+    for seed, numbers in ((1, {"PQ": 40.0}), (2, {"PQ": 42.0}), (3, {})):
+        write_run(tmp_path / "a" / f"weak_seed{seed}", "own_val", seed=seed, panoptic_seg=numbers,
+                  sem_seg={"mIoU": 30.0 + seed})  # fmt: skip
+    only = write_run(tmp_path / "b" / "full", "own_val", "full", seed=1, panoptic_seg={"PQ": 50.0})
+    write_run(tmp_path / "b" / "full_seed2", "own_val", "full", seed=2, sem_seg={"mIoU": 50.0})
+    shutil.copytree(only, tmp_path / "copy" / "full")
+    rows = run(tmp_path / "tables", tmp_path / "a", tmp_path / "b", tmp_path / "copy")["runs"]
+    weak, full = (next(r for r in rows if r["run"] == name) for name in ("weak", "full"))
+    assert (weak["seeds"], weak["IoU"], weak["PQ"]) == ("1 2 3", "32.0 ± 1.0 (3)", "41.0 ± 1.4 (2)")
+    assert (full["seeds"], full["IoU"], full["PQ"]) == ("1 2", "50.0 (1)", "50.0 (1)")
+    (line,) = caplog.messages
+    assert "copy/full/results.json: run full is a copy of that in" in line
+    # Another experiment of the same names: no spread over seeds.
+    caplog.clear()
+    write_run(tmp_path / "c" / "weak_seed1", "own_val", seed=1, panoptic_seg={"PQ": 10.0})
+    run(tmp_path / "mixed", tmp_path / "a", tmp_path / "c")
+    (line,) = caplog.messages
+    assert "c/weak_seed1/results.json: run weak on own_val has the seed 1 of that in" in line

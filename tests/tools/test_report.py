@@ -15,7 +15,7 @@ from helpers.tiny_panoptic import renumber
 from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
 from wsis_d2.evaluation.results import read_results_json
 from wsis_d2.report.html import write_report
-from wsis_d2.report.runs import class_bars, open_run, run_report
+from wsis_d2.report.runs import class_bars, open_run, run_report, training_curves
 from wsis_d2.report.sources import open_data
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
@@ -147,6 +147,18 @@ def test_curves_of_a_run_that_was_killed_while_writing(tiny_copy, tmp_path):
     page = tmp_path / "run.html"
     load_tool("report").main(["run", "--run", str(tiny_copy.run), "--output", str(page)])
     assert "total_loss" in page.read_text() and page_data(page)["items"] == []
+
+
+def test_curves_are_those_of_the_last_run_in_a_folder(tmp_path):
+    """A training that is begun anew, or goes on from a checkpoint, writes on in metrics.json."""
+    lines = [(19, 1.0), (39, 2.0), (59, 3.0), (39, 4.0), (59, 5.0), (79, 6.0), (19, 7.0), (39, 8.0)]
+    for count, wanted in ((6, [(19, 1.0), (39, 4.0), (59, 5.0), (79, 6.0)]), (8, lines[6:])):
+        (tmp_path / "metrics.json").write_text(
+            "".join(json.dumps({"iteration": k, "total_loss": v}) + "\n" for k, v in lines[:count])
+        )
+        (chart,) = training_curves([open_run("run", tmp_path)])
+        (series,) = chart["series"]
+        assert list(zip(series["x"], series["y"], strict=True)) == wanted
 
 
 @pytest.mark.parametrize("iteration", ["NaN", '"5"', "[5]", "true", "1.5"])

@@ -116,14 +116,18 @@ def check_results_file(path: str | Path) -> None:
 
 
 def merge_results_json(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
-    """Join several results files into one; a later file replaces a run of the same name.
+    """Join several results files into one; a later file replaces a run of the same name, and says so.
 
     Raises:
         InputError: a file is missing or is no results file.
     """
     runs: dict[str, Any] = {}
     for path in paths:
-        runs.update(read_results_json(path)["runs"])
+        found = read_results_json(path)["runs"]
+        for name in found:
+            if name in runs and runs[name] != found[name]:
+                logger.warning("%s: run %s replaces another of that name", path, name)
+        runs.update(found)
     return _write(Path(output), runs)
 
 
@@ -165,9 +169,7 @@ def full_supervision_ratios(runs: Mapping[str, Any]) -> dict[str, float]:
     """Return FS%, of each compared metric that the runs "weak" and "full" have (full not 0)."""
     if "weak" not in runs or "full" not in runs:
         return {}
-    sets = [_TWIN.sub("", str(runs[name]["meta"].get("dataset"))) for name in ("weak", "full")]
-    if sets[0] != sets[1]:
-        logger.warning("FS%% compares run weak on %s with run full on %s", *sets)
+    warn_of_other_sets({name: runs[name] for name in ("weak", "full")}, "FS% compares")
     ratios = {}
     for task, metrics in RATIO_METRICS:
         for metric in metrics:
@@ -175,6 +177,21 @@ def full_supervision_ratios(runs: Mapping[str, Any]) -> dict[str, float]:
             if ratio is not None:
                 ratios[metric] = ratio
     return ratios
+
+
+def warn_of_other_sets(runs: Mapping[str, Any], what: str) -> None:
+    """Warn where runs that are compared were not measured on the same images.
+
+    Args:
+        runs: name to a run of a results file.
+        what: compares them, for the message.
+    """
+    first: dict[str, str] = {}  # set to a run on it
+    for name, run in runs.items():
+        first.setdefault(_TWIN.sub("", str(run["meta"].get("dataset"))), name)
+    if len(first) > 1:
+        told = " with ".join(f"run {name} on {dataset}" for dataset, name in first.items())
+        logger.warning("%s %s", what, told)
 
 
 def fs_percent(weak: float | None, full: float | None) -> float | None:

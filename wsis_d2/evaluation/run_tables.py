@@ -3,6 +3,7 @@
 
 import csv
 import io
+import logging
 import math
 import re
 import statistics
@@ -16,6 +17,8 @@ from wsis_d2.evaluation.paper_tables import CITYSCAPES, FIGURE_6, VOC, Cell, Tab
 from wsis_d2.evaluation.results import fs_percent, read_results_json
 from wsis_d2.utils.errors import InputError, printable
 from wsis_d2.utils.files import atomic_write, list_files
+
+logger = logging.getLogger(__name__)
 
 _SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
 _ROUND = re.compile(r"^semantic_(.+)_weak_round_(\d+)$")
@@ -55,21 +58,27 @@ class Value:
     count: int
 
     def __str__(self) -> str:
-        if self.spread is None:
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f} ± {self.spread:.1f} ({self.count})"
+        return self.among(1)
+
+    def among(self, runs: int) -> str:
+        """Return it as text, with the count unless it is the one of one run."""
+        text = f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
+        return text if self.count == runs == 1 else f"{text} ({self.count})"
 
 
 def collect_runs(folders: Iterable[str]) -> list[Run]:
     """Return the runs of folders, or of results files themselves.
 
     A folder's own ``results.json`` counts, or, where it has none, those of folders below it.
-    ``RECIPE=PATH`` says which recipe the runs of a path are; else their folder's name does.
+    ``RECIPE=PATH`` says which recipe the runs of a path are; else their folder's name does. A copy
+    of a run counts once; runs that a table would average as seeds and that have one seed are told.
 
     Raises:
         InputError: no results there, or a file that is none.
     """
-    runs, seen = [], set()
+    runs: list[Run] = []
+    seen: set[Path] = set()
+    found: dict[tuple, list[tuple[Mapping, Path]]] = {}
     for text in folders:
         named, _, rest = text.partition("=")
         recipe, path = (named, Path(rest)) if rest and not Path(text).exists() else (None, text)
@@ -86,8 +95,21 @@ def collect_runs(folders: Iterable[str]) -> list[Run]:
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            for name, run in read_results_json(file)["runs"].items():
-                runs.append(_run(name, run, recipe, file))
+            for name, content in read_results_json(file)["runs"].items():
+                run = _run(name, content, recipe, file)
+                twins = found.setdefault((*group_of(run), run.meta.get("seed")), [])
+                other = next((path for twin, path in twins if twin == content), None)
+                if other is not None:
+                    logger.warning("%s: run %s is a copy of that in %s; left out", file, name, other)
+                    continue
+                if twins and run.meta.get("seed") is not None:
+                    logger.warning(
+                        "%s: run %s on %s has the seed %s of that in %s; both count as runs of one "
+                        "recipe; make a table of each where they are not",
+                        file, name, run.meta.get("dataset"), run.meta["seed"], twins[0][1],
+                    )  # fmt: skip
+                twins.append((content, file))
+                runs.append(run)
     return runs
 
 
@@ -234,13 +256,20 @@ RUN_METRICS = (
 )  # fmt: skip
 
 
+def group_of(run: Run) -> tuple[str, str, str, str]:
+    """Return what runs share that differ in their seeds: (dataset, name, variant, recipe).
+
+    The recipe is "" off the paper's sets.
+    """
+    recipe = run.recipe if run.family else ""
+    return str(run.meta.get("dataset")), run.name, str(run.meta.get("variant")), recipe
+
+
 def group_runs(runs: Sequence[Run]) -> dict[tuple[str, str, str, str], list[Run]]:
-    """Return runs by (dataset, name, variant, recipe or "" off the paper's sets)."""
+    """Return runs by :func:`group_of`."""
     groups: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
-        recipe = run.recipe if run.family else ""
-        key = (str(run.meta["dataset"]), run.name, str(run.meta["variant"]), recipe)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(group_of(run), []).append(run)
     return groups
 
 
@@ -253,7 +282,8 @@ def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         dataset, name, variant, _ = key
         seeds = sorted({str(run.meta.get("seed")) for run in members})
         values = [average(members, task, metric) for _, task, metric in RUN_METRICS]
-        rows.append([*key, " ".join(seeds), *(str(v or "") for v in values)])
+        texts = ["" if v is None else v.among(len(members)) for v in values]
+        rows.append([*key, " ".join(seeds), *texts])
     for (dataset, name, variant, recipe), members in groups.items():
         full = [
             run for key, other in groups.items() for run in other

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsis_d2.data.datasets.own.values import is_number, shorten
 from wsis_d2.data.panoptic_format import PanopticFile
-from wsis_d2.evaluation.results import fs_percent, read_results_json
+from wsis_d2.evaluation.results import fs_percent, read_results_json, warn_of_other_sets
 from wsis_d2.report.html import write_report
 from wsis_d2.report.labels import spread
 from wsis_d2.report.sources import (
@@ -108,6 +108,9 @@ def find_rounds(run: Run, prefix: str = "") -> list[Run]:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the lines of a ``metrics.json``; a last line cut off by a kill is left out.
 
+    So are lines of iterations that were run again after them, from a checkpoint or from the start:
+    the file of a folder is written on, not anew.
+
     Raises:
         InputError: a line that is no JSON object, or whose iteration is no integer.
     """
@@ -125,7 +128,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise InputError(f"{path}: line {number} is no line of a training ({error})") from None
-    return [entry for entry in entries if "iteration" in entry]
+    last: list[dict[str, Any]] = []
+    for entry in entries:
+        if "iteration" in entry:
+            while last and last[-1]["iteration"] >= entry["iteration"]:
+                last.pop()
+            last.append(entry)
+    return last
 
 
 def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -164,6 +173,7 @@ def result_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         [name, *(_value(run, task, key) for task, key, _ in shown)] for name, run in results.items()
     ]
     if "weak" in results and "full" in results:
+        warn_of_other_sets({n: results[n] for n in ("weak", "full")}, "FS% compares")
         ratio: list[Any] = ["FS % (weak of full)"]
         for task, key, _ in shown:
             ratio.append(fs_percent(*(_value(results[n], task, key) for n in ("weak", "full"))))
