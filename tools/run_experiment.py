@@ -150,9 +150,20 @@ class Experiment:
             return path.name
         needs = [self.add(name) for name in self._named(fields)]
         command = list(self._command(run, fields))
-        job = Job(path.name, [str(part) for part in command], needs, fields.get("minutes", 5.0))
+        job = Job(
+            path.name,
+            [str(part) for part in command],
+            needs,
+            fields.get("minutes", 5.0),
+            self._annotation(),
+        )
         self.jobs[path.name] = job
         return path.name
+
+    def _annotation(self) -> list[Path]:
+        keys = ("json", "panoptic_json")
+        named = [own[key] for own in self.datasets.values() for key in keys if key in own]
+        return [self.data / name for name in dict.fromkeys(named)]
 
     def _command(self, run: str, fields: Mapping[str, Any]) -> Iterator[Any]:
         settings = self._filled(fields.get("set", {}), run)

@@ -1,11 +1,13 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """The job runner: order, skipping, failure and interruption."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +42,29 @@ def test_a_changed_job_is_run_again_with_what_needs_it(tmp_path):
     run_jobs([job("a", append(trace, "a")), last], tmp_path / "jobs", workers=1, say=print)
     run_jobs([job("a", append(trace, "A")), last], tmp_path / "jobs", workers=1, say=print)
     assert trace.read_text() == "abAb"
+
+
+def test_a_job_whose_files_have_changed_is_run_again(tmp_path):
+    trace, recipe, base = (tmp_path / name for name in ("trace", "recipe.yaml", "base.yaml"))
+    boxes = tmp_path / "boxes.json"
+    recipe.write_text("_BASE_: base.yaml")
+    base.write_text("_BASE_: [recipe.yaml, none.yaml]")  # its reader tells
+    made = job("a", append(trace, "a"))
+    jobs = [replace(made, command=[*made.command, str(recipe)], files=[boxes])]
+    changes = [
+        (base, "SEED: 1", "aa"), (base, "SEED: 1", "aa"), (recipe, "SEED: 2", "aaa"),
+        (boxes, "{}", "aaaa"), (boxes, "{}", "aaaa"),
+    ]  # fmt: skip
+    run_jobs(jobs, tmp_path / "jobs", workers=1, say=print)
+    for file, content, wanted in changes:
+        file.write_text(content)
+        run_jobs(jobs, tmp_path / "jobs", workers=1, say=print)
+        assert trace.read_text() == wanted
+    stamp = json.loads((tmp_path / "jobs" / "a.done").read_text())
+    del stamp["files"]  # as an older version left it
+    (tmp_path / "jobs" / "a.done").write_text(json.dumps(stamp))
+    run_jobs(jobs, tmp_path / "jobs", workers=1, say=print)
+    assert trace.read_text() == "aaaa"
 
 
 def test_a_failure_is_named_with_the_end_of_its_log_and_keeps_what_is_done(tmp_path):

@@ -60,6 +60,13 @@ def test_a_quick_look_leaves_nothing_that_a_real_run_goes_on_from():
     assert first and second and not first & second
 
 
+def test_a_run_depends_on_the_annotation():
+    own = experiment("CamVid", data=Path("data"))
+    names = ("weak_train.json", "panoptic_train.json", "weak_val.json", "panoptic_val.json")
+    for job in own.plan(["weak"]).values():
+        assert set(job.files) == {Path("data") / name for name in names}
+
+
 def test_an_experiment_may_lie_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "Mine").mkdir()
     runs = {"detector": {"tool": "train_net", "recipe": "detector.yaml"}}

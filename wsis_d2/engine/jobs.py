@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Runs commands that depend on each other side by side, with an ETA; what is done stays done."""
 
+import hashlib
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import write_bytes
+from wsis_d2.utils.files import sha256_file, write_bytes
 from wsis_d2.utils.processes import RUNNER, only_writer
 from wsis_d2.utils.progress import format_seconds
+from wsis_d2.utils.yaml_io import with_bases
 
 _LOG_SECONDS = 15.0  # between two progress lines
 _TAIL = 4000  # bytes of a log that are looked at
@@ -30,12 +32,15 @@ class Job:
         command: the arguments, the program first.
         needs: names of the jobs that must have ended well before.
         minutes: how long it takes about, for the ETA alone.
+        files: what its result depends on beside the command and the configs that this names; their
+            content counts, and they need not be there.
     """
 
     name: str
     command: Sequence[str]
     needs: Sequence[str] = field(default_factory=tuple)
     minutes: float = 1.0
+    files: Sequence[str | os.PathLike] = field(default_factory=tuple)
 
 
 def run_jobs(
@@ -49,8 +54,8 @@ def run_jobs(
     """Run ``jobs``, at most ``workers`` at once, each as early as its needs allow.
 
     A job that ended well leaves ``folder/NAME.done`` with its command; run again, it is skipped
-    while its command and its needs are unchanged. Output goes to ``folder/NAME.log``. However this
-    process ends, the jobs that are tools of this project end too.
+    while its command, its files and its needs are unchanged. Output goes to ``folder/NAME.log``.
+    However this process ends, the jobs that are tools of this project end too.
 
     Args:
         jobs: in order of preference.
@@ -90,6 +95,7 @@ def _run_jobs(
     if done:
         say(f"already done: {', '.join(done)}")
     running: dict[str, tuple[subprocess.Popen, float]] = {}
+    stamps: dict[str, dict] = {}
     start = last = time.monotonic()
     handler = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -98,6 +104,7 @@ def _run_jobs(
                 if len(running) >= workers or any(need not in done for need in job.needs):
                     continue
                 (folder / f"{job.name}.done").unlink(missing_ok=True)
+                stamps[job.name] = _stamp_of(job)  # of the files as it finds them
                 running[job.name] = (_start(job, folder, environment), time.monotonic())
                 del waiting[job.name]
                 say(f"started {job.name} (log: {folder / job.name}.log)")
@@ -112,7 +119,8 @@ def _run_jobs(
                         say(f"    {line}")
                     raise InputError(_failure(job, folder, process.returncode))
                 done[name] = time.monotonic() - began
-                _stamp(job, folder, done[name])
+                stamp = json.dumps({**stamps[name], "seconds": done[name]})
+                write_bytes(folder / f"{name}.done", stamp.encode())
                 say(f"done {name} in {format_seconds(done[name])} ({len(done)}/{len(jobs)})")
             now = time.monotonic()
             if running and now - last >= _LOG_SECONDS:
@@ -145,14 +153,21 @@ def _seconds_if_done(job: Job, folder: Path) -> float | None:
         stamp = json.loads((folder / f"{job.name}.done").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(stamp, dict) or stamp.get("command") != list(job.command):
+    if not isinstance(stamp, dict):
         return None
+    now = _stamp_of(job)
+    if any(stamp.get(key, now["files"]) != value for key, value in now.items()):
+        return None  # one of an older version has no "files", and tells nothing of them
     return stamp["seconds"] if isinstance(stamp.get("seconds"), int | float) else None
 
 
-def _stamp(job: Job, folder: Path, seconds: float) -> None:
-    stamp = json.dumps({"command": list(job.command), "seconds": seconds})
-    write_bytes(folder / f"{job.name}.done", stamp.encode())
+def _stamp_of(job: Job) -> dict:
+    """Return what a job's result depends on: its command, and a hash of its files' content."""
+    configs = [part for part in job.command if part.endswith(".yaml") and os.path.isfile(part)]
+    files = [*job.files, *(file for config in configs for file in with_bases(config))]
+    hashes = [sha256_file(file) if os.path.isfile(file) else "" for file in files]
+    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    return {"command": list(job.command), "files": digest}
 
 
 def _start(job: Job, folder: Path, environment: dict[str, str] | None) -> subprocess.Popen:

@@ -116,7 +116,9 @@ def check_results_file(path: str | Path) -> None:
 
 
 def merge_results_json(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
-    """Join several results files into one; a later file replaces a run of the same name, and says so.
+    """Join several results files into one.
+
+    A later file replaces another run of the same name, and that is told.
 
     Raises:
         InputError: a file is missing or is no results file.

@@ -100,7 +100,8 @@ def collect_runs(folders: Iterable[str]) -> list[Run]:
                 twins = found.setdefault((*group_of(run), run.meta.get("seed")), [])
                 other = next((path for twin, path in twins if twin == content), None)
                 if other is not None:
-                    logger.warning("%s: run %s is a copy of that in %s; left out", file, name, other)
+                    told = "%s: run %s is a copy of that in %s; left out"
+                    logger.warning(told, file, name, other)
                     continue
                 if twins and run.meta.get("seed") is not None:
                     logger.warning(

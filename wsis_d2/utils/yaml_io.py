@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -110,3 +111,21 @@ def check_config_file(path: str, *, bases: bool = True, above: Collection[str] =
         if "://" not in base and not os.path.isfile(base):
             raise InputError(f"{path}: _BASE_ {name}: no such file")
         check_config_file(base, above=(*above, path))
+
+
+def with_bases(path: str | os.PathLike) -> list[Path]:
+    """Return a config file and those that it is based on; what is wrong with them its reader tells.
+
+    Raises:
+        InputError: as :func:`parse_yaml`.
+    """
+    files = [Path(path)]
+    for file in files:
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        content = parse_yaml(text, file)
+        bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+        for base in bases if isinstance(bases, list) else [bases]:
+            other = file.parent / Path(str(base)).expanduser()
+            if other.resolve() not in [known.resolve() for known in files]:
+                files.append(other)
+    return files
