@@ -9,6 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 from helpers.panoptic_scenes import CATEGORIES, CLASSES
 
 from wsis_d2.config import add_wsis_config
@@ -128,3 +129,23 @@ def test_two_pictures_do_not_share_a_prediction_file(dataset, tmp_path: Path) ->
     writer.process([{"image_id": 1, "file_name": "y/a.png"}], [output])
     with pytest.raises(InputError, match=r"x/a.png: its prediction would replace that of x/a.jpg"):
         writer.process([{"image_id": 2, "file_name": "x/a.png"}], [output])
+
+
+def test_nor_do_two_of_one_name_elsewhere_or_of_two_processes(
+    dataset, tmp_path: Path, monkeypatch
+) -> None:
+    writer = PredictionWriter(dataset, tmp_path / "out")
+    output = {"sem_seg": torch.zeros(len(CLASSES), 4, 4)}
+    writer.process([{"image_id": 0, "file_name": str(tmp_path / "x/a.jpg")}], [output])
+    one = {"image_id": 1, "file_name": str(tmp_path / "y/a.jpg")}  # both outside image_root
+    with pytest.raises(InputError, match="y/a.jpg: its prediction would replace that of .*x/a.jpg"):
+        writer.process([one], [output])
+    other = PredictionWriter(dataset, tmp_path / "out")
+    other.process([one], [output])
+
+    def gather(value):
+        return [value, other._pngs if isinstance(value, dict) else (other._images, [])]
+
+    monkeypatch.setattr(comm, "gather", gather)
+    with pytest.raises(InputError, match="y/a.jpg: its prediction would replace that of .*x/a.jpg"):
+        writer.evaluate()

@@ -259,3 +259,20 @@ def test_the_tool_says_when_the_number_of_images_is_not_the_test_sets(tmp_path, 
     )
     out = capsys.readouterr().out
     assert "1 images; upload" in out and "1525" in out
+
+
+def test_maps_of_an_earlier_evaluation_are_not_submitted(tmp_path, caplog) -> None:
+    """The set had an image more when it was evaluated into the same folder before."""
+    semantic = np.zeros((8, 8), np.int64)
+    output = (np.full((8, 8), 1, np.int32), [{"id": 1, "category_id": 0, "isthing": False,
+              "score": 1.0}], semantic)  # fmt: skip
+    names = ["2008_000001.jpg", "2008_000002.jpg"]
+    for count in (2, 1):
+        folder = write_predictions(tmp_path, VOC_CATEGORIES, dict.fromkeys(names[:count], output))
+    assert len(list((folder / "semantic_pred").glob("*.png"))) == 2
+    _, images = write_submission(folder, tmp_path / "sent", "voc")
+    assert images == 1
+    assert [path.stem for path in (tmp_path / "sent").rglob("*.png")] == ["2008_000001"]
+    assert "1 PNGs are not of the last evaluation and are left out" in caplog.text
+    (folder / "semantic_pred.json").unlink()  # another program's folder
+    assert write_submission(folder, tmp_path / "all", "voc")[1] == 2

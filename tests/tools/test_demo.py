@@ -136,6 +136,12 @@ def test_names_do_not_collide_and_one_bad_picture_loses_nothing(run, pictures, t
     assert "broken.png" in capsys.readouterr().err
 
 
+def test_a_picture_that_is_named_twice_is_predicted_once(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    named = ["a.png", "./a.png", str(pictures / "a.png"), "../" + pictures.name + "/*.png"]
+    assert find_media(named) == [Path("a.png"), Path("..", pictures.name, "c.png")]
+
+
 @pytest.mark.parametrize("full_size", [False, True])
 def test_large_pictures_are_given_back_in_their_own_size(run, full_size):
     """Network and CRF work at most at --max-side, the CRF on all pixels only where asked to."""

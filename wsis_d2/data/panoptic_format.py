@@ -3,9 +3,10 @@
 
 import contextlib
 import copy
+import logging
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,10 +24,12 @@ from wsis_d2.structures.labels import IGNORE
 from wsis_d2.structures.pictures import PictureNames
 from wsis_d2.structures.segments import id_picture, picture_ids
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import atomic_write
+from wsis_d2.utils.files import atomic_write, list_files
 from wsis_d2.utils.image_io import check_bits, opened_png
 from wsis_d2.utils.json_io import read_json, write_json
 from wsis_d2.utils.png import check_png
+
+logger = logging.getLogger(__name__)
 
 try:
     # Optional: reads label pictures seven times faster than Pillow.
@@ -240,9 +243,39 @@ def semantic_map(
     return table.take(ids)
 
 
-def write_semantic_classes(folder: Path, classes: ClassTable) -> None:
-    """Write, beside a folder of semantic PNGs, the classes that their numbers stand for."""
-    write_json(_semantic_json(folder), {"categories": classes.categories})
+def write_semantic_classes(folder: Path, classes: ClassTable, pngs: Sequence[str]) -> None:
+    """Write, beside a folder of semantic PNGs, the classes that their numbers stand for.
+
+    Args:
+        folder: the PNGs.
+        classes: theirs.
+        pngs: their names in the folder; others in it are of an earlier evaluation.
+    """
+    images = [{"file_name": name} for name in pngs]
+    write_json(_semantic_json(folder), {"images": images, "categories": classes.categories})
+
+
+def semantic_pngs(folder: Path) -> list[Path]:
+    """Return the semantic PNGs of a folder, without those that are left of an earlier evaluation.
+
+    Those are told. Where nothing names the folder's PNGs, or they were renamed since, all count.
+    """
+    files = list_files(folder, "**/*.png")
+    path = _semantic_json(folder)
+    content = read_json(path) if path.is_file() else None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        return files
+    names = {image.get("file_name") for image in images if isinstance(image, dict)}
+    kept = [file for file in files if file.relative_to(folder).as_posix() in names]
+    if not kept:
+        return files
+    if len(kept) < len(files):
+        logger.warning(
+            "%s: %d PNGs are not of the last evaluation and are left out",
+            folder, len(files) - len(kept),
+        )  # fmt: skip
+    return kept
 
 
 def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:

@@ -285,5 +285,9 @@ class SemSegIoUEvaluator(PanopticTruthEvaluator):
         """As all evaluators; writes the file of the maps' classes too."""
         results = super().evaluate()
         if results is not None and self.output_folder is not None:
-            write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.truth.classes)
+            named = (entry["file_name"] for entry in self.truth.file.annotations.values())
+            pngs = [Path(name).with_suffix(".png").as_posix() for name in named]
+            write_semantic_classes(
+                self.output_folder / SEMANTIC_FOLDER, self.truth.classes, sorted(pngs)
+            )
         return results

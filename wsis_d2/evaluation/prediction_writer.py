@@ -47,7 +47,7 @@ class PredictionWriter(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all images."""
         self._images: list[dict[str, Any]] = []
-        self._pngs: dict[str, str] = {}  # of a prediction to the name of its picture
+        self._pngs: dict[str, str] = {}  # of a prediction to its picture
         self._annotations: list[dict[str, Any]] = []
 
     def process(
@@ -57,11 +57,7 @@ class PredictionWriter(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             name = self._name(record["file_name"])
             png = str(PurePath(name).with_suffix(".png"))
-            if self._pngs.setdefault(png, name) != name:
-                raise InputError(
-                    f"{name}: its prediction would replace that of {self._pngs[png]}, both are "
-                    f"{png}; rename one of the pictures"
-                )
+            self._note(png, record["file_name"])
             image = {"id": record["image_id"], "file_name": name}
             if output.get("sem_seg") is not None:
                 labels = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()
@@ -78,15 +74,30 @@ class PredictionWriter(DatasetEvaluator):
                 )
             self._images.append(image)
 
+    def _note(self, png: str, picture: str) -> None:
+        other = self._pngs.setdefault(png, picture)
+        if other != picture:
+            raise InputError(
+                f"{picture}: its prediction would replace that of {other}, both are {png}; rename "
+                "one of the pictures"
+            )
+
     def _name(self, file_name: str) -> str:
         relative = os.path.relpath(file_name, self.metadata.image_root)
         return os.path.basename(file_name) if relative.startswith("..") else relative
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the JSON on the main process; return no results."""
+        """Write the JSON on the main process; return no results.
+
+        Raises:
+            InputError: predictions of two pictures, made by two processes, are one file.
+        """
         comm.synchronize()
+        pngs = comm.gather(self._pngs)
         gathered = comm.gather((self._images, self._annotations))
         if comm.is_main_process():
+            for png, picture in (pair for part in pngs for pair in part.items()):
+                self._note(png, picture)
             content = {
                 "images": [image for images, _ in gathered for image in images],
                 "annotations": [a for _, annotations in gathered for a in annotations],
@@ -95,5 +106,7 @@ class PredictionWriter(DatasetEvaluator):
             for name, key in (("images", "id"), ("annotations", "image_id")):
                 content[name] = sorted(content[name], key=lambda entry: str(entry[key]))
             write_json(self.output_folder / PREDICTION_JSON, content)
-            write_semantic_classes(self.output_folder / SEMANTIC_FOLDER, self.classes)
+            write_semantic_classes(
+                self.output_folder / SEMANTIC_FOLDER, self.classes, sorted(self._pngs)
+            )
         return {}

@@ -19,6 +19,7 @@ from wsis_d2.data.panoptic_format import (
     SEMANTIC_FOLDER,
     PanopticFile,
     semantic_map,
+    semantic_pngs,
     semantic_table,
     write_png,
 )
@@ -146,7 +147,7 @@ def _new_name(name: str, names: list[str], png: Path) -> str:
 
 def _semantic_maps(predictions: Path, spec: Server) -> Iterator[tuple[Path, np.ndarray]]:
     folder = predictions / SEMANTIC_FOLDER
-    files = list_files(folder, "**/*.png")
+    files = semantic_pngs(folder)
     if not files:
         raise InputError(
             f"{folder}: no PNGs; expected the semantic output that tools/train_net.py --eval-only"

@@ -23,12 +23,18 @@ _MEDIA = PICTURE_SUFFIXES + VIDEOS
 def find_media(inputs: Sequence[str]) -> list[Path]:
     """Return the pictures and videos that files, folders and globs name, each once, in order.
 
-    A folder gives the pictures and videos that lie directly in it.
+    A relative and an absolute path of one file are the same; a link is a file of its own. A folder
+    gives the pictures and videos that lie directly in it.
 
     Raises:
         InputError: something is missing, matches nothing, or is neither picture nor video.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
+
+    def add(paths: Sequence[Path]) -> None:
+        for path in paths:
+            found.setdefault(os.path.abspath(path), path)
+
     for text in inputs:
         path = Path(text)
         if path.is_dir():
@@ -40,22 +46,22 @@ def find_media(inputs: Sequence[str]) -> list[Path]:
             if not inside:
                 raise InputError(f"{text}: no picture or video in this folder")
             _tell_left_out(path)
-            found.update(dict.fromkeys(inside))
+            add(inside)
         elif path.is_file():
             if path.suffix.lower() not in _MEDIA:
                 raise InputError(
                     f"{text}: expected a picture ({', '.join(PICTURE_SUFFIXES)}) or a video "
                     f"({', '.join(VIDEOS)})"
                 )
-            found[path] = None
+            add([path])
         else:
             matched = sorted(Path(p) for p in glob.glob(text, recursive=True))
             matched = [p for p in matched if p.suffix.lower() in _MEDIA and p.is_file()]
             if not matched:
                 what = "matches no picture or video" if glob.has_magic(text) else "no such file"
                 raise InputError(f"{text}: {what}")
-            found.update(dict.fromkeys(matched))
-    return list(found)
+            add(matched)
+    return list(found.values())
 
 
 def _tell_left_out(folder: Path) -> None:
