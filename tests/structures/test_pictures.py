@@ -43,6 +43,15 @@ def test_folders_tell_pictures_of_one_name_apart():
     assert names.ids("day1\\001.jpg") == {"1"} and names.ids("002.jpg") == set()
 
 
+def test_suffixes_tell_pictures_of_one_name_apart():
+    """A dataset of the JPEGs alone, predictions of a folder that holds PNGs beside them."""
+    names = PictureNames([{"id": 1, "file_name": "p.jpg"}, {"id": 2, "file_name": "p.png"}], "t")
+    assert names.ids("photos/p.jpg") == {"1"} and names.ids("photos/p.png") == {"2"}
+    assert names.ids("p.tif") == names.ids("p") == {"1", "2"}  # either
+    with pytest.raises(InputError, match="image id 2 is p.jpg, whose id in t is 1"):
+        names.check(2, "p.jpg", "d.json")
+
+
 def panoptic(folder, name, order):
     """Panoptic files of two pictures of one size, of which a.jpg shows a cow left, b.jpg right."""
     images, annotations = [], []

@@ -68,6 +68,23 @@ def test_label_report(tiny, tmp_path):
     np.testing.assert_allclose(sorted(coverages), sorted(expected), atol=1e-6)
 
 
+def test_means_over_images_without_truth_say_so(tiny_copy, tmp_path):
+    page, truth = tmp_path / "labels.html", tiny_copy.data / "panoptic_train.json"
+    arguments = [
+        "labels", "--annotations", str(tiny_copy.data / "weak_train.json"),
+        "--images", str(tiny_copy.data / "images" / "train"), "--gt-json", str(truth),
+        "--gt-dir", str(truth.with_suffix("")), "--store", f"ours={tiny_copy.store}",
+        "--output", str(page),
+    ]  # fmt: skip
+    load_tool("report").main(arguments)
+    assert "have truth" not in page.read_text()
+    content = json.loads(truth.read_text())
+    del content["annotations"][0], content["images"][0]
+    truth.write_text(json.dumps(content))
+    load_tool("report").main(arguments)
+    assert "Only 5 of the 6 images of ours have truth." in page.read_text()
+
+
 def test_label_report_of_two_stores_that_hold_different_images(tiny_copy, tmp_path):
     """All images are sorted by one score, also one that a store lacks and one without truth."""
     other, page = tmp_path / "other", tmp_path / "labels.html"

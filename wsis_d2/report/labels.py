@@ -36,6 +36,7 @@ class _Sums:
         self.table = np.zeros((classes, classes + 1), np.int64)
         self.pixels = np.zeros(classes, np.int64)
         self.coverage: list[float] = []
+        self.true_images = 0
 
 
 def label_report(
@@ -127,6 +128,7 @@ def _items(
             if truth is not None:
                 table = confusion(labels, truth, len(data.classes), record["file_name"])
                 total.table += table
+                total.true_images += 1
                 quality = class_quality(table)
                 scores["IoU" + suffix] = _mean(quality["IoU"])
                 if len(stores) == 1:
@@ -181,6 +183,11 @@ def _tables(
     columns = ["store", "images", "failed", "coverage %"]
     note = "Means over classes; pixels without truth are left out." if data.truth else ""
     columns += ["IoU %", "precision %", "recall %"] if data.truth else []
+    lacking = [n for n in stores if data.truth and sums[n].true_images < len(sums[n].coverage)]
+    note += "".join(
+        f" Only {sums[n].true_images} of the {len(sums[n].coverage)} images of {n} have truth."
+        for n in lacking
+    )
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
     marked = _marks(data.records)
     if marked:

@@ -36,12 +36,15 @@ class PictureNames:
     def ids(self, file_name: str) -> set[str]:
         """Return the ids here of pictures of a name.
 
-        Of several of one name in different folders those count that share most folders with it.
+        Of several of one name in different folders those count that share most folders with it; of
+        those, the one of its suffix where there is one.
         """
         named = self._entries.get(picture_stem(file_name), [])
         if len(named) > 1:
             shared = [_shared_folders(name, file_name) for name, _ in named]
             named = [entry for entry, n in zip(named, shared, strict=True) if n == max(shared)]
+            own = PurePosixPath(file_name).suffix
+            named = [entry for entry in named if PurePosixPath(entry[0]).suffix == own] or named
         return {image_id for _, image_id in named}
 
     def check(self, image_id: int | str, file_name: Any, source: str) -> None:
