@@ -129,7 +129,8 @@ class _Prediction:
 
     def __init__(self, args: argparse.Namespace, data: Any) -> None:
         from wsis_d2.data.panoptic_format import PanopticFile
-        from wsis_d2.report.runs import find_predictions, open_run, predictions_of
+        from wsis_d2.report.runs import find_predictions, open_run
+        from wsis_d2.report.sources import predictions_of
 
         self.data, self.palette = data, args.palette
         if args.run is not None:

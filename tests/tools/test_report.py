@@ -15,8 +15,14 @@ from helpers.tiny_panoptic import renumber
 from wsis_d2.data.panoptic_format import PanopticFile, write_panoptic_png
 from wsis_d2.evaluation.results import read_results_json
 from wsis_d2.report.html import write_report
-from wsis_d2.report.runs import class_bars, open_run, run_report, training_curves
-from wsis_d2.report.sources import open_data
+from wsis_d2.report.runs import (
+    class_bars,
+    find_predictions,
+    open_run,
+    run_report,
+    training_curves,
+)
+from wsis_d2.report.sources import open_data, predictions_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.visualization.layers import AnnotationLayer, LabelLayer
 from wsis_d2.visualization.palette import class_list
@@ -156,6 +162,27 @@ def test_run_report(tiny, tmp_path):
     for word in ("total_loss", "loss_sem_seg", ">50<", ">70<", "IoU by class"):
         assert word in text
     assert "eta_seconds" not in text
+
+
+def test_predictions_on_other_pictures_of_the_same_numbers_are_not_shown(tiny_copy, tmp_path):
+    data = argparse.Namespace(
+        dataset=None, annotations=str(tiny_copy.data / "weak_val.json"),
+        images=str(tiny_copy.data / "images" / "val"), gt_json=None, gt_dir=None,
+    )  # fmt: skip
+    run = open_run("a", tiny_copy.run)
+    assert find_predictions(run, open_data(data)) is not None
+    for picture in (tiny_copy.data / "images" / "val").iterdir():
+        picture.rename(picture.with_name(f"other_{picture.name}"))
+    content = json.loads((tiny_copy.data / "weak_val.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"other_{image['file_name']}"
+    (tiny_copy.data / "weak_val.json").write_text(json.dumps(content))
+    assert find_predictions(run, open_data(data)) is None
+    (file,) = run.predictions.values()
+    with pytest.raises(
+        InputError, match="panoptic_pred.json: has the image ids of .*weak_val.json"
+    ):
+        predictions_of(file, open_data(data))
 
 
 def test_curves_of_a_run_that_was_killed_while_writing(tiny_copy, tmp_path):

@@ -24,7 +24,9 @@ from wsis_d2.report.sources import (
     confusion,
     disagreement,
     image_name,
+    of_other_pictures,
     panoptic_layer,
+    predictions_of,
     store_layer,
 )
 from wsis_d2.utils.errors import InputError
@@ -341,23 +343,14 @@ def find_predictions(run: Run, data: DataSource) -> Any:
     file = run.predictions.get(data.name)
     if file is None:
         wanted = {str(r["image_id"]) for r in data.records}
-        found = (f for f in run.predictions.values() if wanted & set(f.annotations))
+        found = (
+            f for f in run.predictions.values()
+            if wanted & set(f.annotations) and not of_other_pictures(f, data)
+        )  # fmt: skip
         file = next(found, None)
     if file is None:
         return None
     return predictions_of(file, data)
-
-
-def predictions_of(file: Any, data: DataSource) -> Any:
-    """Return a :class:`PanopticFile` of predictions in the data's classes.
-
-    Raises:
-        InputError: see :func:`find_predictions`.
-    """
-    for record in data.records:
-        if str(record["image_id"]) in file.annotations:
-            file.pictures.check(record["image_id"], record["file_name"], data.name)
-    return file.in_classes(data.table)
 
 
 def _scored(records: Sequence[dict], data: DataSource, predicted: list) -> Iterator[dict[str, Any]]:

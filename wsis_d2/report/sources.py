@@ -119,6 +119,34 @@ def open_data(args: argparse.Namespace, cfg: Any = None) -> DataSource:
     return DataSource(name, records, class_list(table.categories), table, truth, store)
 
 
+def of_other_pictures(file: Any, data: DataSource) -> bool:
+    """Whether all numbers that two files share are ids of pictures that each calls otherwise."""
+    if not any(isinstance(image.get("file_name"), str) for image in file.images):
+        return False
+    shared = [
+        record for record in data.records
+        if isinstance(record["image_id"], int) and str(record["image_id"]) in file.annotations
+    ]  # fmt: skip
+    return bool(shared) and not any(file.pictures.ids(str(r["file_name"])) for r in shared)
+
+
+def predictions_of(file: Any, data: DataSource) -> Any:
+    """Return a :class:`PanopticFile` of predictions in the data's classes.
+
+    Raises:
+        InputError: they are of other classes than the dataset, or number its pictures otherwise.
+    """
+    if of_other_pictures(file, data):
+        raise InputError(
+            f"{file.json_file}: has the image ids of {data.name}, and none of its pictures' names; "
+            "expected predictions on these images"
+        )
+    for record in data.records:
+        if str(record["image_id"]) in file.annotations:
+            file.pictures.check(record["image_id"], record["file_name"], data.name)
+    return file.in_classes(data.table)
+
+
 def annotation_layer(record: Mapping[str, Any]) -> AnnotationLayer:
     """Return boxes, tags and crop tags of a weak or full record."""
     from detectron2.structures import BoxMode
