@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.iterative_data import label_bytes, make_run
+from PIL import Image
 
 from wsis_d2.data.datasets import set_label_store
 from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import load_cfg
-from wsis_d2.relabeling.rounds import train_iterative
+from wsis_d2.relabeling.rounds import IterativeRun, train_iterative
+from wsis_d2.relabeling.run_state import write_state
 from wsis_d2.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +94,18 @@ def test_two_machines_end_with_the_labels_of_two_processes(prepared):
             machine.kill()
     expected = label_bytes(root / "processes")
     assert len(expected) == 2 * (3 * 5 + 2) and label_bytes(root / "machines") == expected
+
+
+def test_rounds_are_measured_on_one_truth(prepared):
+    """No round has begun; what was noted is compared before anything is trained."""
+    root, _ = prepared
+    cfg = config(prepared, "measured")
+    run = IterativeRun(cfg, 1)
+    write_state(run.folder, run.state)
+    IterativeRun(cfg, 1, resume=True)
+    truth = sorted((root / "data/panoptic_train").glob("*.png"))[1]
+    ids = np.array(Image.open(truth))
+    ids[:3] = ids[-1]
+    Image.fromarray(ids).save(truth)
+    with pytest.raises(InputError, match=f"begun with other masks of '{TRUTH}'"):
+        IterativeRun(cfg, 1, resume=True)

@@ -159,7 +159,7 @@ class IterativeRun:
         self.lineage = config_fingerprint(cfg, identity)
         begun_with = (
             identity,
-            data_identity(cfg, load_records(cfg.DATASETS.TRAIN)),
+            data_identity(cfg, load_records([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])),
             sha256_file(PathManager.get_local_path(detector)) if detector else "",
         )
         if not self.is_main:

@@ -32,7 +32,8 @@ def new_state(
     Args:
         cfg: its config.
         identity: dataset to the recipe hash of its round-0 labels.
-        data: :func:`wsis_d2.engine.resume.data_identity` of what round 0 trains on.
+        data: :func:`wsis_d2.engine.resume.data_identity` of what round 0 trains on and rounds are
+            measured on.
         detector: hash of the detector that rounds are measured with, "" without one.
     """
     return {

@@ -343,14 +343,9 @@ def find_predictions(run: Run, data: DataSource) -> Any:
     file = run.predictions.get(data.name)
     if file is None:
         wanted = {str(r["image_id"]) for r in data.records}
-        found = (
-            f for f in run.predictions.values()
-            if wanted & set(f.annotations) and not of_other_pictures(f, data)
-        )  # fmt: skip
-        file = next(found, None)
-    if file is None:
-        return None
-    return predictions_of(file, data)
+        shared = (f for f in run.predictions.values() if wanted & set(f.annotations))
+        file = next((f for f in shared if not of_other_pictures(f, data)), None)
+    return None if file is None else predictions_of(file, data)
 
 
 def _scored(records: Sequence[dict], data: DataSource, predicted: list) -> Iterator[dict[str, Any]]:
