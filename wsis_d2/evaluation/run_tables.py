@@ -103,7 +103,7 @@ def collect_runs(folders: Iterable[str]) -> list[Run]:
                     told = "%s: run %s is a copy of that in %s; left out"
                     logger.warning(told, file, name, other)
                     continue
-                if twins and run.meta.get("seed") is not None:
+                if twins and str(run.meta.get("seed")).isdecimal():  # others are drawn, or unknown
                     logger.warning(
                         "%s: run %s on %s has the seed %s of that in %s; both count as runs of one "
                         "recipe; make a table of each where they are not",
