@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from wsis_d2.evaluation.label_quality import evaluate_store
 
         results["stores"] = {store: evaluate_store(store, *truth) for store in args.store}
-        print(_table(results["stores"]))
+        print(_table(results["stores"], _hold_other_images(args.store, truth)))
     if args.proposals:
         results["proposals"] = _proposals(args, cfg, truth)
     if args.output:
@@ -131,7 +131,17 @@ def _proposals(args: argparse.Namespace, cfg, truth: tuple[str, str]) -> dict:
     return found
 
 
-def _table(stores: dict) -> str:
+def _hold_other_images(stores: Sequence[str], truth: tuple[str, str]) -> bool:
+    """Whether not all stores are measured on the same images."""
+    from wsis_d2.data.panoptic_format import PanopticFile
+    from wsis_d2.weak_labels.store import LabelStore
+
+    known = set(PanopticFile(*truth).annotations)
+    held = [known.intersection(map(str, LabelStore.open(s).image_ids())) for s in stores]
+    return any(images != held[0] for images in held)
+
+
+def _table(stores: dict, other_images: bool = False) -> str:
     """Return the summaries side by side; objects first, then pixels."""
     width = max(5, *(len(name) for name in stores))
     titles = ("images", *(title for title, _ in _COLUMNS))
@@ -139,7 +149,7 @@ def _table(stores: dict) -> str:
     for name, found in stores.items():
         cells = (f"{found['summary'][key]:7.1f}" for _, key in _COLUMNS)
         lines.append(" ".join([f"{name:{width}}", f"{found['images']:7d}", *cells]))
-    if len({found["images"] for found in stores.values()}) > 1:
+    if other_images:
         lines.append("the stores hold different images, so that their numbers do not compare")
     lines.append("objects: IoU, precision, recall, empty share; pixels: mIoU, precision, coverage")
     for name, found in stores.items():

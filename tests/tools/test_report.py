@@ -104,6 +104,7 @@ def test_label_report_of_two_stores_that_hold_different_images(tiny_copy, tmp_pa
                  "--store", str(other), "--output", str(page)]  # fmt: skip
     assert load_tool("report").main(arguments) == 0
     data = page_data(page)
+    assert "The stores hold different images, so that their numbers do not" in page.read_text()
     scores = {item["id"]: item["scores"] for item in data["items"]}
     assert data["sort"] == "IoU" and scores[1]["IoU"] is None
     for image_id in (3, 4, 5, 6):

@@ -85,7 +85,7 @@ def label_report(
         (_load(item, data, stores) for item in items),
         classes=data.classes,
         subtitle=f"{len(records)} of {len(data.records)} images.",
-        tables=_tables(data, stores, sums),
+        tables=_tables(data, stores, sums, len(records)),
         bars=_bars(data, sums),
         sort=sort,
         ascending=ascending,
@@ -169,7 +169,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _tables(
-    data: DataSource, stores: Mapping[str, LabelStore], sums: Mapping[str, Any]
+    data: DataSource, stores: Mapping[str, LabelStore], sums: Mapping[str, Any], images: int
 ) -> list[dict[str, Any]]:
     rows = []
     for name, store in stores.items():
@@ -188,6 +188,8 @@ def _tables(
         f" Only {sums[n].true_images} of the {len(sums[n].coverage)} images of {n} have truth."
         for n in lacking
     )
+    if any(len(total.coverage) < images for total in sums.values()):
+        note += " The stores hold different images, so that their numbers do not compare."
     tables = [{"title": "Labels", "columns": columns, "rows": rows, "note": note}]
     marked = _marks(data.records)
     if marked:
