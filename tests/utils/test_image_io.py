@@ -2,6 +2,7 @@
 """The reader of photographs: every orientation and kind, and what is refused by name."""
 
 import shlex
+import struct
 import warnings
 
 import cv2
@@ -229,6 +230,30 @@ def test_postscript_is_not_handed_to_another_program(tmp_path):
         assert image.format == "EPS"
     with pytest.raises(InputError, match="a.jpg: cannot be read as a picture .*no format"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_run_lengths_of_a_bmp_that_fill_no_row_are_refused(tmp_path, runs):
+    """Pillow fills what is missing pixel by pixel: half a minute for a file of a few bytes."""
+    path = tmp_path / "a.bmp"
+    _save_runs(path, 4, 2, runs, b"\4\0\0\0\2\x11\2\0\0\1" if runs == 2 else
+               b"\4\0\0\0\2\1\2\0\0\1")  # fmt: skip
+    picture = np.full((2, 4, 3), (10, 20, 30), np.uint8)
+    picture[0, :2] = 200, 100, 50  # of rows from below
+    np.testing.assert_array_equal(read_picture(path), picture)
+    _save_runs(path, 150_000_000, 1, runs, b"\0\0\0\1")
+    with pytest.raises(InputError, match="a.bmp: .*too few bytes for 150000000 x 1 pixels"):
+        read_picture(path)
+
+
+def _save_runs(path, width, height, runs, body):
+    """A BMP of run lengths of 8 (1) or 4 (2) bits, of two colours."""
+    colors = bytes([30, 20, 10, 0, 50, 100, 200, 0]) + bytes(4 * (254 if runs == 1 else 14))
+    bits, start = 8 // runs, 54 + len(colors)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, runs, len(body), 0, 0, 0, 0)
+    path.write_bytes(
+        b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + colors + body
+    )
 
 
 def test_a_command_that_a_message_suggests_is_one_of_a_shell(tmp_path):

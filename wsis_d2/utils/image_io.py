@@ -187,6 +187,10 @@ def _read(path: str | Path) -> np.ndarray:
     with _opened(path) as image:
         if image.format == "PNG":
             check_png(path)  # before memory is taken for its pixels
+        # A row without content is filled pixel by pixel in Python, which takes half a minute.
+        runs = image.format == "BMP" and any(tile[0] == "bmp_rle" for tile in image.tile)
+        if runs and 255 * os.path.getsize(path) < 2 * image.width * image.height:
+            raise ValueError(f"has too few bytes for {image.width} x {image.height} pixels")
         image.load()
         _check_end(path, image)
         # After loading: Pillow turns a TIFF while it loads, and then forgets the orientation.
