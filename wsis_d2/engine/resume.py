@@ -73,7 +73,7 @@ def training_identity(cfg: CfgNode) -> dict:
     return {"config": plain_config(cfg), "labels": recipes}
 
 
-def data_identity(cfg: CfgNode, records: Iterable[Mapping]) -> dict[str, dict[str, str]]:
+def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, str]]:
     """Return hashes of what is trained on, wherever it lies, by dataset.
 
     Args:

@@ -188,7 +188,7 @@ def _read(path: str | Path) -> np.ndarray:
         if image.format == "PNG":
             check_png(path)  # before memory is taken for its pixels
         # A row without content is filled pixel by pixel in Python, which takes half a minute.
-        runs = image.format == "BMP" and any(tile[0] == "bmp_rle" for tile in image.tile)
+        runs = any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
         if runs and 255 * os.path.getsize(path) < 2 * image.width * image.height:
             raise ValueError(f"has too few bytes for {image.width} x {image.height} pixels")
         image.load()
