@@ -9,6 +9,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from detectron2.utils.events import EventStorage, JSONWriter
 from helpers.load_tool import load_tool
 from helpers.tiny_panoptic import renumber
 
@@ -204,6 +205,26 @@ def test_curves_are_those_of_the_last_run_in_a_folder(tmp_path):
         (chart,) = training_curves([open_run("run", tmp_path)])
         (series,) = chart["series"]
         assert list(zip(series["x"], series["y"], strict=True)) == wanted
+
+
+def test_an_evaluation_between_two_written_steps_takes_none_away(tmp_path):
+    """Detectron2 writes what was measured at step 29 behind step 39."""
+    with EventStorage() as storage:
+        writer = JSONWriter(str(tmp_path / "metrics.json"))
+        for storage.iter in range(60):
+            storage.put_scalar("total_loss", 100.0 - storage.iter, smoothing_hint=False)
+            if storage.iter % 15 == 14:
+                storage.put_scalar("PQ", float(storage.iter), smoothing_hint=False)
+            if storage.iter % 20 == 19:
+                writer.write()
+        writer.close()
+    charts = training_curves([open_run("run", tmp_path)])
+    found = {chart["title"]: chart["series"][0] for chart in charts}
+    steps = [json.loads(t)["iteration"] for t in (tmp_path / "metrics.json").open()]
+    assert steps != sorted(steps)
+    assert found["total_loss"]["x"] == [19, 39, 59]
+    assert found["total_loss"]["y"] == [81.0, 61.0, 41.0]
+    assert found["PQ"]["x"] == found["PQ"]["y"] == [14, 29, 59]  # of two, the later is written
 
 
 @pytest.mark.parametrize("iteration", ["NaN", '"5"', "[5]", "true", "1.5"])

@@ -130,13 +130,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise InputError(f"{path}: line {number} is no line of a training ({error})") from None
-    last: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    newest = -1
     for entry in entries:
-        if "iteration" in entry:
-            while last and last[-1]["iteration"] >= entry["iteration"]:
-                last.pop()
-            last.append(entry)
-    return last
+        if "iteration" not in entry:
+            continue
+        # Only a training's step goes back; Detectron2 writes evaluations behind later steps.
+        if "total_loss" in entry:
+            if newest >= entry["iteration"]:
+                kept = [e for e in kept if e["iteration"] < entry["iteration"]]
+            newest = entry["iteration"]
+        kept.append(entry)
+    return kept
 
 
 def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
