@@ -5,7 +5,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ configs/experiments/NAME/experiment.yaml lists the data and the runs
 tools/make_tables.py averages over seeds.
 """
 TOOLS = ("train_net", "train_iterative", "make_weak_labels", "evaluate_labels")
-_FIELDS = {"tool", "recipe", "evaluate", "arguments", "set", "shared", "minutes"}
+_PARTS = {"data": str, "datasets": dict, "runs": dict, "groups": dict}
+_FIELDS = {"tool": str, "recipe": str, "evaluate": str, "arguments": list, "set": dict,
+           "shared": bool, "minutes": int | float}  # fmt: skip
+_PLACES = ("json", "images", "panoptic_json", "panoptic_dir")  # of a dataset, in the data's folder
 _NAME = re.compile(r"\{(\w+)\}")
 
 
@@ -66,12 +69,11 @@ class Experiment:
                 sorted(path.parent.name for path in CONFIGS.glob("*/experiment.yaml"))
             )
             raise InputError(f"{name}: no such experiment, expected one of {names}")
-        content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
-        wanted = {"runs": dict, "datasets": dict, **({} if data else {"data": str})}
-        for key, kind in wanted.items():
-            found = content.get(key) if isinstance(content, dict) else None
-            if not isinstance(found, kind):
-                raise InputError(f"{self.file}: {key} is {found!r:.60}, expected a {kind.__name__}")
+        try:
+            content = parse_yaml(self.file.read_text(encoding="utf-8"), self.file)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.file}: is no text ({error.reason})") from None
+        self._check_kinds("", content, _PARTS, {"datasets", "runs", *(() if data else ["data"])})
         self.runs: dict[str, dict[str, Any]] = content["runs"]
         self.groups: dict[str, list[str]] = content.get("groups", {})
         # Of its own: a training would go on from the few steps of a quick one.
@@ -81,25 +83,55 @@ class Experiment:
         self.seed = seed
         self.quick = quick
         self.jobs: dict[str, Job] = {}
-        for section in ("datasets", "runs"):
-            for name, fields in content[section].items():
-                if not isinstance(fields, dict):
-                    raise InputError(f"{self.file}: {section}: {name} has no fields")
+        for name, fields in self.datasets.items():
+            keys = fields if isinstance(fields, dict) else ()
+            kinds = {key: str if key in _PLACES else object for key in keys}
+            self._check_kinds(f"dataset {name!r}: ", fields, kinds)
         for run, fields in self.runs.items():
             self._check(run, fields)
+        for name, runs in self.groups.items():
+            runs = runs if isinstance(runs, list) else [runs]
+            unknown = [run for run in runs if run not in list(self.runs)]
+            if unknown:
+                raise InputError(
+                    f"{self.file}: group {name!r}: {unknown[0]!r:.60} is no run, expected some of "
+                    f"{list(self.runs)}"
+                )
+
+    def _check_kinds(
+        self, where: str, found: Any, kinds: Mapping[str, Any], wanted: Iterable[str] = ()
+    ) -> None:
+        """Refuse what is no mapping of these keys to these kinds, or lacks a wanted one."""
+        if not isinstance(found, dict):
+            raise InputError(f"{self.file}: {where}is {found!r:.60}, expected keys and values")
+        for key in [*found, *sorted(set(wanted) - set(found))]:
+            kind = kinds.get(key) if isinstance(key, str) else None
+            if kind is None:
+                raise InputError(
+                    f"{self.file}: {where}{key!r:.60} is no field, expected {sorted(kinds)}"
+                )
+            if not isinstance(found.get(key), kind):
+                raise InputError(
+                    f"{self.file}: {where}{key} is {found.get(key)!r:.60}, expected a "
+                    f"{getattr(kind, '__name__', 'number')}"
+                )
 
     def _check(self, run: str, fields: Mapping[str, Any]) -> None:
+        if not isinstance(run, str) or not re.fullmatch(r"\w+", run) or run in ("data", "output"):
+            raise InputError(
+                f"{self.file}: run {run!r:.60}: expected a name of letters, digits and _, not data "
+                "or output"
+            )
+        self._check_kinds(f"run {run!r}: ", fields, _FIELDS)
         where = f"{self.file}: run {run!r}"
-        unknown = sorted(set(fields) - _FIELDS)
-        if unknown:
-            raise InputError(f"{where}: {unknown[0]!r} is no field, expected {sorted(_FIELDS)}")
         if ("tool" in fields) == ("evaluate" in fields):
             raise InputError(f"{where}: expected either 'tool' or 'evaluate'")
         if "tool" in fields:
             check_choice(f"{where}: tool", fields["tool"], TOOLS)
-        recipe = fields.get("recipe")
-        if recipe and not (self.configs / recipe).is_file():
-            raise InputError(f"{where}: {self.configs / recipe}: no such recipe")
+        if "recipe" in fields or fields.get("tool") not in (None, "evaluate_labels"):
+            recipe = self.configs / fields.get("recipe", "")
+            if not recipe.is_file():
+                raise InputError(f"{where}: {recipe}: no such recipe")
         for name in self._named(fields):
             if name not in self.runs:
                 raise InputError(
@@ -140,15 +172,24 @@ class Experiment:
         return ["DATASETS.OWN", repr(own)]
 
     def _in_data(self, key: str, value: Any) -> Any:
-        is_place = key in ("json", "images", "panoptic_json", "panoptic_dir")
-        return str(self.data / value) if is_place else value
+        return str(self.data / value) if key in _PLACES else value
 
-    def add(self, run: str) -> str:
-        """Note the job of a run and of what it needs, once each; return the run's job name."""
+    def add(self, run: str, *above: str) -> str:
+        """Note the job of a run and of what it needs, once each; return the run's job name.
+
+        Args:
+            run: its name.
+            above: runs that need it.
+        """
         fields, path = self.runs[run], self.path(run)
+        if run in above:
+            raise InputError(
+                f"{self.file}: run {run!r} needs itself, through {', '.join(above)}; its own "
+                "folder is {output}"
+            )
         if path.name in self.jobs:
             return path.name
-        needs = [self.add(name) for name in self._named(fields)]
+        needs = [self.add(name, *above, run) for name in self._named(fields)]
         command = list(self._command(run, fields))
         job = Job(
             path.name,

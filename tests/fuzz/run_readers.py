@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -141,6 +142,35 @@ def config(data: bytes) -> None:
     read_config(str(put("config.yaml", text)))
 
 
+@functools.cache
+def experiment_tool() -> Any:
+    from helpers.load_tool import load_tool
+
+    return load_tool("run_experiment")
+
+
+def experiment(data: bytes) -> None:
+    value = {
+        "data": "photos", "datasets": {"a": {"json": "a.json", "images": "b", "apr_ids": 1}},
+        "runs": {
+            "one": {"tool": "train_net", "recipe": "one.yaml", "shared": True, "minutes": 3.0},
+            "two": {"tool": "make_weak_labels", "recipe": "one.yaml",
+                    "arguments": ["--output", "{output}", "{one}/a.pth", "{data}"]},
+            "three": {"evaluate": "one", "set": {"TEST.AUG.ENABLED": True, "SEED": 1}},
+        },
+        "groups": {"all": ["two", "three"]},
+    }  # fmt: skip
+    choices = Choices(data)
+    if choices.below(3):
+        text = yaml.safe_dump(damaged_json(value, choices)).encode("utf-8", "replace")
+    else:
+        text = damaged_text(yaml.safe_dump(value).encode(), choices)
+    put("experiment/one.yaml", b"")
+    put("experiment/experiment.yaml", text)
+    own = experiment_tool().Experiment(str(base() / "experiment"), base(), 1)
+    own.plan(list(own.groups) or None)
+
+
 READERS = (
     model_zoo,
     store_files,
@@ -150,4 +180,5 @@ READERS = (
     review,
     metrics_lines,
     config,
+    experiment,
 )

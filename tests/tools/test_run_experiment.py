@@ -117,10 +117,19 @@ def test_nothing_that_weak_supervision_needs_is_told_of_masks(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "runs is None, expected a dict"),
-        ("runs: {}\ndata: x", "datasets is None"),
+        ("[1]", r"is \[1\], expected keys and values"),
+        ("runs: {}\ndata: x", "datasets is None, expected a dict"),
         ("runs: {}\ndatasets: {a: {}}\ndata: 5", "data is 5, expected a str"),
-        ("runs: {a: null}\ndatasets: {}\ndata: x", "runs: a has no fields"),
+        ("runs: {}\ndatasets: {}\ndata: x\ngroup: {}", "'group' is no field, expected .*'groups'"),
+        ("runs: {}\ndatasets: {a: x}\ndata: x", "dataset 'a': is 'x', expected keys and values"),
+        ("runs: {}\ndatasets: {a: {json: 5}}\ndata: x", "dataset 'a': json is 5, expected a str"),
+        ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: [b]}", "group 'a': 'b' is no run"),
+        ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: b}", "group 'a': 'b' is no run"),
+        ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: [[b]]}", r"group 'a': \['b'\] is no run"),
+        ("runs: {a: null}\ndatasets: {}\ndata: x", "run 'a': is None, expected keys and values"),
+        ("runs: {a-b: {}}\ndatasets: {}\ndata: x", "run 'a-b': expected a name of letters"),
+        ("runs: {data: {}}\ndatasets: {}\ndata: x", "run 'data': expected .*, not data or output"),
+        ("runs: {1: {}}\ndatasets: {}\ndata: x", "run 1: expected a name of letters"),
     ],
 )
 def test_an_experiment_that_lacks_a_part_is_named(tmp_path, text, message):
@@ -189,6 +198,10 @@ def test_data_lie_where_they_are_said_to():
         ({"recipe": "missing.yaml"}, "missing.yaml: no such recipe"),
         ({"set": {"MODEL.WEIGHTS": "{other}/model.pth"}}, "{other} is no run"),
         ({"tool": "demo"}, "tool is 'demo', expected one of"),
+        ({"recipe": None}, "recipe is None, expected a str"),
+        ({"set": ["SEED", 1]}, "set is ['SEED', 1], expected a dict"),
+        ({"arguments": "--rounds 3"}, "arguments is '--rounds 3', expected a list"),
+        ({"minutes": "5"}, "minutes is '5', expected a number"),
         ({"stores": "labels"}, "'stores' is no field"),
         ({"evaluate": "one"}, "expected either 'tool' or 'evaluate'"),
     ],
@@ -205,6 +218,21 @@ def test_a_wrong_file_is_told_before_anything_starts(change, message, tmp_path, 
     with pytest.raises(InputError) as error:
         experiment("Own")
     assert message in str(error.value) and "experiment.yaml: run 'one'" in str(error.value)
+
+
+@pytest.mark.parametrize("folders", [{"one": "{one}"}, {"one": "{two}", "two": "{one}"}])
+def test_runs_that_need_themselves_are_named(folders, tmp_path):
+    """{output} is a run's own folder; its name was followed until Python gave up."""
+    (tmp_path / "recipe.yaml").touch()
+    runs = {
+        run: {"tool": "train_net", "recipe": "recipe.yaml", "arguments": [folder]}
+        for run, folder in folders.items()
+    }
+    (tmp_path / "experiment.yaml").write_text(
+        yaml.safe_dump({"data": "d", "datasets": {}, "runs": runs})
+    )
+    with pytest.raises(InputError, match=r"run 'one' needs itself, through one.*\{output\}"):
+        experiment(str(tmp_path)).plan()
 
 
 def test_unknown_names_are_told_with_the_known_ones():
