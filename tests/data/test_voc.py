@@ -201,6 +201,18 @@ def test_interrupted_run_continues(tree, monkeypatch):
     assert wanted == {p.name: p.read_bytes() for p in whole.glob("*_trainaug.*")}
 
 
+def test_a_damaged_line_of_the_journal_is_converted_again(tree):
+    """A flipped bit made a group of an object."""
+    whole = prepare(tree)
+    wanted = derived_bytes(whole)
+    journal = whole / ".journal_panoptic.jsonl"
+    damaged = journal.read_bytes().replace(b'"iscrowd":0', b'"iscrowd":1', 1)
+    assert damaged != journal.read_bytes()
+    journal.write_bytes(damaged)
+    prepare(tree)
+    assert derived_bytes(whole) == wanted
+
+
 def test_changed_source_or_recipe_is_converted_again(tree, monkeypatch):
     prepare(tree)
     calls, real = [], voc.fuse

@@ -61,14 +61,20 @@ def store_files(data: bytes) -> None:
 
 
 def round_state(data: bytes) -> None:
-    from wsis_d2.relabeling.run_state import history_of, read_state
+    from wsis_d2.engine.resume import refuse_changes, refuse_other_data
+    from wsis_d2.relabeling.run_state import history_of, read_state, state_path
 
-    state = {
+    sound = {
         "schema": 2, "round": 1, "stage": "train", "labels_of_round_0": {"a": "b"},
+        "data": {"a": {"annotation": "c", "labels": "d"}}, "detector": "",
         "config": {"SEED": 1, "MODEL": {"A": 1}}, "history": {"0": {"labels": {}}},
     }  # fmt: skip
-    put_json("run/state.json", state, Choices(data))
-    history_of(read_state(base() / "run"))
+    put_json("run/state.json", sound, Choices(data))
+    state = read_state(base() / "run")
+    history_of(state)
+    path = state_path(base() / "run")
+    refuse_changes(path, state["config"], sound["config"])
+    refuse_other_data(path, state["data"], sound["data"])
 
 
 def results(data: bytes) -> None:

@@ -19,7 +19,7 @@ from wsis_d2.modeling.semantic import SemanticSubnetwork
 from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
 from wsis_d2.relabeling.rounds import train_iterative
-from wsis_d2.relabeling.run_state import check_same, new_state
+from wsis_d2.relabeling.run_state import check_same, new_state, read_state, write_state
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
 from wsis_d2.weak_labels.reliability import save_reliability
@@ -330,7 +330,24 @@ def test_rounds_are_measured_with_one_detector(prepared, tmp_path):
     with pytest.raises(InputError, match="DETECTOR_WEIGHTS 'boxes.pth' had other content"):
         check_same(tmp_path, state, cfg, {}, {}, "of another")
     old = {key: value for key, value in state.items() if key not in ("data", "detector")}
-    check_same(tmp_path, old, cfg, {}, {"d": {"labels": "x"}}, "of another")
+    write_state(tmp_path, old)
+    check_same(tmp_path, read_state(tmp_path), cfg, {}, {"d": {"labels": "x"}}, "of another")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data", {"a": 5}, "data of 'a' is 5"),
+        ("data", [1], r"data is \[1\]"),
+        ("config", None, "config is None"),
+        ("history", {"0": 5}, "history '0' is 5"),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path, prepared, key, value, message):
+    state = new_state(config(prepared, "other"), {}, {"a": {"labels": "x"}}, "")
+    write_state(tmp_path, state | {key: value})
+    with pytest.raises(InputError, match=rf"state\.json: no state of an iterative .*{message}"):
+        read_state(tmp_path)
 
 
 def test_the_figures_by_round_as_table_and_plot(tmp_path):

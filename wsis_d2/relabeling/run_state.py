@@ -61,10 +61,15 @@ def read_state(folder: Path) -> dict | None:
         state = read_json(path)
         if state["schema"] != SCHEMA or state["stage"] not in STAGES:
             raise ValueError(f"schema {state['schema']}, stage {state['stage']}")
-        kinds = {"round": int, "history": dict, "config": dict, "labels_of_round_0": dict}
+        state.setdefault("data", {})  # one of an older version knows of none
+        kinds = {"round": int, "history": dict, "config": dict, "labels_of_round_0": dict,
+                 "data": dict}  # fmt: skip
         for key, kind in kinds.items():
             if not isinstance(state[key], kind):
                 raise ValueError(f"{key} is {state[key]!r:.60}")
+        for name, parts in state["data"].items():
+            if not isinstance(parts, dict):
+                raise ValueError(f"data of {name!r:.60} is {parts!r:.60}")
         for number, entry in state["history"].items():
             if not number.isdecimal() or not isinstance(entry, dict):
                 raise ValueError(f"history {number!r:.60} is {entry!r:.60}")
@@ -127,7 +132,7 @@ def check_same(
             f"{state_path(folder)}: the run was begun with other labels of round 0; continue with "
             "those, or name another OUTPUT_DIR"
         )
-    refuse_other_data(state_path(folder), state.get("data", {}), data)
+    refuse_other_data(state_path(folder), state["data"], data)
     if state.get("detector", detector) != detector:
         raise InputError(
             f"{state_path(folder)}: MODEL.WSIS.DETECTOR_WEIGHTS "

@@ -14,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -187,16 +188,13 @@ class Preparation:
         if not path.exists():
             return {}
         lines = []
-        for text in path.read_bytes().split(b"\n"):
-            try:
+        for line in path.read_bytes().split(b"\n"):
+            checksum, _, text = line.partition(b" ")
+            if checksum == _checksum(text):  # not the last line of a killed run, or of a bad disk
                 lines.append(json.loads(text))
-            except (ValueError, RecursionError):  # the last line of a killed run
-                continue
         if not lines or lines[0] != header:
             return {}
-        wanted = {"id", "sources", "image", "annotations", "counts"}
-        return {line["id"]: line for line in lines[1:]
-                if isinstance(line, dict) and wanted <= line.keys()}  # fmt: skip
+        return {line["id"]: line for line in lines[1:]}
 
     @staticmethod
     def _is_done(line: dict[str, Any] | None, job: ImageJob, panoptic: Path) -> bool:
@@ -282,4 +280,9 @@ def _as_they_end(
 
 
 def _json_line(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(line, separators=(",", ":")).encode()
+    return _checksum(text) + b" " + text + b"\n"
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
