@@ -17,7 +17,7 @@ from helpers.tiny_panoptic import CATEGORIES, TinyData, renumber, tiny_cfg
 from wsis_d2.checkpoint.start import load_for_training
 from wsis_d2.data.datasets.own.custom import register_weak_panoptic, unregister
 from wsis_d2.engine import load_cfg
-from wsis_d2.engine.run_classes import trained_classes
+from wsis_d2.engine.run_classes import run_classes, trained_classes
 from wsis_d2.engine.setup import setup
 from wsis_d2.engine.trainer import WSISTrainer
 from wsis_d2.structures.classes import parse_categories
@@ -211,3 +211,21 @@ def test_weights_without_their_classes_are_told(data, tmp_path, caplog):
     for key in keys:
         tiny_cfg(tmp_path / "out", key, str(weights))
         assert f"{key} {weights}: no metadata.json beside it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], r"holds \[\], expected a run's metadata"),
+        ({"stuff_classes": "sky", "thing_ids": [0]}, "classes are no lists"),
+        ({"stuff_classes": ["sky", 5], "thing_ids": [0]}, "name is 5"),
+    ],
+)
+def test_a_damaged_metadata_of_a_run_that_goes_on_is_named(data, tmp_path, content, message):
+    run = tmp_path / "run"
+    write_run(run, tiny_rows())
+    (run / "last_checkpoint").write_text("model_final.pth")
+    (run / "metadata.json").write_text(json.dumps(content))
+    cfg = tiny_cfg(run)
+    with pytest.raises(InputError, match=rf"run/metadata\.json: .*{message}"):
+        run_classes(cfg, resumes=True)

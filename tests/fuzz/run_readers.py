@@ -121,6 +121,7 @@ def metrics_lines(data: bytes) -> None:
 def metadata(data: bytes) -> None:
     from wsis_d2.model_zoo.publish import read_metadata
     from wsis_d2.structures.classes import ClassTable
+    from wsis_d2.utils.json_io import read_json
 
     content = {"stuff_classes": ["cow", "sky"], "stuff_colors": [[1, 2, 3], [4, 5, 6]],
                "thing_ids": [0], "categories": CATEGORIES}  # fmt: skip
@@ -128,7 +129,8 @@ def metadata(data: bytes) -> None:
     if choices.below(2):
         del content["categories"]
     path = put_json("metadata.json", content, choices)
-    ClassTable.of_metadata(read_metadata(path), str(path))
+    ClassTable.of_metadata(read_json(path), str(path))
+    read_metadata(path)
 
 
 def config(data: bytes) -> None:

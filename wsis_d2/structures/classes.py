@@ -95,6 +95,8 @@ class ClassTable:
                 ``categories``, or ``stuff_classes`` with ``thing_ids``.
             source: what to call it in messages.
         """
+        if not hasattr(metadata, "get"):
+            raise InputError(f"{source}: holds {metadata!r:.60}, expected a run's metadata")
         categories, names = metadata.get("categories"), metadata.get("stuff_classes")
         things = metadata.get("thing_ids")
         if not categories and names and things is not None:
