@@ -245,13 +245,27 @@ def test_register_from_config_is_idempotent(sample, tmp_path):
         ([{"name": "own_a", "json": "a", "images": "x", "mask": "m"}], [], "unknown keyword mask"),
         ([{"name": "own_a", "json": "none.json", "images": "x"}], [], r"OWN\[0\]: none\.json"),
         ([], [["own_none", "s"]], 'no dataset "own_none"'),
+        ([{"name": ["a"], "json": "a", "images": "x"}], [], r"name is \['a'\]; expected a text"),
+        (
+            [{"name": "own_a", "json": 5, "images": "x"}],
+            [],
+            r"OWN\[0\]: json is 5; expected a text",
+        ),
+        ([{"name": "own_a", "json": "a", "images": "x", 5: 1, "b": 2}], [], "unknown keyword 5"),
         ([], ["own_none"], r"LABEL_STORES\[0\]"),
+        ([], [["own_none", 5]], r"LABEL_STORES\[0\]: is \['own_none', 5\]"),
         ([], [["sample_val_full", "s"]], "weak twin"),
     ],
 )
 def test_bad_config_is_named(own, stores, expected):
     with pytest.raises(InputError, match=expected):
         register_own_datasets(config(own, stores))
+
+
+def test_null_in_a_config_is_the_default(sample):
+    nothing = dict.fromkeys(("labels", "panoptic_json", "panoptic_dir", "apr_thresholds"))
+    register_own_datasets(config([{"name": "own_a", **keywords(sample), **nothing}]))
+    assert MetadataCatalog.get("own_a").apr_thresholds == "0.1:0.9:0.1"
 
 
 def test_built_in_names_are_protected(sample):

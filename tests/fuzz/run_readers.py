@@ -134,12 +134,22 @@ def metadata(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    from wsis_d2.config import read_config
+    from wsis_d2.config_checks.runs import check_trainable
+    from wsis_d2.data.datasets.own.custom import unregister
+    from wsis_d2.engine.setup import load_cfg
+    from wsis_d2.utils.json_io import write_json
 
     choices = Choices(data)
+    own = base() / "own.json"
+    if not own.is_file():
+        write_json(own, {"images": [], "annotations": [], "categories": CATEGORIES})
     value = {
         "MODEL": {"WSIS": {"STAGE": "semantic", "THING_IDS": [0]}, "RESNETS": {"DEPTH": 18}},
-        "DATASETS": {"OWN": [{"name": "a", "json": "b"}], "TRAIN": ["a"], "LABEL_STORES": []},
+        "DATASETS": {
+            "OWN": [{"name": "fuzz_a", "json": str(own), "images": str(base() / "images"),
+                     "outside_boxes": "sky", "apr_thresholds": "0.5:0.9:0.1"}],
+            "TRAIN": ["fuzz_a"], "LABEL_STORES": [["fuzz_a", str(base())]],
+        },
         "INPUT": {"SCALE_RANGE": [0.5, 2.0], "MIN_SIZE_TRAIN": [0]},
         "SOLVER": {"STEPS": [1, 2], "BASE_LR": 0.1, "MAX_ITER": 3}, "VERSION": 2, "_BASE_": [],
     }  # fmt: skip
@@ -147,7 +157,10 @@ def config(data: bytes) -> None:
         text = yaml.safe_dump(damaged_json(value, choices)).encode("utf-8", "replace")
     else:
         text = damaged_text(yaml.safe_dump(value).encode(), choices)
-    read_config(str(put("config.yaml", text)))
+    try:
+        check_trainable(load_cfg(str(put("config.yaml", text))))
+    finally:
+        unregister("fuzz_a")
 
 
 @functools.cache

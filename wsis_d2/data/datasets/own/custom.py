@@ -207,12 +207,16 @@ def register_own(own: Sequence[dict], label_stores: Sequence[Sequence[str]] = ()
         where = f"DATASETS.OWN[{position}]"
         if not isinstance(entry, dict):
             raise InputError(f"{where}: is {entry!r:.80}; expected keywords {', '.join(allowed)}")
-        entry = dict(entry)
-        unknown = sorted(set(entry) - set(allowed))
+        entry = {key: value for key, value in entry.items() if value is not None}
+        unknown = [key for key in entry if key not in allowed]
         missing = [key for key in ("name", "json", "images") if not entry.get(key)]
         if unknown or missing:
             what = f"unknown keyword {unknown[0]}" if unknown else f"{missing[0]} is missing"
             raise InputError(f"{where}: {what}; expected {', '.join(allowed)}")
+        for key, value in entry.items():
+            number = key in ("full_images", "outside_boxes") and isinstance(value, int | float)
+            if not number and not isinstance(value, str | os.PathLike):
+                raise InputError(f"{where}: {key} is {value!r:.80}; expected a text")
         name = entry["name"]
         if _registered.get(name) == entry and name in DatasetCatalog.list():
             continue
@@ -226,7 +230,8 @@ def register_own(own: Sequence[dict], label_stores: Sequence[Sequence[str]] = ()
         _registered[name] = entry
     for position, pair in enumerate(label_stores):
         where = f"DATASETS.LABEL_STORES[{position}]"
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+        texts = isinstance(pair, list | tuple) and all(isinstance(part, str) for part in pair)
+        if not texts or len(pair) != 2:
             raise InputError(f"{where}: is {pair!r:.80}; expected [dataset name, store folder]")
         name, store = pair
         set_label_store(name, store, where=where)
