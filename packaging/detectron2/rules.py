@@ -111,4 +111,11 @@ RULES = (
         1,
         _RESOURCES,
     ),
+    Rule(
+        "detectron2/modeling/anchor_generator.py",
+        r"torch\.meshgrid\(shifts_y, shifts_x\)",
+        'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
+        1,
+        "torch warns in every run that it will ask for the indexing that was the only one",
+    ),
 )

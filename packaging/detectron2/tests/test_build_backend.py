@@ -70,6 +70,11 @@ CASES = [
         'os.path.join("configs", config_path)\n    )\n',
         'f = str(resources.files("detectron2.model_zoo") / "configs" / config_path)\n',
     ),
+    (
+        14,
+        "y, x = torch.meshgrid(shifts_y, shifts_x)",
+        'y, x = torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
+    ),
 ]
 
 
