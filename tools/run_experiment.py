@@ -89,8 +89,8 @@ class Experiment:
             self._check_kinds(f"dataset {name!r}: ", fields, kinds)
         for run, fields in self.runs.items():
             self._check(run, fields)
+        self._check_kinds("groups: ", self.groups, dict.fromkeys(self.groups, list))
         for name, runs in self.groups.items():
-            runs = runs if isinstance(runs, list) else [runs]
             unknown = [run for run in runs if run not in list(self.runs)]
             if unknown:
                 raise InputError(
@@ -108,7 +108,7 @@ class Experiment:
             kind = kinds.get(key) if isinstance(key, str) else None
             if kind is None:
                 raise InputError(
-                    f"{self.file}: {where}{key!r:.60} is no field, expected {sorted(kinds)}"
+                    f"{self.file}: {where}{key!r:.60} is no field, expected {list(kinds)}"
                 )
             if not isinstance(found.get(key), kind):
                 raise InputError(

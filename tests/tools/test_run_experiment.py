@@ -124,7 +124,7 @@ def test_nothing_that_weak_supervision_needs_is_told_of_masks(name):
         ("runs: {}\ndatasets: {a: x}\ndata: x", "dataset 'a': is 'x', expected keys and values"),
         ("runs: {}\ndatasets: {a: {json: 5}}\ndata: x", "dataset 'a': json is 5, expected a str"),
         ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: [b]}", "group 'a': 'b' is no run"),
-        ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: b}", "group 'a': 'b' is no run"),
+        ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: b}", "groups: a is 'b', expected a list"),
         ("runs: {}\ndatasets: {}\ndata: x\ngroups: {a: [[b]]}", r"group 'a': \['b'\] is no run"),
         ("runs: {a: null}\ndatasets: {}\ndata: x", "run 'a': is None, expected keys and values"),
         ("runs: {a-b: {}}\ndatasets: {}\ndata: x", "run 'a-b': expected a name of letters"),
