@@ -292,3 +292,12 @@ def test_other_data_of_the_same_name_is_refused(data, tmp_path, stage, train, ch
     with pytest.raises(InputError, match=f"model_final.pth: the run was begun with {told}"):
         train_from(begin(3), 2)
     assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+
+
+def test_a_run_that_other_data_refuse_keeps_what_it_was_trained_with(data, begun, capfd):
+    out, call = begun
+    before = (out / "config.yaml").read_bytes()
+    other_pixels(data)
+    assert call("--resume", "SOLVER.MAX_ITER", 3) == 2
+    assert "other labels of 'tiny_weak'" in error_of(capfd)
+    assert (out / "config.yaml").read_bytes() == before

@@ -20,6 +20,7 @@ def test_plain_values_and_a_few_aliases_are_read():
         "a": {"x": 1},
         "b": {"x": 4, "y": 3},
     }
+    assert parse_yaml("{<<: {x: 2}, <<: {x: 3, y: 3}}", "f.yaml") == {"x": 2, "y": 3}
 
 
 @pytest.mark.parametrize(
