@@ -121,13 +121,14 @@ def check_same(
     Raises:
         InputError: naming what differs.
     """
-    refuse_changes(state_path(folder), state["config"], plain_config(cfg))
+    known = state.get("data", {})
+    refuse_changes(state_path(folder), state["config"], plain_config(cfg), known)
     if state["labels_of_round_0"] != dict(identity):
         raise InputError(
             f"{state_path(folder)}: the run was begun with other labels of round 0; continue with "
             "those, or name another OUTPUT_DIR"
         )
-    refuse_other_data(state_path(folder), state.get("data", {}), data)
+    refuse_other_data(state_path(folder), known, data)
     if state.get("detector", detector) != detector:
         raise InputError(
             f"{state_path(folder)}: MODEL.WSIS.DETECTOR_WEIGHTS "
