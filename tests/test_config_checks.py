@@ -222,6 +222,18 @@ def test_keys_of_deeplab_are_refused_by_name(tmp_path):
         read_config(str(file))
 
 
+def test_keys_that_another_project_adds_are_its_own(data, tmp_path):
+    cfg = tiny_cfg(tmp_path / "out", "MODEL.WSIS.STAGE", "semantic").clone()
+    cfg.defrost()
+    cfg.OTHER = CfgNode({"RATE": 0.5, "FILE": None})
+    cfg.MODEL.OTHER_HEAD = CfgNode({"DIM": 8})
+    cfg.MODEL.ROI_MASK_HEAD.OTHER = True
+    WSISTrainer(cfg)
+    cfg.SOLVER.BASE_LR = None
+    with pytest.raises(InputError, match="SOLVER.BASE_LR"):
+        WSISTrainer(cfg)
+
+
 @pytest.fixture
 def data(tmp_path):
     tiny = TinyData(tmp_path / "data", 4)

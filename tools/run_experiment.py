@@ -202,9 +202,12 @@ class Experiment:
         return path.name
 
     def _annotation(self) -> list[Path]:
-        keys = ("json", "panoptic_json")
-        named = [own[key] for own in self.datasets.values() for key in keys if key in own]
-        return [self.data / name for name in dict.fromkeys(named)]
+        named: dict[Path, None] = {}
+        for own in self.datasets.values():
+            for key in ("json", "panoptic_json", "full_images"):
+                if isinstance(own.get(key), str):  # full_images may be a share
+                    named[Path(self._in_data(key, own[key]))] = None
+        return list(named)
 
     def _command(self, run: str, fields: Mapping[str, Any]) -> Iterator[Any]:
         settings = self._filled(fields.get("set", {}), run)

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
+from detectron2.engine.hooks import CallbackHook
 from detectron2.utils import comm
 
 from wsis_d2.checkpoint.parts import load_for_evaluation
@@ -81,7 +82,8 @@ def train(cfg: CfgNode, resume: bool) -> None:
             "on",
             cfg.OUTPUT_DIR, trainer.max_iter,
         )  # fmt: skip
-    write_run_files(cfg)
+    # What is refused until then must not be written down.
+    trainer.register_hooks([CallbackHook(before_train=lambda _: write_run_files(cfg))])
     trainer.train()
 
 

@@ -2,6 +2,7 @@
 """Every config key of wsis_d2, one comment each."""
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -78,7 +79,9 @@ def _one_line(where: str) -> Iterator[None]:
         yaml.YAMLError,
     ) as error:
         text = error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0]
-        message = textwrap.shorten(" ".join(str(text).split()), 400)
+        # Of a section yacs shows all values before it names the key.
+        message = re.sub(r" with values \(.{200,}\) for", " for", " ".join(str(text).split()))
+        message = textwrap.shorten(message, 400)
         raise InputError(f"config {where}: {message} (keys are in wsis_d2/config.py)") from error
 
 

@@ -52,8 +52,10 @@ def test_a_trained_network_is_the_whole_network(network, trained, imagenet, tmp_
     load_trained(model, trained["end_to_end"], key="KEY")  # its semantic part
     released = {n: v for n, v in arrays.items() if ".aux_" not in n}
     load_trained(model, save(tmp_path / "released.pth", released), key="KEY")
-    wrapped = {f"module.{n}": v.half() for n, v in arrays.items() if n.startswith("semantic.")}
-    load_trained(model, save(tmp_path / "wrapped.pth", wrapped), key="KEY")
+    halves = {n: v.half() for n, v in arrays.items() if n.startswith("semantic.")}
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+        wrapped = {f"{prefix}{n}": v for n, v in halves.items()}
+        load_trained(model, save(tmp_path / "wrapped.pth", wrapped), key="KEY")
     _, merge = network(*JOINT, "MODEL.INSTANCE_HEAD.NAME", "BoxMergeHead")
     load_trained(merge, trained["end_to_end"], key="KEY")  # the CRF has no place in it
     deeper = {**arrays, "semantic.backbone.res5.2.conv1.weight": torch.zeros(64, 64, 3, 3)}

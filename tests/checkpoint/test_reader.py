@@ -44,12 +44,13 @@ def test_code_is_refused_and_not_run(tmp_path, suffix):
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_pickles_of_arrays_are_read(tmp_path, protocol, suffix):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays = {"conv1_w": array, "columns": np.asfortranarray(array), "n": np.float64(2.5)}
+    arrays = {"conv1_w": array, "columns": np.asfortranarray(array), "n": np.float64(2.5),
+              "turned": np.arange(24.0).reshape(2, 3, 4).transpose(0, 2, 1)}  # fmt: skip
     path = tmp_path / f"R-101.{suffix}"
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol=protocol))
     found = read_checkpoint(path)
-    for name in ("conv1_w", "columns"):
-        np.testing.assert_array_equal(found["model"][name], array)
+    for name in ("conv1_w", "columns", "turned"):
+        np.testing.assert_array_equal(found["model"][name], arrays[name])
     assert found["model"]["n"] == 2.5
 
 

@@ -52,7 +52,7 @@ def test_a_job_whose_files_have_changed_is_run_again(tmp_path):
     made = job("a", append(trace, "a"))
     jobs = [replace(made, command=[*made.command, str(recipe)], files=[boxes])]
     changes = [
-        (base, "SEED: 1", "aa"), (base, "SEED: 1", "aa"), (recipe, "SEED: 2", "aaa"),
+        (base, "SEED: 1", "aa"), (base, "SEED: 1  # drawn", "aa"), (recipe, "SEED: 2", "aaa"),
         (boxes, "{}", "aaaa"), (boxes, "{}", "aaaa"),
     ]  # fmt: skip
     run_jobs(jobs, tmp_path / "jobs", workers=1, say=print)

@@ -18,6 +18,7 @@ from helpers.tiny_panoptic import TinyData, tiny_cfg
 from PIL import Image
 
 from wsis_d2.data.datasets import set_label_store
+from wsis_d2.data.datasets.own.custom import unregister
 from wsis_d2.engine import WSISTrainer
 from wsis_d2.utils.cli import main_with_errors
 from wsis_d2.utils.errors import InputError
@@ -292,3 +293,30 @@ def test_other_data_of_the_same_name_is_refused(data, tmp_path, stage, train, ch
     with pytest.raises(InputError, match=f"model_final.pth: the run was begun with {told}"):
         train_from(begin(3), 2)
     assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+
+
+def test_own_data_may_be_moved_and_more_be_measured(data, tmp_path):
+    """DATASETS.OWN tells where they lie, relatively or not; what they hold is known."""
+
+    def go_on(folder, iteration, *more):
+        own = {"name": "tiny_own", "json": f"{folder}/weak.json", "images": f"{folder}/images",
+               "labels": f"{folder}/labels"}  # fmt: skip
+        opts = ["DATASETS.OWN", [own, *more], "SOLVER.MAX_ITER", iteration + 1]
+        train_from(tiny_cfg(tmp_path / "out", *SEMANTIC, *opts, train="tiny_own"), iteration)
+
+    go_on(data.folder, 0)
+    shutil.copytree(data.folder, tmp_path / "moved")
+    go_on(os.path.relpath(tmp_path / "moved"), 1)
+    other = {"json": f"{data.folder}/weak.json", "images": f"{data.folder}/images"}
+    go_on(data.folder, 2, {"name": "tiny_own_2", **other})
+    for name in ("tiny_own", "tiny_own_2"):
+        unregister(name)
+
+
+def test_a_run_that_other_data_refuse_keeps_what_it_was_trained_with(data, begun, capfd):
+    out, call = begun
+    before = (out / "config.yaml").read_bytes()
+    other_pixels(data)
+    assert call("--resume", "SOLVER.MAX_ITER", 3) == 2
+    assert "other labels of 'tiny_weak'" in error_of(capfd)
+    assert (out / "config.yaml").read_bytes() == before

@@ -67,13 +67,14 @@ def round_state(data: bytes) -> None:
     sound = {
         "schema": 2, "round": 1, "stage": "train", "labels_of_round_0": {"a": "b"},
         "data": {"a": {"annotation": "c", "labels": "d"}}, "detector": "",
-        "config": {"SEED": 1, "MODEL": {"A": 1}}, "history": {"0": {"labels": {}}},
+        "config": {"SEED": 1, "DATASETS": {"OWN": [{"name": "a", "json": "b"}]}},
+        "history": {"0": {"labels": {}}},
     }  # fmt: skip
     put_json("run/state.json", sound, Choices(data))
     state = read_state(base() / "run")
     history_of(state)
     path = state_path(base() / "run")
-    refuse_changes(path, state["config"], sound["config"])
+    refuse_changes(path, state["config"], sound["config"], state["data"])
     refuse_other_data(path, state["data"], sound["data"])
 
 

@@ -18,7 +18,7 @@ from wsis_d2.engine import WSISTrainer, load_cfg
 from wsis_d2.modeling.semantic import SemanticSubnetwork
 from wsis_d2.relabeling import round_stages, rounds
 from wsis_d2.relabeling.plot import format_rounds, plot_rounds
-from wsis_d2.relabeling.rounds import train_iterative
+from wsis_d2.relabeling.rounds import IterativeRun, train_iterative
 from wsis_d2.relabeling.run_state import check_same, new_state, read_state, write_state
 from wsis_d2.structures.classes import parse_categories
 from wsis_d2.utils.errors import InputError
@@ -321,6 +321,40 @@ def test_a_run_is_not_continued_with_other_data_of_the_same_name(prepared, tmp_p
     with pytest.raises(InputError, match="the run was begun with another annotation of 'iterati"):
         go_on(2)
     unregister("iterative_copy")
+
+
+def test_data_may_lie_elsewhere_and_truth_of_weak_sets_counts(prepared, tmp_path):
+    """No round has begun; what was noted is compared before anything is trained."""
+
+    def run(root, **changes):
+        unregister("iterative_own")
+        data = root / "data"
+        own = {
+            "name": "iterative_own", "json": str(data / "weak_train.json"),
+            "images": str(data / "images/train"), "labels": str(root / "labels"),
+            "panoptic_json": str(data / "panoptic_train.json"),
+            "panoptic_dir": str(data / "panoptic_train"), **changes,
+        }  # fmt: skip
+        opts = ["DATASETS.OWN", [own], "DATASETS.TRAIN", ("iterative_own",)]
+        cfg = load_cfg(str(prepared[1]), [*opts, "DATASETS.TEST", ("iterative_own",)])
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(tmp_path / "run")
+        cfg.freeze()
+        return IterativeRun(cfg, 1, resume=True)
+
+    begun = run(prepared[0])
+    write_state(begun.folder, begun.state)
+    for folder in ("data", "labels"):
+        shutil.copytree(prepared[0] / folder, tmp_path / folder)
+    run(tmp_path)
+    with pytest.raises(InputError, match="begun with DATASETS.OWN .*now it is .*outside_boxes"):
+        run(tmp_path, outside_boxes="sky")
+    truth = json.loads((tmp_path / "data/panoptic_train.json").read_text())
+    truth["annotations"][0]["segments_info"].pop()
+    (tmp_path / "data/panoptic_train.json").write_text(json.dumps(truth))
+    with pytest.raises(InputError, match="begun with another truth of 'iterative_own'"):
+        run(tmp_path)
+    unregister("iterative_own")
 
 
 def test_rounds_are_measured_with_one_detector(prepared, tmp_path):

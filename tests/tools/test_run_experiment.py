@@ -65,6 +65,9 @@ def test_a_run_depends_on_the_annotation():
     names = ("weak_train.json", "panoptic_train.json", "weak_val.json", "panoptic_val.json")
     for job in own.plan(["weak"]).values():
         assert set(job.files) == {Path("data") / name for name in names}
+    mixed = experiment("VOCAnimals", data=Path("data"))
+    mixed.datasets["animals_train_mixed_10"]["full_images"] = "lists/chosen.txt"
+    assert all(Path("lists/chosen.txt") in job.files for job in mixed.plan(["weak"]).values())
 
 
 def test_an_experiment_may_lie_elsewhere(tmp_path, monkeypatch):

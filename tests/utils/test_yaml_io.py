@@ -20,6 +20,7 @@ def test_plain_values_and_a_few_aliases_are_read():
         "a": {"x": 1},
         "b": {"x": 4, "y": 3},
     }
+    assert parse_yaml("{<<: {x: 2}, <<: {x: 3, y: 3}}", "f.yaml") == {"x": 2, "y": 3}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,10 @@ def test_yolo_s_classes_are_read_by_it(tmp_path):
         ("1: 2", "config.yaml"),
         ("SOLVER: {BASE_LR: 0.003}\nSOLVER: {MAX_ITER: 5}", "line 2: SOLVER is there twice"),
         ("SOLVER: {BASE_LR: }", "SOLVER.BASE_LR is empty"),
+        ("SOLVER:\n  # BASE_LR: 1", "'NoneType'>) for config key: SOLVER "),
         ("INPUT: {MIN_SIZE_TRAIN: ~}", "INPUT.MIN_SIZE_TRAIN is empty"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_configs_are_refused_in_one_line(tmp_path, text, told):
     path = tmp_path / "config.yaml"

@@ -16,6 +16,8 @@ from wsis_d2.utils.errors import InputError
 _IMAGENET_HEADS = ("fc.", "fc1000.", "linear.", "head.fc.", "stem.fc.")
 _BACKBONE = re.compile(r"(stem|res[2-5]|s[1-4])\.")
 _STEM = "stem.conv1.weight"
+# Written under DistributedDataParallel, torch.compile, or both.
+_WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def read_weights(path: str, key: str, image_format: str = "BGR", hint: str = "")
         raise InputError(f"{key}: {error}") from None
     source = f"{key}: {path}"
     loose, author = bool(checkpoint.get("matching_heuristics")), checkpoint.get("__author__")
-    if all(name.startswith("module.") for name in arrays):  # written under DistributedDataParallel
-        arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
+    if all(map(_WRAPPED.match, arrays)):
+        arrays = {_WRAPPED.sub("", name): value for name, value in arrays.items()}
     published = dict(arrays)
     if author == "Caffe2":
         arrays, _ = convert_c2_detectron_names(arrays)

@@ -69,11 +69,11 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     return np.ndarray.__new__(_Array, (0,), np.int8)  # its content follows
 
 
-def _frombuffer(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
-    """How protocol 5 writes arrays."""
+def _frombuffer(data: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
+    """How protocol 5 writes arrays, also those whose axes lie in another order in memory."""
     made = _reconstruct(_NDArray, (0,), b"b")
     made.__setstate__((1, shape, kind, order == "F", data))
-    return made
+    return made if axes is None else made.transpose(axes)
 
 
 def _scalar(kind: Any, data: Any) -> Any:

@@ -190,15 +190,16 @@ def check_used(cfg: CfgNode, defaults: CfgNode) -> None:
         InputError: naming the first key that is empty, or one of :data:`UNUSED` that differs from
             its default.
     """
-    for section, node in cfg.items():
-        for key, value, default in _leaves(section, node, defaults):
+    for section, node in defaults.items():
+        for key, value, default in _leaves(section, cfg[section], node):
             if value is None and default is not None:  # yacs takes it for a value of any type
                 raise InputError(f"{key} is empty; give it a value, or leave it out: {default!r}")
     kind = kind_of(cfg)
     for row in UNUSED:
         if (row.kinds and kind not in row.kinds) or not row.where(cfg):
             continue
-        for key, value, default in _leaves(row.prefix, value_at(cfg, row.prefix), defaults):
+        nodes = (value_at(content, row.prefix) for content in (cfg, defaults))
+        for key, value, default in _leaves(row.prefix, *nodes):
             if _lists(value) not in (_lists(default), *map(_lists, row.harmless)):
                 raise InputError(
                     f"{key} is {value!r}, which does nothing in {_describe(cfg)}: {row.why}; "
@@ -228,9 +229,10 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _leaves(key: str, value: Any, defaults: CfgNode) -> Iterable[tuple[str, Any, Any]]:
+def _leaves(key: str, value: Any, default: Any) -> Iterable[tuple[str, Any, Any]]:
+    """Return a section's keys with values and defaults; keys of another project are its own."""
     if isinstance(value, CfgNode):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner, defaults)
+        for name, inner in default.items():
+            yield from _leaves(f"{key}.{name}", value[name], inner)
     else:
-        yield key, value, value_at(defaults, key)
+        yield key, value, default

@@ -1,6 +1,7 @@
 # Copyright (c) wsis_d2 contributors. Licensed under the Apache License, Version 2.0.
 """Runs commands that depend on each other side by side, with an ETA; what is done stays done."""
 
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import sha256_file, write_bytes
+from wsis_d2.utils.files import file_stamp, sha256_file, write_bytes
 from wsis_d2.utils.processes import RUNNER, only_writer
 from wsis_d2.utils.progress import format_seconds
 from wsis_d2.utils.yaml_io import with_bases
@@ -162,12 +163,21 @@ def _seconds_if_done(job: Job, folder: Path) -> float | None:
 
 
 def _stamp_of(job: Job) -> dict:
-    """Return what a job's result depends on: its command, and a hash of its files' content."""
+    """Return what a job's result depends on: its command, and a hash of its files' content.
+
+    Of configs what they say counts, not their comments.
+    """
     configs = [part for part in job.command if part.endswith(".yaml") and os.path.isfile(part)]
-    files = [*job.files, *(file for config in configs for file in with_bases(config))]
-    hashes = [sha256_file(file) if os.path.isfile(file) else "" for file in files]
-    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    told = [_digest(os.fspath(file), file_stamp(file)) for file in job.files]
+    told += [repr(with_bases(config)) for config in configs]
+    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     return {"command": list(job.command), "files": digest}
+
+
+@functools.cache
+def _digest(path: str, stamp: tuple[int, ...]) -> str:
+    """Return the hash of a file that many jobs name; "" where there is none."""
+    return sha256_file(path) if stamp else ""
 
 
 def _start(job: Job, folder: Path, environment: dict[str, str] | None) -> subprocess.Popen:

@@ -43,6 +43,8 @@ _FREE_IN_TRAINING = (
     "RUN_NAME",
     "RUN_VARIANT",
 )
+# Of DATASETS.OWN: where it lies, which is free where its content is known.
+_PLACES = ("json", "images", "labels", "panoptic_json", "panoptic_dir")
 
 
 def plain_config(cfg: CfgNode, without: tuple[str, ...] = ()) -> dict:
@@ -123,7 +125,7 @@ def refuse_other_data(where: str | os.PathLike, before: Mapping, after: Mapping)
     for name, parts in before.items():
         for part, digest in parts.items():
             if after.get(name, {}).get(part) != digest:
-                what = f"another {part}" if part == "annotation" else f"other {part}"
+                what = f"{'other' if part in ('labels', 'masks') else 'another'} {part}"
                 raise InputError(
                     f"{where}: the run was begun with {what} of {name!r}; continue with what it "
                     "was begun with, or name another OUTPUT_DIR"
@@ -131,19 +133,32 @@ def refuse_other_data(where: str | os.PathLike, before: Mapping, after: Mapping)
 
 
 def refuse_changes(
-    where: str | os.PathLike, before: Mapping, after: Mapping, free: tuple[str, ...] = ()
+    where: str | os.PathLike,
+    before: Mapping,
+    after: Mapping,
+    data: Mapping,
+    free: tuple[str, ...] = (),
 ) -> None:
     """Refuse to continue a run with other settings: they would be ignored, or mix two runs.
 
     Args:
         where: the file that remembers, for the message.
         before, after: :func:`plain_config` of the run and of what is to continue it.
+        data: :func:`data_identity` of the run; where it is known, data may have been moved.
         free: keys that may change; nodes with a dot at the end.
 
     Raises:
         InputError: naming the first key that differs, and both values.
     """
     old, new = flatten(before), flatten(after)
+    if data:
+        free = (*free, "DATASETS.LABEL_STORES")
+        for config in (old, new):
+            config["DATASETS.OWN"] = [
+                {key: value for key, value in own.items() if key not in _PLACES}
+                for own in config.get("DATASETS.OWN", ())
+                if own.get("name") in list(data)
+            ]
     changed = [
         key
         for key in sorted({*old, *new})
@@ -166,7 +181,8 @@ def refuse_other_training(where: str | os.PathLike, before: Mapping, after: Mapp
         where: the checkpoint.
         before, after: :func:`training_identity` in the checkpoint and now.
     """
-    refuse_changes(where, before["config"], after["config"], _FREE_IN_TRAINING)
+    data = before.get("data", {})
+    refuse_changes(where, before["config"], after["config"], data, _FREE_IN_TRAINING)
     for name, recipe in before["labels"].items():
         if after["labels"].get(name) != recipe:
             raise InputError(

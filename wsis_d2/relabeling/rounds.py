@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from wsis_d2.checkpoint.parts import check_trained
@@ -157,9 +158,13 @@ class IterativeRun:
             name: LabelStore.open(path).recipe_hash for name, path in self.first_stores.items()
         }
         self.lineage = config_fingerprint(cfg, identity)
+        data = data_identity(cfg, load_records([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        for name in cfg.DATASETS.TEST:  # records of a weak set tell nothing of its truth
+            truth = MetadataCatalog.get(name).get("panoptic_json")
+            data[name]["truth"] = sha256_file(truth) if truth and os.path.isfile(truth) else ""
         begun_with = (
             identity,
-            data_identity(cfg, load_records([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])),
+            data,
             sha256_file(PathManager.get_local_path(detector)) if detector else "",
         )
         if not self.is_main:

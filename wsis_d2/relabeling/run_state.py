@@ -67,6 +67,9 @@ def read_state(folder: Path) -> dict | None:
         for key, kind in kinds.items():
             if not isinstance(state[key], kind):
                 raise ValueError(f"{key} is {state[key]!r:.60}")
+        for own in state["config"]["DATASETS"]["OWN"]:
+            if not isinstance(own, dict):
+                raise ValueError(f"DATASETS.OWN has {own!r:.60}")
         for name, parts in state["data"].items():
             if not isinstance(parts, dict):
                 raise ValueError(f"data of {name!r:.60} is {parts!r:.60}")
@@ -126,13 +129,14 @@ def check_same(
     Raises:
         InputError: naming what differs.
     """
-    refuse_changes(state_path(folder), state["config"], plain_config(cfg))
+    known = state["data"]
+    refuse_changes(state_path(folder), state["config"], plain_config(cfg), known)
     if state["labels_of_round_0"] != dict(identity):
         raise InputError(
             f"{state_path(folder)}: the run was begun with other labels of round 0; continue with "
             "those, or name another OUTPUT_DIR"
         )
-    refuse_other_data(state_path(folder), state["data"], data)
+    refuse_other_data(state_path(folder), known, data)
     if state.get("detector", detector) != detector:
         raise InputError(
             f"{state_path(folder)}: MODEL.WSIS.DETECTOR_WEIGHTS "

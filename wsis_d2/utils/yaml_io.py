@@ -67,7 +67,8 @@ def _key_twice(node: yaml.Node) -> yaml.ScalarNode | None:
     seen = set()
     for part in node.value:
         key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
-        if isinstance(key, yaml.ScalarNode):
+        # Of several "<<" all are merged.
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
                 return key
             seen.add(key.value)
@@ -113,19 +114,22 @@ def check_config_file(path: str, *, bases: bool = True, above: Collection[str] =
         check_config_file(base, above=(*above, path))
 
 
-def with_bases(path: str | os.PathLike) -> list[Path]:
-    """Return a config file and those that it is based on; what is wrong with them its reader tells.
+def with_bases(path: str | os.PathLike) -> list[Any]:
+    """Return what a config file and those that it is based on say.
+
+    What is wrong with them their reader tells.
 
     Raises:
         InputError: as :func:`parse_yaml`.
     """
-    files = [Path(path)]
+    files, contents = [Path(path)], []
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         content = parse_yaml(text, file)
+        contents.append(content)
         bases = content.get("_BASE_", []) if isinstance(content, dict) else []
         for base in bases if isinstance(bases, list) else [bases]:
             other = file.parent / Path(str(base)).expanduser()
             if other.resolve() not in [known.resolve() for known in files]:
                 files.append(other)
-    return files
+    return contents
