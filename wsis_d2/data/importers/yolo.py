@@ -147,7 +147,9 @@ def _kind_of_lines(
         if all(_points_in_box(values, 3) for values in long):
             log.notes.append(f"{shown}: a box and {(length - 4) // 3} key points, of x, y and seen")
             return "pose"
-    if all(0 <= v[-2] <= 1 <= v[-1] and v[-1] % 1 == 0 for v in long):
+    tracked = all(0 <= v[-2] <= 1 <= v[-1] and v[-1] % 1 == 0 for v in long)
+    # A few polygons, not of three points, may all end on the lower edge.
+    if tracked and (len(long) > 3 or any(v[-1] > 1 or len(v) == 6 for v in long)):
         raise InputError(
             f"{path}: all {len(long)} long lines end in a whole number, so confidence and track "
             "may stand behind boxes or polygons; remove these two, or say --lines polygon"
