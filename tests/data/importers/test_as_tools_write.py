@@ -314,6 +314,14 @@ def test_linked_folders_are_folders_of_the_root(tmp_path):
     (tmp_path / "photos" / "all").symlink_to(tmp_path / "photos" / "real")  # listed once
     (tmp_path / "photos" / "real" / "up").symlink_to(tmp_path / "photos")  # no endless walk
     assert sorted(ImageIndex(tmp_path / "photos").paths) == ["real/b.png", "train/a.png"]
+    # A link to what holds a folder that is linked already.
+    draw_pictures(tmp_path / "disk", "c.png", "night/d.png")
+    (tmp_path / "photos" / "a link").symlink_to(tmp_path / "disk" / "night")
+    (tmp_path / "photos" / "day").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos" / "root").symlink_to(tmp_path)
+    assert sorted(ImageIndex(tmp_path / "photos").paths) == [
+        "a link/d.png", "day/c.png", "real/b.png", "train/a.png",
+    ]  # fmt: skip
 
 
 def test_a_crop_that_leaves_its_image_is_not_written(photos, tmp_path):
