@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from wsis_d2.evaluation.label_quality import evaluate_store
 
         results["stores"] = {store: evaluate_store(store, *truth) for store in args.store}
-        print(_table(results["stores"], _hold_other_images(args.store, truth)))
+        other_images = len(args.store) > 1 and _hold_other_images(args.store, truth)
+        print(_table(results["stores"], other_images))
     if args.proposals:
         results["proposals"] = _proposals(args, cfg, truth)
     if args.output:
