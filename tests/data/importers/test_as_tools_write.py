@@ -266,6 +266,17 @@ def test_yolo_class_numbers_that_may_have_slipped(name, text, expected, tmp_path
     assert read_yolo_classes([tmp_path / name])[0] == {0: "cow", 1: "dog"}
 
 
+def test_yolo_folders_that_a_notebook_has_added_are_no_second_meaning(tmp_path):
+    """As public notebooks change the file for a training; names that are there twice are one."""
+    path = tmp_path / "data.yaml"
+    text = "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['cow', 'dog']\n"
+    path.write_text(f"{text}test: ../test/images\ntrain: ../train/images\nval: ../valid/images\n")
+    assert read_yolo_classes([path])[0] == {0: "cow", 1: "dog"}
+    path.write_text(f"{text}names: ['dog', 'cow']\n")
+    with pytest.raises(InputError, match="line 6: names is there twice"):
+        read_yolo_classes([path])
+
+
 # ---------------------------------------------------------------- nothing left
 
 

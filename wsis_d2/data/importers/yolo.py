@@ -26,6 +26,7 @@ from wsis_d2.data.importers.picture import Picture, add_box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.yaml_io import parse_yaml
 
+_FOLDERS = ("path", "train", "val", "test")  # of data.yaml; notebooks add others at its end
 _NO_LABELS = ("classes.txt", "obj.names", "train.txt", "val.txt", "test.txt")
 
 
@@ -232,7 +233,7 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
         text = read_bytes(path).decode("utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             # All scalars as text: "yes" and "no" are names here.
-            content = parse_yaml(text, path, yaml.BaseLoader)
+            content = parse_yaml(text, path, yaml.BaseLoader, _FOLDERS)
             content = content if isinstance(content, dict) else {}
             names, shape = content.get("names"), content.get("kpt_shape")
             count = content.get("nc")
