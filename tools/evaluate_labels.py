@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from wsis_d2.evaluation.label_quality import evaluate_store
 
         results["stores"] = {store: evaluate_store(store, *truth) for store in args.store}
-        others = len(args.store) > 1 and _hold_other_images(args.store, truth)
-        print(_table(results["stores"], others))
+        other_images = len(args.store) > 1 and _hold_other_images(args.store, truth)
+        print(_table(results["stores"], other_images))
     if args.proposals:
         results["proposals"] = _proposals(args, cfg, truth)
     if args.output:

@@ -274,5 +274,10 @@ def test_maps_of_an_earlier_evaluation_are_not_submitted(tmp_path, caplog) -> No
     assert images == 1
     assert [path.stem for path in (tmp_path / "sent").rglob("*.png")] == ["2008_000001"]
     assert "1 PNGs are not of the last evaluation and are left out" in caplog.text
-    (folder / "semantic_pred.json").unlink()  # another program's folder
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("semantic_pred.json", "semantic_pred"):
+        (folder / name).rename(tmp_path / "elsewhere" / name)
+    (folder / "semantic_pred").symlink_to(tmp_path / "elsewhere/semantic_pred")
+    assert write_submission(folder, tmp_path / "linked", "voc")[1] == 1
+    (tmp_path / "elsewhere/semantic_pred.json").unlink()  # another program's folder
     assert write_submission(folder, tmp_path / "all", "voc")[1] == 2

@@ -220,7 +220,7 @@ def read_id_picture(path: Path) -> np.ndarray:
             with contextlib.suppress(Exception):
                 return np.asarray(fast_png.read_image_png_u8(str(path), "rgb"))
         check_png(path)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_panoptic_png(path: Path) -> np.ndarray:
@@ -294,8 +294,6 @@ def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:
     """
     path = _semantic_json(folder)
     if not path.is_file():
-        path = _semantic_json(Path(folder).resolve())  # the folder may be a link
-    if not path.is_file():
         return np.arange(256, dtype=np.uint8)
     content = read_json(path)
     categories = content.get("categories") if isinstance(content, dict) else None
@@ -303,8 +301,11 @@ def semantic_table(folder: Path, classes: ClassTable) -> np.ndarray:
 
 
 def _semantic_json(folder: Path) -> Path:
-    folder = Path(os.path.abspath(folder))  # "." has no name
-    return folder.parent / f"{folder.name}.json"
+    beside, target = (  # "." has no name; a folder that is a link may have it beside its target
+        path.parent / f"{path.name}.json"
+        for path in (Path(os.path.abspath(folder)), Path(folder).resolve())
+    )
+    return target if target.is_file() and not beside.is_file() else beside
 
 
 def write_panoptic_png(path: Path, ids: np.ndarray) -> None:

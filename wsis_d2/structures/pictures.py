@@ -41,7 +41,7 @@ class PictureNames:
         """
         named = self._entries.get(picture_stem(file_name), [])
         if len(named) > 1:
-            shared = [_shared_folders(name, file_name) for name, _ in named]
+            shared = [shared_folders(name, file_name) for name, _ in named]
             named = [entry for entry, n in zip(named, shared, strict=True) if n == max(shared)]
             own = PurePosixPath(file_name).suffix
             named = [entry for entry in named if PurePosixPath(entry[0]).suffix == own] or named
@@ -80,7 +80,7 @@ def picture_stem(file_name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _shared_folders(first: str, second: str) -> int:
+def shared_folders(first: str, second: str) -> int:
     """Return how many of the last folders of two paths are the same."""
     count = 0
     for a, b in zip(_folders(first), _folders(second), strict=False):

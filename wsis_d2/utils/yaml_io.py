@@ -14,13 +14,19 @@ from wsis_d2.utils.errors import InputError
 _MOST_VALUES = 100_000
 
 
-def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoader) -> Any:
+def parse_yaml(
+    text: str,
+    source: str | os.PathLike,
+    loader: type = yaml.SafeLoader,
+    unread: Collection[str] = (),
+) -> Any:
     """Return the value of a YAML text; nothing in it is run.
 
     Args:
         text: the text.
         source: the file, for messages.
         loader: ``yaml.SafeLoader``, or ``yaml.BaseLoader``, which leaves all scalars texts.
+        unread: keys that the caller passes over, which may be there twice.
 
     Raises:
         InputError: no YAML, objects beside plain values, nested too deeply, a key twice in one
@@ -34,7 +40,7 @@ def parse_yaml(text: str, source: str | os.PathLike, loader: type = yaml.SafeLoa
             return None
         if _unfolded(node, {}) > _MOST_VALUES:
             raise InputError(f"{source}: its aliases (*name) unfold to too many values")
-        if (twice := _key_twice(node)) is not None:
+        if (twice := _key_twice(node, unread)) is not None:
             raise InputError(
                 f"{source}: line {twice.start_mark.line + 1}: {twice.value} is there twice in one "
                 "place, and the first would not count; join the two"
@@ -60,8 +66,8 @@ def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _key_twice(node: yaml.Node) -> yaml.ScalarNode | None:
-    """Return a key that a mapping has before, None where there is none."""
+def _key_twice(node: yaml.Node, unread: Collection[str]) -> yaml.ScalarNode | None:
+    """Return a key that a mapping has before and that is read, None where there is none."""
     if not isinstance(node, yaml.CollectionNode):
         return None
     seen = set()
@@ -69,10 +75,10 @@ def _key_twice(node: yaml.Node) -> yaml.ScalarNode | None:
         key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
         # Of several "<<" all are merged.
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-            if key.value in seen:
+            if key.value in seen and key.value not in unread:
                 return key
             seen.add(key.value)
-        if (found := _key_twice(value)) is not None:
+        if (found := _key_twice(value, unread)) is not None:
             return found
     return None
 

@@ -266,6 +266,17 @@ def test_yolo_class_numbers_that_may_have_slipped(name, text, expected, tmp_path
     assert read_yolo_classes([tmp_path / name])[0] == {0: "cow", 1: "dog"}
 
 
+def test_yolo_folders_that_a_notebook_has_added_are_no_second_meaning(tmp_path):
+    """As public notebooks change the file for a training; names that are there twice are one."""
+    path = tmp_path / "data.yaml"
+    text = "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['cow', 'dog']\n"
+    path.write_text(f"{text}test: ../test/images\ntrain: ../train/images\nval: ../valid/images\n")
+    assert read_yolo_classes([path])[0] == {0: "cow", 1: "dog"}
+    path.write_text(f"{text}names: ['dog', 'cow']\n")
+    with pytest.raises(InputError, match="line 6: names is there twice"):
+        read_yolo_classes([path])
+
+
 # ---------------------------------------------------------------- nothing left
 
 
@@ -314,6 +325,14 @@ def test_linked_folders_are_folders_of_the_root(tmp_path):
     (tmp_path / "photos" / "all").symlink_to(tmp_path / "photos" / "real")  # listed once
     (tmp_path / "photos" / "real" / "up").symlink_to(tmp_path / "photos")  # no endless walk
     assert sorted(ImageIndex(tmp_path / "photos").paths) == ["real/b.png", "train/a.png"]
+    # A link to what holds a folder that is linked already.
+    draw_pictures(tmp_path / "disk", "c.png", "night/d.png")
+    (tmp_path / "photos" / "a link").symlink_to(tmp_path / "disk" / "night")
+    (tmp_path / "photos" / "day").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos" / "root").symlink_to(tmp_path)
+    assert sorted(ImageIndex(tmp_path / "photos").paths) == [
+        "a link/d.png", "day/c.png", "real/b.png", "train/a.png",
+    ]  # fmt: skip
 
 
 def test_a_crop_that_leaves_its_image_is_not_written(photos, tmp_path):

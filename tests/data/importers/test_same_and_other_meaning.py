@@ -240,6 +240,23 @@ def test_nothing_of_coco_goes_without_a_word(case, photos, tmp_path):
         read_coco(path, photos, ImportLog())
 
 
+@pytest.mark.parametrize("tags", [{}, {"weather": "rain"}, False, [True], 7, [7], [None]])
+def test_tags_of_another_tool_may_be_anything(tags, photos, tmp_path):
+    """Not so image_tags, which are this project's; and no is not the class 0."""
+    path = coco_pair(
+        tmp_path, [{"bbox": [10, 5, 9, 20], "category_id": 0}], images=[{**IMAGE, "tags": tags}],
+        categories=[{"id": 0, "name": "cow"}, {"id": 1, "name": "dog"}],
+    )  # fmt: skip
+    log = ImportLog()
+    (picture,), _ = read_coco(path, photos, log)
+    assert len(picture.boxes) == 1 and not picture.tags
+    assert [entry["why"].endswith("is no class of the file") for entry in log.dropped] == [True]
+    with pytest.raises(InputError, match="is no class of the file"):
+        read_coco(
+            coco_pair(tmp_path, [], images=[{**IMAGE, "image_tags": tags}]), photos, ImportLog()
+        )
+
+
 def test_coco_as_via_writes_it(photos, tmp_path):
     """Image ids are texts in annotations, a polygon is no list of polygons, points are empty."""
     polygon = {"bbox": [0, 0, 0, 0], "segmentation": [10, 5, 40, 5, 40, 30]}
@@ -305,14 +322,19 @@ def test_yolo_boxes_with_confidence_and_track_are_no_triangles(photos, tmp_path)
     (folder / "b.txt").unlink()
     (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
     np.testing.assert_allclose([b[4] for b in picture.boxes], [72, 32])
-    polygon = "0 0.1 0.1 0.3 0.1 0.2 0.2 0.1 0.2 {0}\n0 0.4 0.1 0.6 0.1 0.5 0.2 {0}\n"
+    # A few polygons may all end on the lower edge; many hardly do.
+    (folder / "a.txt").write_text("0 0.1 0.5 0.3 0.4 0.6 0.5 0.7 1 0.2 1\n")
+    (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
+    np.testing.assert_allclose([b[1:5] for b in picture.boxes], [(10, 32, 60, 48)])
+    polygon = "0 0.1 0.1 0.3 0.1 0.2 0.2 0.1 0.2 {0}\n0 0.4 0.1 0.6 0.1 0.5 0.2 {0}\n" * 2
     for behind in ("0.9 1", ""):
         (folder / "a.txt").write_text(polygon.format(behind))
         if behind:
             with pytest.raises(InputError, match="confidence and track"):
                 read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
     (picture,) = read_yolo(folder, photos, ImportLog(), classes={0: "cow"})
-    np.testing.assert_allclose([b[1:5] for b in picture.boxes], [(10, 8, 20, 8), (40, 8, 20, 8)])
+    both = [(10, 8, 20, 8), (40, 8, 20, 8)]
+    np.testing.assert_allclose([b[1:5] for b in picture.boxes], both * 2)
 
 
 # ---------------------------------------------------------------- tables of tags

@@ -283,6 +283,19 @@ def test_two_mat_files_of_an_image_are_refused(tmp_path):
         MatSource(str(tmp_path))(IMAGE, {"image_id": 1, "file_name": "a.jpg"})
 
 
+def test_mat_files_of_one_name_lie_in_the_folders_of_their_images(tmp_path):
+    """Frames of two videos; either has the numbers that the other has."""
+    for k, video in enumerate(("v1", "v2")):
+        (tmp_path / "mcg" / video).mkdir(parents=True)
+        labels = np.empty((1, 1), object)
+        labels[0, 0] = np.array([MEMBERS[k]])
+        savemat(tmp_path / "mcg" / video / "01.mat", {"superpixels": SUPERPIXELS, "labels": labels})
+    for k, video in enumerate(("v1", "v2")):
+        record = {"image_id": 8 + k, "file_name": f"/photos/{video}/01.jpg"}
+        found = MatSource(str(tmp_path / "mcg"))(IMAGE, record)
+        np.testing.assert_array_equal(found.mask(0), np.isin(SUPERPIXELS, MEMBERS[k]))
+
+
 def test_boxes_are_labelled_again_where_their_proposals_have_changed(tmp_path):
     """In a file of the same name and size; the recipe holds the folder's name."""
     cfg = get_cfg()

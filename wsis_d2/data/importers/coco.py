@@ -230,14 +230,16 @@ def _names(
 ) -> set[str]:
     """Tags as class names: ids of the file, (lists of) names, or ``{"name": ...}`` objects.
 
-    Texts that are numbers, such as ids in quotes, are names only where they are ``known``.
+    Texts that are numbers, such as ids in quotes, are names only where they are ``known``. Without
+    ``known``, a field of other tools is read, which may hold anything.
     """
     result = set()
+    refuse = log.drop if known is None else log.bad
     whole = {fold(name) for name in names.values()}
     for tag in tags if isinstance(tags, list) else [] if tags in (None, "") else [tags]:
         if isinstance(tag, dict):
             tag = tag.get("name", tag.get("label"))
-        name = names.get(tag, tag) if isinstance(tag, int | str) else None
+        name = names.get(tag, tag) if type(tag) in (int, str) else None
         found = split_names(name, whole) if isinstance(name, str) else None
         if known is not None and any(is_finite(to_number(n)) and fold(n) not in known
                                      for n in found or ()):  # fmt: skip
@@ -245,7 +247,7 @@ def _names(
         elif found:
             result |= found
         else:
-            log.bad("tag", where, f"tag {shorten(tag)} is no class of the file")
+            refuse("tag", where, f"tag {shorten(tag)} is no class of the file")
     return result
 
 

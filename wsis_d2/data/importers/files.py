@@ -49,15 +49,17 @@ def names_below(root: str | os.PathLike) -> list[str]:
         OSError: a folder cannot be read: its files would be missed in silence.
     """
     root, found = Path(root), []
-    seen = [Path(os.path.realpath(root))]
+    seen = [root.resolve()]
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         for name in sorted(folders):
             path = Path(folder) / name
-            if path.is_symlink():  # what it leads to may hold it, or be listed already
-                target = path.resolve()
-                if any(target.is_relative_to(s) or s.is_relative_to(target) for s in seen):
-                    folders.remove(name)
-                seen.append(target)
+            target = path.resolve()
+            listed = target in seen  # by a link to it
+            if path.is_symlink():
+                listed = any(map(target.is_relative_to, seen)) or target in seen[0].parents
+                seen += [] if listed else [target]
+            if listed:
+                folders.remove(name)
         folders.sort()
         # ._NAME is what macOS adds to NAME in archives: no picture and no annotation.
         names = sorted(name for name in files if not name.startswith("._"))

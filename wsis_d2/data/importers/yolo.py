@@ -26,6 +26,7 @@ from wsis_d2.data.importers.picture import Picture, add_box
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.yaml_io import parse_yaml
 
+_FOLDERS = ("path", "train", "val", "test")  # of data.yaml; notebooks add others at its end
 _NO_LABELS = ("classes.txt", "obj.names", "train.txt", "val.txt", "test.txt")
 
 
@@ -147,7 +148,9 @@ def _kind_of_lines(
         if all(_points_in_box(values, 3) for values in long):
             log.notes.append(f"{shown}: a box and {(length - 4) // 3} key points, of x, y and seen")
             return "pose"
-    if all(0 <= v[-2] <= 1 <= v[-1] and v[-1] % 1 == 0 for v in long):
+    tracked = all(0 <= v[-2] <= 1 <= v[-1] and v[-1] % 1 == 0 for v in long)
+    # A few polygons, not of three points, may all end on the lower edge.
+    if tracked and (len(long) > 3 or any(v[-1] > 1 or len(v) == 6 for v in long)):
         raise InputError(
             f"{path}: all {len(long)} long lines end in a whole number, so confidence and track "
             "may stand behind boxes or polygons; remove these two, or say --lines polygon"
@@ -230,7 +233,7 @@ def _yolo_names(path: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
         text = read_bytes(path).decode("utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             # All scalars as text: "yes" and "no" are names here.
-            content = parse_yaml(text, path, yaml.BaseLoader)
+            content = parse_yaml(text, path, yaml.BaseLoader, _FOLDERS)
             content = content if isinstance(content, dict) else {}
             names, shape = content.get("names"), content.get("kpt_shape")
             count = content.get("nc")

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from scipy import sparse
 from yacs.config import CfgNode
 
+from wsis_d2.structures.pictures import shared_folders
 from wsis_d2.structures.rle import checked_rle
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.files import file_stamp, list_files, sha256_file
@@ -44,15 +45,17 @@ class SuperpixelProposals(ProposalSet):
         lengths = [len(m) for m in members]
         columns = np.concatenate([*members, np.empty(0, np.int64)]).astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._matrix = sparse.csr_matrix(
-            (np.ones(len(columns)), columns, starts), shape=(len(members), count)
-        )
-        self.areas = self._matrix @ np.bincount(self._superpixels.ravel(), minlength=count)
         boxes = label_boxes(self._superpixels, count)[columns].astype(np.float64)
         self.boxes = np.zeros((len(members), 4))
         if len(members):
             self.boxes[:, :2] = np.minimum.reduceat(boxes[:, :2], starts[:-1])
             self.boxes[:, 2:] = np.maximum.reduceat(boxes[:, 2:], starts[:-1])
+        self._matrix = sparse.csr_matrix(
+            (np.ones(len(columns)), columns, starts), shape=(len(members), count)
+        )
+        self._matrix.sum_duplicates()  # what is listed twice counts once
+        self._matrix.data[:] = 1
+        self.areas = self._matrix @ np.bincount(self._superpixels.ravel(), minlength=count)
 
     def intersections(self, box: tuple[int, int, int, int]) -> np.ndarray:
         """See :class:`ProposalSet`."""
@@ -131,8 +134,8 @@ class MatSource(ProposalSource):
     """Published MCG files: one MATLAB file an image, somewhere below a folder.
 
     A file is an image's if its name without ``.mat`` is the image file's, the image id, or ends
-    in ``_`` and the id as 12 digits (COCO_val2014_000000000042.mat). Versions up to 7 and 7.3
-    (HDF5) are read.
+    in ``_`` and the id as 12 digits (COCO_val2014_000000000042.mat). Of several those count that
+    share most folders with the image. Versions up to 7 and 7.3 (HDF5) are read.
     """
 
     path: str
@@ -163,7 +166,9 @@ class MatSource(ProposalSource):
 
     def _files(self, record: Mapping) -> list[str]:
         index = _mat_index(self.path)
-        return next((index[n] for n in _mat_names(record) if n in index), [])
+        found = next((index[n] for n in _mat_names(record) if n in index), [])
+        shared = [shared_folders(file, str(record["file_name"])) for file in found]
+        return [file for file, n in zip(found, shared, strict=True) if n == max(shared)]
 
     def recipe(self) -> dict:
         """See :class:`ProposalSource`."""
@@ -186,7 +191,7 @@ def read_mat(path: str | os.PathLike, image_size: tuple[int, int]) -> Superpixel
     try:
         superpixels, members = (_read_hdf5 if _is_hdf5(path) else _read_mat)(path, image_size)
         superpixels = superpixels.astype(np.int64)
-        members = [np.unique(m.astype(np.int64)) - 1 for m in members if m.size]
+        members = [m.astype(np.int64) - 1 for m in members if m.size]
     except InputError as error:
         raise InputError(f"{error}; expected MCG proposals: superpixels and labels") from None
     except Exception as error:  # HDF5's reader raises almost anything over a broken file

@@ -21,7 +21,7 @@ hold a mask or the path of one, so no mask can reach weak training through it.
 import math
 import os
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,9 @@ def read_weak_file(
         ("boxes of crop_tags", "[x, y, width, height]", _crops(records.values())),
         ("points of points and scribbles", "[x, y]", _points(records.values())),
     ):
-        if found and all(max(v) <= 1 for v in found) and any(u % 1 for v in found for u in v):
+        if number := _relative(found):
             raise InputError(
-                f"{source}: all {len(found)} {what} lie within 0 to 1, so they are relative to "
+                f"{source}: all {number} {what} lie within 0 to 1, so they are relative to "
                 f"their images; expected {expected} in pixels"
             )
     if check_files:
@@ -144,24 +144,32 @@ def read_weak_file(
     return WeakFile(classes, list(records.values()))
 
 
-def _boxes(records: Iterable[dict]) -> list[list[float]]:
-    return [a["bbox"] for r in records for a in r["annotations"]]
+def _relative(points: Iterable[Sequence[float]]) -> int:
+    """Return how many there are, if all lie within 0 to 1 and not all on whole numbers; else 0."""
+    number, fraction = 0, False
+    for point in points:
+        if max(point) > 1:
+            return 0
+        number, fraction = number + 1, fraction or any(v % 1 for v in point)
+    return number if fraction else 0
 
 
-def _crops(records: Iterable[dict]) -> list[list[float]]:
-    boxes = [crop["box"] for r in records for crop in r.get("crop_tags", ())]
-    return [[x, y, x + w, y + h] for x, y, w, h in boxes]
+def _boxes(records: Iterable[dict]) -> Iterator[list[float]]:
+    return (a["bbox"] for r in records for a in r["annotations"])
 
 
-def _points(records: Iterable[dict]) -> list[list[float]]:
-    found = []
+def _crops(records: Iterable[dict]) -> Iterator[list[float]]:
+    boxes = (crop["box"] for r in records for crop in r.get("crop_tags", ()))
+    return ([x, y, x + w, y + h] for x, y, w, h in boxes)
+
+
+def _points(records: Iterable[dict]) -> Iterator[list[float]]:
     for record in records:
-        found += [mark["xy"] for mark in record.get("points", ())]
-        found += [point for mark in record.get("scribbles", ()) for point in mark["xy"]]
+        yield from (mark["xy"] for mark in record.get("points", ()))
+        yield from (point for mark in record.get("scribbles", ()) for point in mark["xy"])
         for thing in (*record["annotations"], *record.get("unboxed", ())):
-            found += [point[:2] for point in thing.get("points", ())]
-            found += [point for line in thing.get("scribbles", ()) for point in line]
-    return found
+            yield from (point[:2] for point in thing.get("points", ()))
+            yield from (point for line in thing.get("scribbles", ()) for point in line)
 
 
 def resolve_image_path(file_name: Any, image_root: str, where: str) -> str:
