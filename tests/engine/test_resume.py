@@ -295,6 +295,31 @@ def test_other_data_of_the_same_name_is_refused(data, tmp_path, stage, train, ch
     assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
 
 
+def test_other_boxes_of_the_same_file_are_refused(data, tmp_path):
+    boxes = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "score": 0.9,
+        }
+        for a in json.loads((data.folder / "weak.json").read_text())["annotations"]
+    ]
+    path = tmp_path / "boxes.json"
+
+    def go_on(iterations):
+        path.write_text(json.dumps(boxes))
+        opts = ["MODEL.WSIS.STAGE", "end_to_end", "MODEL.WSIS.DETECTOR_BOXES",
+                [["tiny_weak", str(path)]], "SOLVER.MAX_ITER", iterations]  # fmt: skip
+        train_from(tiny_cfg(tmp_path / "out", *opts), iterations - 1)
+
+    go_on(1)
+    go_on(2)
+    boxes[0]["score"] = 0.5
+    with pytest.raises(InputError, match="the run was begun with other boxes of 'tiny_weak'"):
+        go_on(3)
+
+
 def test_own_data_may_be_moved_and_more_be_measured(data, tmp_path):
     """DATASETS.OWN tells where they lie, relatively or not; what they hold is known."""
 

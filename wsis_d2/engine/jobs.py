@@ -167,7 +167,9 @@ def _stamp_of(job: Job) -> dict:
 
     Of configs what they say counts, not their comments.
     """
-    configs = [part for part in job.command if part.endswith(".yaml") and os.path.isfile(part)]
+    configs = [
+        part for part in job.command if part.endswith((".yaml", ".yml")) and os.path.isfile(part)
+    ]
     told = [_digest(os.fspath(file), file_stamp(file)) for file in job.files]
     told += [repr(with_bases(config)) for config in configs]
     digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from wsis_d2.config_checks.kinds import TAGS, kind_of
 from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.pictures import picture_stem
+from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
 from wsis_d2.utils.json_io import flatten
 from wsis_d2.weak_labels.recipe import annotation_digest
@@ -84,7 +85,7 @@ def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, 
 
     Returns:
         Dataset to the hashes of its ``annotation`` and, where the network learns from them, of its
-        ``labels`` (weak images) and ``masks`` (full ones).
+        ``labels`` (weak images), ``masks`` (full ones) and ``boxes`` (a detector's, from a file).
     """
     reads_labels = kind_of(cfg) not in ("detector", *TAGS)
     found: dict[str, dict[str, Any]] = {}
@@ -106,6 +107,11 @@ def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, 
         for part, texts in parts.items():
             digest = found.setdefault(name, {}).setdefault(part, hashlib.sha256())
             digest.update(json.dumps(texts).encode())
+    options = cfg.MODEL.WSIS
+    if stage_of(cfg).joint and options.TRAIN_BOXES == "detector":
+        for name, file in options.DETECTOR_BOXES:
+            if name in found:
+                found[name]["boxes"] = hashlib.sha256(Path(file).read_bytes())
     return {
         name: {part: digest.hexdigest()[:16] for part, digest in parts.items()}
         for name, parts in found.items()
@@ -125,7 +131,7 @@ def refuse_other_data(where: str | os.PathLike, before: Mapping, after: Mapping)
     for name, parts in before.items():
         for part, digest in parts.items():
             if after.get(name, {}).get(part) != digest:
-                what = f"{'other' if part in ('labels', 'masks') else 'another'} {part}"
+                what = f"{'another' if part in ('annotation', 'truth') else 'other'} {part}"
                 raise InputError(
                     f"{where}: the run was begun with {what} of {name!r}; continue with what it "
                     "was begun with, or name another OUTPUT_DIR"
