@@ -17,6 +17,7 @@ from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
+from wsis_d2.utils.files import sha256_file
 from wsis_d2.utils.json_io import flatten
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
@@ -107,15 +108,16 @@ def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, 
         for part, texts in parts.items():
             digest = found.setdefault(name, {}).setdefault(part, hashlib.sha256())
             digest.update(json.dumps(texts).encode())
-    options = cfg.MODEL.WSIS
-    if stage_of(cfg).joint and options.TRAIN_BOXES == "detector":
-        for name, file in options.DETECTOR_BOXES:
-            if name in found:
-                found[name]["boxes"] = hashlib.sha256(Path(file).read_bytes())
-    return {
+    hashes = {
         name: {part: digest.hexdigest()[:16] for part, digest in parts.items()}
         for name, parts in found.items()
     }
+    options = cfg.MODEL.WSIS
+    if stage_of(cfg).joint and options.TRAIN_BOXES == "detector":
+        for name, file in options.DETECTOR_BOXES:
+            if name in hashes:
+                hashes[name]["boxes"] = sha256_file(file)[:16]
+    return hashes
 
 
 def refuse_other_data(where: str | os.PathLike, before: Mapping, after: Mapping) -> None:
