@@ -270,9 +270,16 @@ def other_truth(tiny: TinyData) -> None:
     Image.fromarray(ids).save(path)
 
 
+def other_picture(tiny: TinyData) -> None:
+    """Of the same size in pixels."""
+    path = max((tiny.folder / "images").iterdir())
+    Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+
+
 @pytest.mark.parametrize(
     "stage,train,change,told",
     [
+        ("detector", "tiny_weak", other_picture, "other pictures of 'tiny_weak'"),
         ("detector", "tiny_weak", other_box, "another annotation of 'tiny_weak'"),
         ("detector", "tiny_weak", one_image_less, "another annotation of 'tiny_weak'"),
         ("semantic", "tiny_weak", other_pixels, "other labels of 'tiny_weak'"),

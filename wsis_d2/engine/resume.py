@@ -17,7 +17,7 @@ from wsis_d2.data.records import supervision_of
 from wsis_d2.structures.pictures import picture_stem
 from wsis_d2.structures.stages import stage_of
 from wsis_d2.utils.errors import InputError
-from wsis_d2.utils.files import sha256_file
+from wsis_d2.utils.files import file_stamp, sha256_file
 from wsis_d2.utils.json_io import flatten
 from wsis_d2.weak_labels.recipe import annotation_digest
 from wsis_d2.weak_labels.store import LabelStore
@@ -85,8 +85,9 @@ def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, 
         records: its images, in their order.
 
     Returns:
-        Dataset to the hashes of its ``annotation`` and, where the network learns from them, of its
-        ``labels`` (weak images), ``masks`` (full ones) and ``boxes`` (a detector's, from a file).
+        Dataset to the hashes of its ``annotation``, of its ``pictures`` by their files' sizes, and,
+        where the network learns from them, of its ``labels`` (weak images), ``masks`` (full ones)
+        and ``boxes`` (a detector's, from a file).
     """
     reads_labels = kind_of(cfg) not in ("detector", *TAGS)
     found: dict[str, dict[str, Any]] = {}
@@ -97,7 +98,8 @@ def data_identity(cfg: CfgNode, records: Iterable[dict]) -> dict[str, dict[str, 
         parts = {
             "annotation": [
                 str(record["image_id"]), picture_stem(str(record["file_name"])), supervision, told
-            ]
+            ],
+            "pictures": [file_stamp(record["file_name"])[1:2]],
         }  # fmt: skip
         store = MetadataCatalog.get(name).get("label_store")
         if reads_labels and supervision == "full":
