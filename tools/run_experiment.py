@@ -128,10 +128,10 @@ class Experiment:
             raise InputError(f"{where}: expected either 'tool' or 'evaluate'")
         if "tool" in fields:
             check_choice(f"{where}: tool", fields["tool"], TOOLS)
-        if "recipe" in fields or fields.get("tool") not in (None, "evaluate_labels"):
-            recipe = self.configs / fields.get("recipe", "")
-            if not recipe.is_file():
-                raise InputError(f"{where}: {recipe}: no such recipe")
+        if fields.get("tool") not in (None, "evaluate_labels") and "recipe" not in fields:
+            raise InputError(f"{where}: recipe is missing, which {fields['tool']} needs")
+        if "recipe" in fields and not (self.configs / fields["recipe"]).is_file():
+            raise InputError(f"{where}: {self.configs / fields['recipe']}: no such recipe")
         for name in self._named(fields):
             if name not in self.runs:
                 raise InputError(

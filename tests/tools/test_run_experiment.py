@@ -238,6 +238,13 @@ def test_runs_that_need_themselves_are_named(folders, tmp_path):
         experiment(str(tmp_path)).plan()
 
 
+def test_a_run_without_its_recipe_is_named(tmp_path):
+    content = {"data": "d", "datasets": {}, "runs": {"one": {"tool": "train_net"}}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="run 'one': recipe is missing, which train_net needs"):
+        experiment(str(tmp_path))
+
+
 def test_unknown_names_are_told_with_the_known_ones():
     with pytest.raises(InputError, match="Mars: no such experiment, expected one of .*CamVid"):
         tool.main(["Mars"])
